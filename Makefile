@@ -1,0 +1,39 @@
+# make demo: environment + CoPD on three domains.   make test: environment + tests + lint + types.
+PYTHON ?= python3
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
+.PHONY: demo test unit lint format clean
+
+demo: .venv/installed
+	@if [ -e runs/laptop/config.json ]; then $(BIN)/copd resume runs/laptop; \
+	else $(BIN)/copd train configs/laptop.toml; fi
+
+test: unit lint
+
+unit: .venv/installed-dev
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+
+lint: .venv/installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+	$(BIN)/pyright
+
+format: .venv/installed-dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf .venv runs
+
+# torch first and pinned: a later resolver run must not replace the build that is there
+.venv/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(PIP) torch
+	$(PIP) --editable .
+	touch $@
+
+.venv/installed-dev: .venv/installed
+	$(PIP) --editable '.[dev]'
+	touch $@

@@ -1,0 +1,1 @@
+"""Co-Evolving Policy Distillation."""

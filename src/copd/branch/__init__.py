@@ -1,0 +1,9 @@
+"""One co-evolving policy: it samples, is asked to score, and updates.
+
+Knows nothing of plans, engines or runs.
+"""
+
+from copd.branch.branch import Branch
+from copd.branch.learning import Diverged
+
+__all__ = ["Branch", "Diverged"]

@@ -1,0 +1,253 @@
+"""The branch: a policy with its optimizer, and the verbs an engine applies to it.
+
+Plain arrays go in and come out.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from copd.branch.learning import Diverged, Learning, autocast, lesson_metrics
+from copd.branch.lesson import completions_of, micro_batches, token_advantages
+from copd.branch.prompts import PromptBook
+from copd.branch.state import load_optimizer, load_weights, save_optimizer, save_weights
+from copd.config import Config, OptimizerConfig, SampledDistill
+from copd.functional import token_logprobs, topk_logprobs
+from copd.policy import Policy
+from copd.types import (
+    Answers,
+    Batch,
+    Completion,
+    EvaluationRequest,
+    Lesson,
+    Metrics,
+    ProblemId,
+    SampleRequest,
+    ScoreRequest,
+    Scores,
+    UpdateRequest,
+)
+
+_SAMPLED_TOGETHER = 1024
+"""Completions in flight at once while evaluating."""
+
+
+class Branch:
+    """theta_k with its optimizer.
+
+    Every verb takes one value and returns one, so an engine can carry it anywhere.
+    """
+
+    def __init__(self, name: str, policy: Policy, book: PromptBook, config: Config) -> None:
+        self.name = name
+        self._policy = policy
+        self._book = book
+        self._rollout = config.rollout
+        self._optimizer_config = config.optimizer
+        self._learning = Learning(
+            loss=config.loss,
+            distill=config.distill,
+            monitor=config.monitor,
+            temperature=config.rollout.temperature,
+            micro_batch_tokens=config.optimizer.micro_batch_tokens,
+            precision=config.model.dtype,
+        )
+        policy.set_vision_trainable(not config.model.frozen_vision)
+        self._optimizer = _adamw(policy, config.optimizer)
+        self._num_updates = 0
+
+    def sample(self, requests: Sequence[SampleRequest]) -> list[Batch]:
+        """A batch of rollouts per request, verified."""
+        return [self._sample(request) for request in requests]
+
+    def score(self, requests: Sequence[ScoreRequest]) -> list[Scores]:
+        """What this branch, as a teacher at temperature 1, says about the tokens of its
+        students."""
+        return [self._score(request) for request in requests]
+
+    def update(self, request: UpdateRequest) -> Metrics:
+        """One optimizer update on all lessons together, their losses weighing the same; returns
+        `action/name` metrics."""
+        distill = self._learning.distill
+        signals = token_advantages(
+            request.lessons,
+            self._learning.loss,
+            distill if isinstance(distill, SampledDistill) else None,
+        )
+        self._optimizer.zero_grad(set_to_none=True)
+        metrics: dict[str, float] = {}
+        for lesson, advantages in zip(request.lessons, signals, strict=True):
+            record = self._learning.backward(
+                self._policy, self._book, lesson, advantages, 1.0 / len(request.lessons)
+            )
+            self._require_finite("loss", record.loss, lesson, request)
+            self._require_finite("gradient", self._gradient_norm(), lesson, request)
+            metrics |= {
+                f"{lesson.batch.action}/{key}": value
+                for key, value in lesson_metrics(lesson, record, advantages).items()
+            }
+        metrics["update/grad_norm"] = self._step()
+        metrics["update/learning_rate"] = self._optimizer.param_groups[0]["lr"]
+        return metrics
+
+    def evaluate(self, request: EvaluationRequest) -> Answers:
+        """Rewards of `num_samples` completions for the first `num_problems` problems of a split."""
+        names = [ProblemId(request.domain, request.split, i) for i in range(request.num_problems)]
+        generator = torch.Generator(self._policy.device).manual_seed(request.seed)
+        at_once = max(1, _SAMPLED_TOGETHER // request.num_samples)
+        groups: list[list[Completion]] = []
+        for start in range(0, len(names), at_once):
+            with autocast(self._policy, self._learning.precision):
+                groups += self._policy.sample(
+                    self._book.prompts(names[start : start + at_once]),
+                    group_size=request.num_samples,
+                    max_tokens=request.max_completion_tokens,
+                    temperature=request.temperature,
+                    generator=generator,
+                )
+        return Answers(
+            suites=tuple(self._book.problem(name).suite for name in names),
+            rewards=np.array(
+                [
+                    [self._book.verify(n, c.text) for c in g]
+                    for n, g in zip(names, groups, strict=True)
+                ],
+                dtype=np.float32,
+            ),
+            lengths=np.array(
+                [[len(c.token_ids) for c in group] for group in groups], dtype=np.int32
+            ),
+        )
+
+    def weights(self, _: None = None) -> dict[str, Tensor]:
+        """The float32 master weights, copied to the CPU."""
+        return {name: p.detach().cpu().clone() for name, p in self._policy.model.named_parameters()}
+
+    def set_weights(self, weights: Mapping[str, Tensor]) -> None:
+        """Takes over weights of the same names and shapes; the optimizer starts afresh."""
+        load_weights(self._policy.model, weights)
+        self._optimizer = _adamw(self._policy, self._optimizer_config)
+        self._num_updates = 0
+
+    def save(self, folder: Path) -> None:
+        """Weights and optimizer into `folder/<name>`, without executable content."""
+        target = folder / self.name
+        target.mkdir(parents=True)
+        save_weights(self._policy.model, target / "model.safetensors")
+        save_optimizer(
+            self._policy.model, self._optimizer, self._num_updates, target / "optimizer.safetensors"
+        )
+
+    def restore(self, folder: Path) -> None:
+        """The inverse of `save`."""
+        source = folder / self.name
+        load_weights(self._policy.model, source / "model.safetensors")
+        self._num_updates = load_optimizer(
+            self._policy.model, self._optimizer, source / "optimizer.safetensors"
+        )
+
+    def export(self, folder: Path) -> None:
+        """The policy as an ordinary Hugging Face model folder."""
+        self._policy.save(folder)
+
+    def _sample(self, request: SampleRequest) -> Batch:
+        prompts = self._book.prompts(request.problems)
+        with autocast(self._policy, self._learning.precision):
+            groups = self._policy.sample(
+                prompts,
+                group_size=self._rollout.group_size,
+                max_tokens=self._rollout.max_completion_tokens,
+                temperature=request.temperature,
+                generator=torch.Generator(self._policy.device).manual_seed(request.seed),
+            )
+        completions = [completion for group in groups for completion in group]
+        rewards = [
+            [self._book.verify(name, completion.text) for completion in group]
+            for name, group in zip(request.problems, groups, strict=True)
+        ]
+        return Batch(
+            action=request.action,
+            problems=request.problems,
+            prompt_lengths=np.array([len(prompt.input_ids) for prompt in prompts], dtype=np.int32),
+            token_ids=np.concatenate([c.token_ids for c in completions]),
+            lengths=np.array([len(c.token_ids) for c in completions], dtype=np.int32),
+            logprobs=np.concatenate([c.logprobs for c in completions]),
+            rewards=np.array(rewards, dtype=np.float32),
+            is_truncated=np.array([c.is_truncated for c in completions]),
+            texts=tuple(c.text for c in completions),
+        )
+
+    @torch.no_grad()
+    def _score(self, request: ScoreRequest) -> Scores:
+        prompts = self._book.prompts(request.problems)
+        policy, head = self._policy, self._policy.head
+        top_k = min(request.top_k or head.shape[0], head.shape[0])
+        logprobs, ids, told = [], [], []
+        for part in micro_batches(request, prompts, self._learning.micro_batch_tokens):
+            with autocast(policy, self._learning.precision):
+                states = policy.score(prompts[part.problems], completions_of(request, part))
+                logprobs.append(
+                    token_logprobs(states.hidden, head, states.token_ids, banned=policy.banned)[
+                        0
+                    ].cpu()
+                )
+                probes = request.probes[
+                    (request.probes >= part.tokens.start) & (request.probes < part.tokens.stop)
+                ]
+                rows = torch.from_numpy(probes - part.tokens.start).long().to(states.hidden.device)
+                values, tokens = topk_logprobs(
+                    states.hidden[rows], head, k=top_k, banned=policy.banned
+                )
+            told.append(values.cpu())
+            ids.append(tokens.int().cpu())
+        return Scores(
+            logprobs=torch.cat(logprobs).numpy(),
+            probes=request.probes,
+            topk_ids=torch.cat(ids).numpy(),
+            topk_logprobs=torch.cat(told).numpy(),
+        )
+
+    def _step(self) -> float:
+        """Clips, updates with the warmed-up learning rate, and returns the gradient norm before
+        clipping."""
+        config = self._optimizer_config
+        norm = torch.nn.utils.clip_grad_norm_(self._parameters(), config.max_grad_norm)
+        self._num_updates += 1
+        warm = min(1.0, self._num_updates / config.warmup_steps) if config.warmup_steps else 1.0
+        for group in self._optimizer.param_groups:
+            group["lr"] = config.learning_rate * warm
+        self._optimizer.step()
+        return float(norm)
+
+    def _parameters(self) -> list[Tensor]:
+        return [p for group in self._optimizer.param_groups for p in group["params"]]
+
+    def _gradient_norm(self) -> float:
+        grads = [p.grad for p in self._parameters() if p.grad is not None]
+        return float(torch.nn.utils.get_total_norm(grads))
+
+    def _require_finite(
+        self, what: str, value: float, lesson: Lesson, request: UpdateRequest
+    ) -> None:
+        if not math.isfinite(value):
+            raise Diverged(
+                f"the {what} of branch {self.name!r} on domain {lesson.domain!r} is {value} at "
+                f"{request.position}: the run stopped before this update. "
+                "Start again with a lower optimizer.learning_rate."
+            )
+
+
+def _adamw(policy: Policy, config: OptimizerConfig) -> torch.optim.AdamW:
+    return torch.optim.AdamW(
+        [p for p in policy.model.parameters() if p.requires_grad],
+        lr=config.learning_rate,
+        betas=config.betas,
+        eps=config.eps,
+        weight_decay=config.weight_decay,
+    )

@@ -1,0 +1,126 @@
+"""What a lesson teaches: advantages per token, and how a batch is cut into micro-batches.
+
+Runs no model.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from copd.config import LossConfig, SampledDistill
+from copd.functional import (
+    domain_scale,
+    group_relative,
+    reward_extrapolation,
+    sampled_reverse_kl,
+)
+from copd.policy import Prompt
+from copd.types import Batch, Lesson, ScoreRequest
+
+
+@dataclass(frozen=True)
+class Part:
+    """A run of whole problems of a batch, as slices of its axes."""
+
+    problems: slice
+    rollouts: slice
+    tokens: slice
+
+
+def micro_batches(
+    batch: Batch | ScoreRequest, prompts: Sequence[Prompt], max_tokens: int
+) -> Iterator[Part]:
+    """Cuts a batch into parts of at most `max_tokens` tokens, prompts counted once per group; one
+    problem at least."""
+    num_problems, group_size = len(prompts), len(batch.lengths) // len(prompts)
+    starts = np.concatenate([[0], np.cumsum(batch.lengths)])
+    completions = batch.lengths.reshape(num_problems, group_size).sum(axis=1)
+    sizes = [len(prompt.input_ids) + n for prompt, n in zip(prompts, completions, strict=True)]
+    first = 0
+    while first < num_problems:
+        last, tokens = first + 1, sizes[first]
+        while last < num_problems and tokens + sizes[last] <= max_tokens:
+            tokens += sizes[last]
+            last += 1
+        rollouts = slice(first * group_size, last * group_size)
+        yield Part(
+            slice(first, last),
+            rollouts,
+            slice(int(starts[rollouts.start]), int(starts[rollouts.stop])),
+        )
+        first = last
+
+
+def completions_of(batch: Batch | ScoreRequest, part: Part) -> list[list[np.ndarray]]:
+    """The part's completions, a list per problem."""
+    lengths = batch.lengths[part.rollouts]
+    rows = np.split(batch.token_ids[part.tokens], np.cumsum(lengths)[:-1])
+    group_size = len(batch.lengths) // len(batch.problems)
+    return [rows[start : start + group_size] for start in range(0, len(rows), group_size)]
+
+
+def reward_advantages(batch: Batch, loss: LossConfig) -> Float[Tensor, "P G"]:
+    """The paper's A_i from a batch's rewards."""
+    return group_relative(
+        torch.from_numpy(batch.rewards), eps=loss.advantage_eps, scale=loss.scale_advantages
+    )
+
+
+def token_advantages(
+    lessons: Sequence[Lesson], loss: LossConfig, distill: SampledDistill | None
+) -> list[Float[Tensor, N] | None]:
+    """One advantage per token for every lesson: A_i of its completion (RLVR), or beta * delta_t
+    (OPD).
+
+    None for the OPD lessons when distillation is a direct loss (`distill` is None) and needs no
+    advantage.
+    """
+    signals: list[Tensor | None] = []
+    for lesson in lessons:
+        batch = lesson.batch
+        if lesson.scores is None:
+            advantages = reward_advantages(batch, loss).flatten()
+            signals.append(advantages.repeat_interleave(torch.from_numpy(batch.lengths)))
+        elif distill is None:
+            signals.append(None)
+        else:
+            signals.append(_delta(lesson, distill))
+    if distill is not None and distill.match_scale:
+        taught = [
+            s for s, lesson in zip(signals, lessons, strict=True) if lesson.scores is not None
+        ]
+        spread = (
+            float(torch.cat([s for s in taught if s is not None]).std(correction=0))
+            if taught
+            else 0.0
+        )
+        signals = [
+            domain_scale(s, spread) if s is not None and lesson.scores is not None else s
+            for s, lesson in zip(signals, lessons, strict=True)
+        ]
+    return [
+        s if s is None or lesson.scores is None else lesson.beta * s
+        for s, lesson in zip(signals, lessons, strict=True)
+    ]
+
+
+def _delta(lesson: Lesson, distill: SampledDistill) -> Float[Tensor, N]:
+    assert lesson.scores is not None, "only a scored batch has a delta"
+    teacher = torch.from_numpy(lesson.scores.logprobs)
+    delta = sampled_reverse_kl(
+        student_logprobs=torch.from_numpy(lesson.batch.logprobs),
+        teacher_logprobs=teacher,
+        clamp=distill.log_ratio_clamp,
+    )
+    if lesson.ref_logprobs is None:
+        return delta
+    return reward_extrapolation(
+        delta,
+        teacher_logprobs=teacher,
+        ref_logprobs=torch.from_numpy(lesson.ref_logprobs),
+        strength=distill.extrapolation,
+    )

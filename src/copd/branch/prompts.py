@@ -1,0 +1,59 @@
+"""Problems by name to prompts as a model reads them, remembered for a while.
+
+Knows domains and a renderer.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+
+from copd.domains.base import Domain
+from copd.policy import Prompt
+from copd.types import Message, Problem, ProblemId
+
+
+class PromptBook:
+    """Rebuilds problems from their names.
+
+    Branches of one base share a book, so a picture is prepared once for all.
+    """
+
+    def __init__(
+        self,
+        domains: Mapping[str, Domain],
+        render: Callable[[Sequence[Message]], Prompt],
+        *,
+        size: int = 2048,
+    ) -> None:
+        self.domains = domains
+        self._render = render
+        self._size = size
+        self._entries: OrderedDict[ProblemId, tuple[Problem, Prompt]] = OrderedDict()
+
+    def problem(self, name: ProblemId) -> Problem:
+        return self._entry(name)[0]
+
+    def prompts(self, names: Sequence[ProblemId]) -> list[Prompt]:
+        return [self._entry(name)[1] for name in names]
+
+    def verify(self, name: ProblemId, text: str) -> float:
+        """The reward of a completion; a verifier that fails is a bug and says where."""
+        try:
+            return self.domains[name.domain].verify(self.problem(name), text)
+        except Exception as error:
+            error.add_note(
+                f"raised by the verifier of domain {name.domain!r} on {name.split} problem "
+                f"{name.index}"
+            )
+            raise
+
+    def _entry(self, name: ProblemId) -> tuple[Problem, Prompt]:
+        entry = self._entries.pop(name, None)
+        if entry is None:
+            problem = self.domains[name.domain].problem(name.split, name.index)
+            entry = (problem, self._render(problem.messages))
+        self._entries[name] = entry
+        if len(self._entries) > self._size:
+            self._entries.popitem(last=False)
+        return entry

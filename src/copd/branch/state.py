@@ -1,0 +1,93 @@
+"""A branch's weights and optimizer state as safetensors files, strictly loaded.
+
+Nothing is unpickled.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+_MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+def save_weights(model: nn.Module, path: Path) -> None:
+    """Every parameter once, under its name; tied ones are one parameter."""
+    _write({name: p.detach().cpu() for name, p in model.named_parameters()}, path)
+
+
+@torch.no_grad()
+def load_weights(model: nn.Module, source: Path | Mapping[str, Tensor]) -> None:
+    """Copies weights into the model; a name or shape that does not match is an error."""
+    weights = load_file(source) if isinstance(source, Path) else source
+    parameters = dict(model.named_parameters())
+    _require_same_names(parameters, weights, source)
+    for name, parameter in parameters.items():
+        if parameter.shape != weights[name].shape:
+            raise ValueError(
+                f"weights do not fit the model: {name} is {tuple(weights[name].shape)}, "
+                f"expected {tuple(parameter.shape)}. Use weights made from the same base model."
+            )
+        parameter.copy_(weights[name])
+
+
+def save_optimizer(
+    model: nn.Module, optimizer: torch.optim.AdamW, num_updates: int, path: Path
+) -> None:
+    """AdamW's two moments per parameter, and how many updates they have seen."""
+    tensors = {"num_updates": torch.tensor(num_updates)}
+    for name, parameter in model.named_parameters():
+        for moment in _MOMENTS if parameter in optimizer.state else ():
+            tensors[f"{moment}/{name}"] = optimizer.state[parameter][moment].cpu()
+    _write(tensors, path)
+
+
+def load_optimizer(model: nn.Module, optimizer: torch.optim.AdamW, path: Path) -> int:
+    """The inverse of `save_optimizer`; returns the number of updates."""
+    tensors = load_file(path)
+    num_updates = int(tensors.pop("num_updates"))
+    optimizer.state.clear()
+    for name, parameter in model.named_parameters():
+        if f"{_MOMENTS[0]}/{name}" not in tensors:
+            continue
+        moments = {
+            moment: tensors.pop(f"{moment}/{name}").to(parameter.device) for moment in _MOMENTS
+        }
+        optimizer.state[parameter] = {"step": torch.tensor(float(num_updates)), **moments}
+    if tensors:
+        raise ValueError(
+            f"{path} holds optimizer state of unknown parameters: got {sorted(tensors)[0]}. "
+            "Resume with the model the run was started with."
+        )
+    return num_updates
+
+
+def _require_same_names(
+    parameters: Mapping[str, Tensor], weights: Mapping[str, Tensor], source: object
+) -> None:
+    missing, unknown = sorted(parameters.keys() - weights), sorted(weights.keys() - parameters)
+    if missing or unknown:
+        where = source if isinstance(source, Path) else "the given weights"
+        raise ValueError(
+            f"{where} does not fit the model: missing {missing[:3]}, unknown {unknown[:3]}. "
+            "Use weights made from the same base model."
+        )
+
+
+def _write(tensors: dict[str, Tensor], path: Path) -> None:
+    """Writes and syncs; a full disk is an `OSError` like that of any other file."""
+    try:
+        save_file(tensors, path)
+    except SafetensorError as error:
+        if "os error 28" in str(error):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
+        raise
+    with path.open("rb") as file:
+        os.fsync(file.fileno())

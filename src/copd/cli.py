@@ -1,0 +1,300 @@
+"""The command line: words in, exit code out. Knows no torch; what needs it is imported when asked.
+
+Options are argparse's and overrides are ours: a setting below a name that the user chose
+(`--domains.text.suites`) has no static type from which a parser could be generated.
+"""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import math
+import shlex
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from copd.config import MergeConfig
+
+    Commands = argparse._SubParsersAction[argparse.ArgumentParser]
+
+_OWN_OPTIONS = {"train": ("--help",), "plan": ("--help", "--json", "--completion-tokens")}
+"""Commands in which every other option is an override, dotted or not."""
+
+_MERGE_OPTIONS = {
+    "uniform": (),
+    "weighted": ("weights",),
+    "task_arithmetic": ("base", "scale"),
+    "ties": ("base", "density", "scale"),
+    "dare": ("base", "density", "scale", "seed"),
+}
+"""Merge methods and the options they take."""
+
+
+class Stopped(Exception):
+    """Work cut short through no mistake in it; the message says how to go on."""
+
+    def __init__(self, exit_code: int, message: str) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command: 0 done, 2 a mistake of the user, 130 interrupted, 1 a full disk."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    rest, overrides = split_overrides(words)
+    parser = build_parser(_settings_for(words))
+    arguments = parser.parse_args(rest)
+    if arguments.version:
+        return _version()
+    if arguments.command is None:
+        parser.print_help()
+        return 2
+    try:
+        with stoppable():
+            _COMMANDS[arguments.command](arguments, overrides)
+    except Stopped as stopped:
+        _say(str(stopped))
+        return stopped.exit_code
+    except (ValueError, FileNotFoundError) as error:
+        for line in str(error).splitlines():
+            _say(f"error: {line}")
+        return 2
+    return 0
+
+
+def split_overrides(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Separate `--section.key VALUE` from the words that argparse should see."""
+    command = words[0] if words else ""
+    rest: list[str] = []
+    overrides: list[str] = []
+    queue = list(words)
+    while queue:
+        word = queue.pop(0)
+        name, has_value, _ = word.partition("=")
+        is_own = command not in _OWN_OPTIONS or name in _OWN_OPTIONS[command]
+        if not name.startswith("--") or (is_own and "." not in name):
+            rest.append(word)
+            continue
+        overrides.append(word)
+        if not has_value and queue and not queue[0].startswith("--"):
+            overrides.append(queue.pop(0))
+    return rest, overrides
+
+
+def build_parser(settings: str = "") -> argparse.ArgumentParser:
+    """The commands and their options; `settings` ends the help of commands that train or plan."""
+    about = "Co-Evolving Policy Distillation: experts that teach each other, merged into one model."
+    parser = argparse.ArgumentParser(prog="copd", description=about, allow_abbrev=False)
+    parser.add_argument("--version", action="store_true", help="print the version")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
+
+    train = _command(commands, "train", "train as the configuration says", settings)
+    train.add_argument("config", metavar="CONFIG", type=Path, help="TOML file")
+    resume = _command(commands, "resume", "continue a run from its newest complete checkpoint")
+    resume.add_argument("run", metavar="RUN", type=Path, help="run directory")
+    plan = _command(commands, "plan", "show who learns from whom, and the cost", settings)
+    plan.add_argument("config", metavar="CONFIG", type=Path, help="TOML file")
+    plan.add_argument("--json", action="store_true", help="print JSON")
+    expected = "expected tokens of a completion; without it, costs are upper bounds"
+    plan.add_argument("--completion-tokens", metavar="N", type=_count, help=expected)
+    _add_eval(commands)
+    _add_merge(commands)
+    return parser
+
+
+def _add_eval(commands: Commands) -> None:
+    parser = _command(commands, "eval", "measure a model on the domains of a configuration")
+    parser.add_argument("model", metavar="MODEL", help='model folder, hub name or "tiny"')
+    parser.add_argument("--config", metavar="CONFIG", type=Path, required=True, help="TOML file")
+    parser.add_argument("--split", choices=("train", "validation", "test"), default="test")
+    parser.add_argument("--num-problems", metavar="N", type=_count, help="problems per domain")
+    parser.add_argument("--num-samples", metavar="N", type=_count, help="completions per problem")
+    parser.add_argument("--temperature", metavar="T", type=_non_negative, help="0 is greedy")
+    parser.add_argument("--seed", metavar="N", type=_natural, help="seed of the sampling")
+
+
+def _add_merge(commands: Commands) -> None:
+    parser = _command(commands, "merge", "merge models that share a base into one")
+    parser.add_argument("models", metavar="MODEL", nargs="+", type=Path, help="model folder")
+    parser.add_argument("--out", metavar="DIR", type=Path, required=True, help="folder to write")
+    parser.add_argument("--method", choices=tuple(_MERGE_OPTIONS), default="uniform")
+    weights = "one per model, in their order"
+    parser.add_argument("--weights", metavar="W", nargs="+", type=_non_negative, help=weights)
+    parser.add_argument("--base", metavar="DIR", type=Path, help="the model all started from")
+    parser.add_argument("--density", metavar="D", type=float, help="share of changes kept")
+    parser.add_argument("--scale", metavar="S", type=float, help="factor on the merged change")
+    parser.add_argument("--seed", metavar="N", type=_natural, help="decides what dare drops")
+
+
+def _command(
+    commands: Commands, name: str, about: str, settings: str = ""
+) -> argparse.ArgumentParser:
+    remark = " Settings of the file can follow as --section.key VALUE."
+    return commands.add_parser(
+        name,
+        help=about,
+        description=f"{about[0].upper()}{about[1:]}.{remark if name in _OWN_OPTIONS else ''}",
+        epilog=settings,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+
+
+def _settings_for(words: Sequence[str]) -> str:
+    """The list of settings, made only when it is asked for: it needs the configuration classes."""
+    if not words or words[0] not in _OWN_OPTIONS or not {"-h", "--help"} & set(words):
+        return ""
+    from copd.config import describe_settings
+
+    return f"settings and their defaults:\n\n{describe_settings()}"
+
+
+def _train(arguments: argparse.Namespace, overrides: Sequence[str]) -> None:
+    from copd.config import load_config
+
+    config = load_config(arguments.config, overrides)
+    with stoppable(config.output_dir):
+        from copd.run import commands
+
+        commands.train(config)
+
+
+def _resume(arguments: argparse.Namespace, _: Sequence[str]) -> None:
+    with stoppable(arguments.run):
+        from copd.run import commands
+
+        commands.resume(arguments.run)
+
+
+def _plan(arguments: argparse.Namespace, overrides: Sequence[str]) -> None:
+    from copd.config import load_config
+    from copd.recipes import build_plan, describe, plan_cost, to_dict
+
+    config = load_config(arguments.config, overrides)
+    plan = build_plan(config)
+    cost = plan_cost(plan, config.rollout, completion_tokens=arguments.completion_tokens)
+    if not arguments.json:
+        print(describe(plan, cost))
+        return
+    import json
+
+    print(json.dumps({"plan": to_dict(plan), "cost": cost.to_dict()}, indent=2))
+
+
+def _evaluate(arguments: argparse.Namespace, overrides: Sequence[str]) -> None:
+    from copd.config import load_config
+
+    config = load_config(arguments.config, overrides)
+    from copd.run import commands
+
+    commands.evaluate(
+        arguments.model,
+        config,
+        split=arguments.split,
+        num_problems=arguments.num_problems,
+        num_samples=arguments.num_samples,
+        temperature=arguments.temperature,
+        seed=arguments.seed,
+    )
+
+
+def _merge(arguments: argparse.Namespace, _: Sequence[str]) -> None:
+    config = merge_config(arguments)
+    from copd.run import commands
+
+    commands.merge(arguments.models, arguments.out, config, arguments.base)
+
+
+def merge_config(arguments: argparse.Namespace) -> MergeConfig:
+    """The way to merge that the options describe; weights are keyed by the models as written."""
+    from copd.config import parse_merge
+
+    models, method = [str(model) for model in arguments.models], arguments.method
+    if len(set(models)) < max(2, len(models)):
+        raise ValueError(
+            f"copd merge needs at least two different models: got {', '.join(models)}. "
+            "Name each model folder once."
+        )
+    takes = _MERGE_OPTIONS[method]
+    known = dict.fromkeys(name for names in _MERGE_OPTIONS.values() for name in names)
+    options = vars(arguments)
+    given = {name: options[name] for name in known if options[name] is not None}
+    for name in given.keys() - takes:
+        takers = " or ".join(key for key, names in _MERGE_OPTIONS.items() if name in names)
+        raise ValueError(
+            f"--{name} has no effect with --method {method}: got {given[name]}. "
+            f"Remove it, or use --method {takers}."
+        )
+    for name in {"weights", "base"} & set(takes) - given.keys():
+        raise ValueError(f"--method {method} needs --{name}: got none. Add --{name}.")
+    weights = given.get("weights", models)
+    if len(weights) != len(models):
+        raise ValueError(
+            f"--weights must be one per model: got {len(weights)} for {len(models)} models. "
+            "Give them in the order of the models."
+        )
+    if "weights" in given:
+        given["weights"] = dict(zip(models, weights, strict=True))
+    given.pop("base", None)
+    return parse_merge({"type": method, **given})
+
+
+@contextmanager
+def stoppable(run: Path | None = None) -> Iterator[None]:
+    """Turn an interrupt or a full disk into advice; `run` is the run directory, if there is one."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise Stopped(130, f"interrupted. {_advice(run)}") from None
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        sentence = f"error: The disk is full: got {error}. Free some space. {_advice(run)}"
+        raise Stopped(1, sentence) from error
+
+
+def _advice(run: Path | None) -> str:
+    if run is None or not (run / "config.json").is_file():
+        return "Nothing can be resumed; run the command again."
+    command = f"copd resume {shlex.quote(str(run))}"
+    return f"Complete checkpoints are intact; continue with: {command}"
+
+
+def _version() -> int:
+    from importlib.metadata import version
+
+    print(f"copd {version('copd')}")
+    return 0
+
+
+def _say(line: str) -> None:
+    print(f"copd: {line}", file=sys.stderr)
+
+
+def _at_least(least: int, convert: type[int] | type[float], text: str) -> float:
+    """A finite number from the command line."""
+    try:
+        value = convert(text)
+    except ValueError:
+        value = math.nan
+    if not least <= value < math.inf:
+        kind = "an integer" if convert is int else "a number"
+        raise argparse.ArgumentTypeError(
+            f"must be {kind} of at least {least}: got {text!r}. Pass another value."
+        )
+    return value
+
+
+_count = partial(_at_least, 1, int)
+_natural = partial(_at_least, 0, int)
+_non_negative = partial(_at_least, 0, float)
+
+_COMMANDS = {"train": _train, "resume": _resume, "plan": _plan, "eval": _evaluate, "merge": _merge}
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,120 @@
+"""Reads a configuration: TOML by a person or JSON by copd, then overrides. Knows no rule."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from copd.config.errors import sentences
+from copd.config.names import check_known
+from copd.config.recipe import MergeConfig
+from copd.config.schema import locate
+from copd.config.tree import Config
+
+Keys = tuple[str, ...]
+
+
+def load_config(path: Path | str, overrides: Sequence[str] = ()) -> Config:
+    """The configuration in `path` (TOML, or JSON if it ends in .json) with overrides on top.
+
+    Overrides are command-line words: `--recipe.rounds 3`, `--optimizer.learning_rate=2e-4`. Values
+    are TOML; what is not, is text. Each mistake becomes one line of the ValueError.
+    """
+    raw = _read(Path(path))
+    texts = parse_overrides(overrides)
+    for keys, text in texts.items():
+        raw = _with(raw, keys, _value(text))
+    for keys in _read_as_text(raw, texts):
+        raw = _with(raw, keys, texts[keys])
+    try:
+        return Config.model_validate(raw)
+    except ValidationError as error:
+        raise ValueError("\n".join(sentences(error, Config))) from None
+
+
+def parse_merge(raw: Mapping[str, object]) -> MergeConfig:
+    """One way to merge from plain values, for merging outside a run."""
+    try:
+        return TypeAdapter(MergeConfig).validate_python(dict(raw))
+    except ValidationError as error:
+        found = sentences(error, MergeConfig, remedy="Pass another value to --{path}.")
+        raise ValueError("\n".join(found)) from None
+
+
+def parse_overrides(words: Sequence[str]) -> dict[Keys, str]:
+    """Dotted keys and the text of their values; the last of a repeated key wins."""
+    found: dict[Keys, str] = {}
+    rest = list(words)
+    while rest:
+        word = rest.pop(0)
+        name, has_value, value = word.removeprefix("--").partition("=")
+        if not word.startswith("--") or not all(name.split(".")):
+            raise ValueError(
+                f"An override must look like --section.key VALUE: got {word!r}. "
+                "Put quotes around a value that has spaces."
+            )
+        if not has_value:
+            if not rest or rest[0].startswith("--"):
+                raise ValueError(f"--{name} needs a value: got none. Pass --{name} VALUE.")
+            value = rest.pop(0)
+        found[tuple(name.split("."))] = value
+    return found
+
+
+def _read(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"The config must be a file: got {str(path)!r}, which is not one. "
+            "Check the path; examples are in configs/."
+        )
+    language, parse = ("JSON", json.loads) if path.suffix == ".json" else ("TOML", tomllib.loads)
+    try:
+        raw = parse(path.read_text(encoding="utf-8"))
+    except ValueError as error:  # wrong syntax, wrong encoding
+        raise ValueError(
+            f"{path} must be valid {language}: got {error}. Correct the file there."
+        ) from None
+    if not isinstance(raw, dict):
+        raise ValueError(f"{path} must hold a table of settings: got {raw!r}. Correct the file.")
+    return raw
+
+
+def _value(text: str) -> object:
+    """The TOML value that `text` spells, or the text itself."""
+    try:
+        parsed = tomllib.loads(f"value = {text}")
+    except tomllib.TOMLDecodeError:
+        return text
+    return parsed["value"] if len(parsed) == 1 else text
+
+
+def _read_as_text(raw: Mapping[str, Any], texts: Mapping[Keys, str]) -> list[Keys]:
+    """Overrides that look like a number, such as a folder named 2024, where text is expected."""
+    try:
+        Config.model_validate(raw)
+    except ValidationError as error:
+        wanted = [e for e in error.errors() if e["type"] in ("string_type", "path_type")]
+        return [k for e in wanted if (k := locate(Config, e["loc"]).keys) in texts]
+    return []
+
+
+def _with(table: Mapping[str, Any], keys: Keys, value: object, above: Keys = ()) -> dict[str, Any]:
+    """A copy of the table in which the dotted key has the value."""
+    key, *rest = keys
+    if not rest:
+        return {**table, key: value}
+    path = ".".join((*above, key))
+    if above == ("domains",):  # a domain cannot be started by one of its settings
+        check_known("--domains.NAME", key, table, "domain of the config")
+    below = table.get(key, {})
+    if not isinstance(below, dict):
+        raise ValueError(
+            f"--{path}.{'.'.join(rest)} needs {path} to be a table: got {below!r} in the config. "
+            f"Replace it as a whole with --{path} '{{{rest[0]} = ...}}'."
+        )
+    return {**table, key: _with(below, tuple(rest), value, (*above, key))}

@@ -1,0 +1,69 @@
+"""Checks on the names of domains and branches. Knows plain strings only, no configuration class."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection
+from typing import Final
+
+BASE: Final = "base"
+"""As `recipe.student` of opd: distil into a fresh copy of the base model instead of an expert."""
+STUDENT: Final = "student"
+"""The branch that holds such a fresh copy."""
+UNIFIED: Final = "unified"
+"""The all-in-one model: the branch of mixed and mopd, the merge of copd and experts."""
+
+RESERVED: Final = (BASE, STUDENT, UNIFIED, "theta_0")
+"""Names copd gives to models itself; theta_0 is the frozen base that reward extrapolation asks."""
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
+
+
+def check_name(name: str) -> str:
+    """Refuse a name that could not be a folder, a metric prefix and a dotted key at once."""
+    if not _NAME.fullmatch(name):
+        raise ValueError(
+            f"A domain or branch name must be letters, digits, '-' and '_': got {name!r}. "
+            "It names folders and metrics; choose a plain word such as 'text'."
+        )
+    if name in RESERVED:
+        raise ValueError(
+            f"The name {name!r} is taken: got it for a domain or branch, but copd itself uses "
+            f"{listed(RESERVED)}. Choose another name."
+        )
+    return name
+
+
+def check_known(key: str, name: str, known: Collection[str], what: str) -> None:
+    """Refuse a reference to a domain or branch that does not exist."""
+    if name not in known:
+        raise ValueError(
+            f"{key} must name a {what}: got {name!r}, known are {listed(known)}. "
+            f"{suggestion(name, known)}"
+        )
+
+
+def check_complete(key: str, given: Collection[str], branches: Collection[str]) -> None:
+    """Refuse a per-branch table that leaves a branch out or names one that does not exist."""
+    if set(given) != set(branches):
+        raise ValueError(
+            f"{key} must have exactly one value per branch: got {listed(given)}, "
+            f"expected {listed(branches)}. Name every branch once."
+        )
+
+
+def listed(names: Collection[str]) -> str:
+    """The names as they appear in a sentence."""
+    return ", ".join(repr(name) for name in names) or "none"
+
+
+def closest(name: str, known: Collection[str]) -> str | None:
+    """The known name most like `name`, if one is like it at all."""
+    import difflib  # only on the way to an error message; plan and help start without it
+
+    return next(iter(difflib.get_close_matches(name, list(known), n=1)), None)
+
+
+def suggestion(name: str, known: Collection[str]) -> str:
+    """The remedy sentence for a mistyped choice."""
+    match = closest(name, known)
+    return f"Did you mean {match!r}?" if match else "Choose one of these."

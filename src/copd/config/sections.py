@@ -1,0 +1,203 @@
+"""The sections every run has, whatever its recipe; defaults are the paper's. Knows no torch.
+
+Citations: "paper" is arXiv 2604.27083; "framework" is a default of the code the paper builds on.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StrictBool, model_validator
+
+from copd.config.names import check_name
+
+Count = Annotated[int, Field(strict=True, ge=1)]
+NonNegativeInt = Annotated[int, Field(strict=True, ge=0)]
+PositiveFloat = Annotated[float, Field(strict=True, gt=0)]
+NonNegativeFloat = Annotated[float, Field(strict=True, ge=0)]
+Fraction = Annotated[float, Field(strict=True, gt=0, le=1)]
+Momentum = Annotated[float, Field(strict=True, ge=0, lt=1)]
+Name = Annotated[str, AfterValidator(check_name)]
+
+
+class Section(BaseModel):
+    """What every table shares: immutable, unknown keys refused, docstrings kept as help."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False
+    )
+
+
+class ModelConfig(Section):
+    """The base model theta_0 that every branch starts from."""
+
+    path: Annotated[str, Field(min_length=1)]
+    """"tiny" (the embedded base), a model folder, or a hub name."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Precision of compute; master weights are float32 either way."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """"auto" takes CUDA where there is one."""
+    trust_remote_code: StrictBool = False
+    """Let a model folder run its own Python code."""
+    frozen_vision: StrictBool = False
+    """Keep the vision tower fixed; it then runs once per problem for all branches."""
+
+
+class DigitsConfig(Section):
+    """The built-in world of handwritten digits."""
+
+    type: Literal["digits"]
+    """Which kind of domain this is."""
+    modality: Literal["text", "image", "video"]
+    """What the problems are made of."""
+    suites: tuple[str, ...] = ()
+    """Suites to use; empty means all of them."""
+    num_train: Count = 100_000
+    """Problems to learn from."""
+    num_validation: Count = 512
+    """Problems that choose settings, such as merge weights."""
+    num_test: Count = 1024
+    """Problems that are only ever measured."""
+
+
+DomainConfig = DigitsConfig
+
+
+class RolloutConfig(Section):
+    """One batch of rollouts: what a branch samples for one action in one step."""
+
+    num_prompts: Count = 256
+    """Prompts per batch (paper: rollout batch 256)."""
+    group_size: Annotated[int, Field(strict=True, ge=2)] = 8
+    """G, completions per prompt (paper: 8); a lone completion has no advantage."""
+    max_completion_tokens: Count = 16_384
+    """Where a completion is cut off (paper: 16,384)."""
+    temperature: PositiveFloat = 1.0
+    """Sampling temperature (paper: 1.0)."""
+
+
+class OptimizerConfig(Section):
+    """AdamW, one update per branch and step."""
+
+    learning_rate: PositiveFloat = 1e-6
+    """Constant after the warmup (paper: 1e-6)."""
+    weight_decay: NonNegativeFloat = 0.01
+    """Decoupled weight decay (framework: 0.01)."""
+    betas: tuple[Momentum, Momentum] = (0.9, 0.999)
+    """Decay of the two moment estimates (the default of torch)."""
+    eps: PositiveFloat = 1e-8
+    """Added to the denominator (the default of torch)."""
+    max_grad_norm: PositiveFloat = 1.0
+    """Gradients are scaled down to this norm (framework: 1.0)."""
+    warmup_steps: NonNegativeInt = 0
+    """Updates of linear warmup (framework: none)."""
+    micro_batch_tokens: Count = 16_384
+    """Tokens per forward and backward; changes memory, never the gradient."""
+
+
+class LossConfig(Section):
+    """The policy-gradient loss, shared by rewards and sampled distillation."""
+
+    clip_low: Annotated[float, Field(strict=True, gt=0, lt=1)] = 0.2
+    """The ratio is clipped from below at 1 - clip_low (paper: 0.2)."""
+    clip_high: PositiveFloat = 0.28
+    """The ratio is clipped from above at 1 + clip_high (paper: 0.28)."""
+    dual_clip: Annotated[float, Field(strict=True, gt=1)] | None = None
+    """Bound on the loss of a negative advantage (framework: 3.0); idle at one update per batch."""
+    aggregation: Literal["token", "sequence"] = "token"
+    """Mean over "token" (framework), or per "sequence" first (paper's formula)."""
+    advantage_eps: PositiveFloat = 1e-6
+    """Added to the standard deviation of a group's rewards."""
+    scale_advantages: StrictBool = True
+    """Divide by that standard deviation (paper); false only subtracts the mean."""
+
+
+class SampledDistill(Section):
+    """Reverse KL at the sampled token, as a token advantage beta * delta_t (paper)."""
+
+    type: Literal["sampled"] = "sampled"
+    """The paper's distillation loss."""
+    log_ratio_clamp: PositiveFloat | None = None
+    """Bound on |delta_t|; none in the paper."""
+    control_variate: StrictBool = False
+    """Add the exact KL per token to delta_t: the same mean gradient, less variance (2605.07865)."""
+    extrapolation: PositiveFloat = 1.0
+    """lambda of ExOPD (2602.12125): above 1 goes beyond the teacher, away from the base."""
+    match_scale: StrictBool = False
+    """Scale each domain by clip(sigma_all / sigma_domain, 0.25, 4), as DN-MOPD does."""
+
+
+class TopKDistill(Section):
+    """A divergence over the teacher's top_k tokens and a bucket for the rest, as a direct loss."""
+
+    type: Literal["topk"] = "topk"
+    """A true divergence at any top_k."""
+    form: Literal["reverse", "forward", "jsd"] = "reverse"
+    """KL(student||teacher), KL(teacher||student) or Jensen-Shannon."""
+    top_k: Count = 32
+    """Tokens of the teacher kept (2603.25562: 32)."""
+
+
+class FullDistill(Section):
+    """A divergence over the whole vocabulary, as a direct loss."""
+
+    type: Literal["full"] = "full"
+    """Exact, at the price of a pass over the vocabulary."""
+    form: Literal["reverse", "forward", "jsd"] = "reverse"
+    """KL(student||teacher), KL(teacher||student) or Jensen-Shannon."""
+
+
+DistillConfig = Annotated[SampledDistill | TopKDistill | FullDistill, Field(discriminator="type")]
+
+
+class MonitorConfig(Section):
+    """How far apart teacher and student are, measured while they train."""
+
+    overlap_k: Count = 10
+    """k of the top-k overlap (paper: 10)."""
+    num_probe_tokens: Count = 128
+    """Tokens compared per teacher-student pair and step."""
+    probe_top_k: Count = 128
+    """Tokens on which the KL diagnostics are computed; exact from the vocabulary size up."""
+
+    @model_validator(mode="after")
+    def _check(self) -> MonitorConfig:
+        if self.probe_top_k < self.overlap_k:
+            raise ValueError(
+                f"monitor.probe_top_k must be at least monitor.overlap_k = {self.overlap_k}: "
+                f"got {self.probe_top_k}. Raise probe_top_k."
+            )
+        return self
+
+
+class EvaluationConfig(Section):
+    """Accuracy and pass@k on held-out problems."""
+
+    num_problems: Count = 256
+    """Problems per domain; of the validation split at most all."""
+    num_samples: Count = 4
+    """Completions per problem; pass@k is estimated from them."""
+    temperature: NonNegativeFloat = 0.7
+    """Sampling temperature (framework: 0.7); 0 is greedy."""
+    every: NonNegativeInt = 0
+    """Steps between evaluations; 0 evaluates at the start and at the end only."""
+    max_completion_tokens: Count | None = None
+    """Where a completion is cut off; by default as in rollout."""
+
+
+class CheckpointConfig(Section):
+    """Checkpoints of the whole ensemble."""
+
+    every: Count = 10
+    """Steps between checkpoints."""
+    keep: Count = 2
+    """Complete checkpoints kept."""
+
+
+class EngineConfig(Section):
+    """Where branches live."""
+
+    type: Literal["local"] = "local"
+    """"local": in this process."""
+    num_threads: Count | None = None
+    """CPU threads; torch decides by default."""

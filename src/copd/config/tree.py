@@ -1,0 +1,80 @@
+"""A run's configuration as one value, and the rules that span sections. Reads no file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field, model_validator
+
+from copd.config.recipe import (
+    CoPDConfig,
+    ExpertsConfig,
+    RecipeConfig,
+)
+from copd.config.sections import (
+    CheckpointConfig,
+    DistillConfig,
+    DomainConfig,
+    EngineConfig,
+    EvaluationConfig,
+    LossConfig,
+    ModelConfig,
+    MonitorConfig,
+    Name,
+    NonNegativeInt,
+    OptimizerConfig,
+    RolloutConfig,
+    SampledDistill,
+    Section,
+)
+
+
+class Config(Section):
+    """One run, complete: a run is rebuilt from this value's JSON alone."""
+
+    output_dir: Path = Path("runs/unnamed")
+    """Folder of the run."""
+    seed: NonNegativeInt = 0
+    """Every random draw of the run follows from it."""
+    model: ModelConfig
+    """The base model."""
+    domains: Annotated[dict[Name, DomainConfig], Field(min_length=1)]
+    """The capabilities to learn, by name."""
+    recipe: RecipeConfig
+    """The method: who learns from whom, and when."""
+    rollout: RolloutConfig = RolloutConfig()
+    """Sampling during training."""
+    optimizer: OptimizerConfig = OptimizerConfig()
+    """The update."""
+    loss: LossConfig = LossConfig()
+    """The policy-gradient loss."""
+    distill: DistillConfig = SampledDistill()
+    """The distillation loss."""
+    monitor: MonitorConfig = MonitorConfig()
+    """Measuring the gap between teacher and student."""
+    evaluation: EvaluationConfig = EvaluationConfig()
+    """Measuring accuracy."""
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    """Saving the run's state."""
+    engine: EngineConfig = EngineConfig()
+    """Where branches live."""
+
+    @property
+    def branches(self) -> Mapping[str, str]:
+        """Expert branches and their domains: as the recipe says, else one per domain."""
+        named = self.recipe.branches if isinstance(self.recipe, ExpertsConfig | CoPDConfig) else {}
+        return named or {domain: domain for domain in self.domains}
+
+    @model_validator(mode="after")
+    def _check(self) -> Config:
+        self.recipe.check(self.branches, self.domains)
+        for name, domain in self.domains.items():
+            if self.evaluation.num_problems > domain.num_test:
+                raise ValueError(
+                    "evaluation.num_problems must not exceed what a domain has: got "
+                    f"{self.evaluation.num_problems}, but domains.{name}.num_test is "
+                    f"{domain.num_test}. Lower the first or raise the second."
+                )
+        return self

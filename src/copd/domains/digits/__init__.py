@@ -1,0 +1,77 @@
+"""The digits world: three domains of small problems over real scanned handwritten digits.
+
+No files, no network.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from copd.domains.digits import image, text, video
+from copd.domains.digits.question import Generator, Question
+from copd.domains.verifiers import exact
+from copd.types import Message, Problem, ProblemId, Split
+
+MODALITIES: Mapping[str, Mapping[str, Generator]] = {
+    "text": text.SUITES,
+    "image": image.SUITES,
+    "video": video.SUITES,
+}
+
+_SPLIT_SEEDS: dict[Split, int] = {"train": 0, "validation": 1, "test": 2}
+
+
+@dataclass(frozen=True)
+class DigitsDomain:
+    """Problems of one modality.
+
+    Held-out splits use scans and seeds that training never sees.
+    """
+
+    name: str
+    modality: str
+    suites: tuple[str, ...]
+    sizes: Mapping[Split, int]
+
+    def __post_init__(self) -> None:
+        known = MODALITIES[self.modality]
+        for suite in self.suites:
+            if suite not in known:
+                raise ValueError(
+                    f"domain {self.name!r} names an unknown suite: got {suite!r}, "
+                    f"the digits world has {', '.join(known)} for {self.modality}. "
+                    f"Correct domains.{self.name}.suites."
+                )
+
+    def num_problems(self, split: Split) -> int:
+        return self.sizes[split]
+
+    def problem(self, split: Split, index: int) -> Problem:
+        question = self.question(split, index)
+        return Problem(
+            id=ProblemId(self.name, split, index),
+            suite=self._suite(index),
+            messages=(Message("user", question.parts),),
+            answer=question.answer,
+        )
+
+    def verify(self, problem: Problem, text: str) -> float:
+        return exact(text, problem.answer)
+
+    def question(self, split: Split, index: int) -> Question:
+        """The generated question behind a problem; its seed is (suite, split, index), so suites
+        differ at equal index."""
+        if not 0 <= index < self.sizes[split]:
+            raise IndexError(
+                f"domain {self.name!r} has {self.sizes[split]} {split} problems: got index {index}"
+            )
+        suite = self._suite(index)
+        seed = [zlib.crc32(suite.encode()), _SPLIT_SEEDS[split], index]
+        return MODALITIES[self.modality][suite](np.random.default_rng(seed), split)
+
+    def _suite(self, index: int) -> str:
+        return self.suites[index % len(self.suites)]

@@ -1,0 +1,64 @@
+"""The scanned digits and how they are put on a canvas.
+
+Knows arrays only: no problems, no models. The scans are the 1,797 handwritten digits of 8 x 8
+pixels that scikit-learn ships: the test part of "Optical Recognition of Handwritten Digits" (E.
+Alpaydin, C. Kaynak, UCI Machine Learning Repository, 1998, doi:10.24432/C50P49, CC BY 4.0).
+`scans.npz` holds them unchanged, in scikit-learn's order.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from importlib import resources
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from copd.types import Split
+
+CELL = 16
+"""Pixels along one side of a cell: a scan enlarged twice, one visual token of the embedded base."""
+
+_PARTS: dict[Split, slice] = {
+    "train": slice(0, 1197),
+    "validation": slice(1197, 1397),
+    "test": slice(1397, None),
+}
+
+
+@cache
+def _archive() -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    with resources.files("copd.domains.digits").joinpath("scans.npz").open("rb") as file:
+        data = np.load(file, allow_pickle=False)
+        return data["images"], data["labels"]
+
+
+@cache
+def scan_ids(split: Split, digit: int) -> NDArray[np.int64]:
+    """Indices of the scans of one digit in a split; the splits share no scan."""
+    images, labels = _archive()
+    order = np.random.default_rng(8).permutation(len(images))
+    part = np.sort(order[_PARTS[split]])
+    return part[labels[part] == digit]
+
+
+def draw_digit(
+    rng: np.random.Generator, split: Split, digit: int, ink: Literal["light", "dark"] = "light"
+) -> NDArray[np.uint8]:
+    """A random scan of `digit` as a `CELL x CELL` grey cell, moved by up to one pixel; `dark` ink
+    is on white."""
+    images, _ = _archive()
+    scan = images[rng.choice(scan_ids(split, digit))]
+    cell = np.kron(scan.astype(np.uint16) * 255 // 16, np.ones((2, 2), dtype=np.uint16))
+    down, right = rng.integers(0, 3, size=2)
+    cell = np.pad(cell, 1)[down : down + CELL, right : right + CELL].astype(np.uint8)
+    return cell if ink == "light" else np.uint8(255) - cell
+
+
+def grey_to_rgb(grey: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Repeat a grey picture `...
+
+    H W` over three colour channels, `... H W 3`.
+    """
+    return np.repeat(grey[..., None], 3, axis=-1)

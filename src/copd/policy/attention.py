@@ -1,0 +1,147 @@
+"""Attention for rows that hold many sequences, installed in unmodified transformers classes.
+
+Knows no tokens, no positions and no model class.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, Self
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from transformers import AttentionInterface, PreTrainedModel
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+IMPLEMENTATION = "shared_prefix"
+"""The name under which transformers finds `dispatch`."""
+
+_UNSUPPORTED = ("sliding_window", "softcap", "s_aux", "position_bias")
+"""Keywords by which a model asks for more than plain softmax attention over all earlier tokens."""
+
+
+class RowAttention(Protocol):
+    """Attention over one row of N tokens; who attends to whom is the implementation's own."""
+
+    def __call__(
+        self,
+        layer: int,
+        query: Float[Tensor, "1 H N d"],
+        key: Float[Tensor, "1 Hk N d"],
+        value: Float[Tensor, "1 Hk N d"],
+        scale: float,
+    ) -> Float[Tensor, "1 N H d"]: ...
+
+
+def dispatch(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    row_attention: RowAttention | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """The attention function transformers calls: `row_attention` where given, else plain sdpa.
+
+    Without it everything else (`generate`, padded batches) works as before. The keywords are
+    transformers' protocol.
+    """
+    if row_attention is None:
+        return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
+    wanted = [name for name in _UNSUPPORTED if kwargs.get(name) is not None]
+    if wanted:
+        raise ValueError(
+            f"packed passes need plain attention over all earlier tokens: got {wanted[0]} in "
+            f"{type(module).__name__}. Choose a model without it (Qwen3-VL, Qwen3 and Llama work)."
+        )
+    layer: Any = module.layer_idx
+    return row_attention(layer, query, key, value, kwargs["scaling"]), None
+
+
+def install(model: PreTrainedModel) -> None:
+    """Let the text layers of `model` call `dispatch`; a vision tower keeps its own attention."""
+    AttentionInterface.register(IMPLEMENTATION, dispatch)
+    nested = model.config.get_text_config() is not model.config
+    model.set_attn_implementation({"text_config": IMPLEMENTATION} if nested else IMPLEMENTATION)
+
+
+@dataclass(frozen=True, eq=False)
+class Rectangle:
+    """Sequences laid end to end in one row, as a right-padded rectangle, and back.
+
+        row   a a a b c c      rectangle   a a a
+                                           b . .
+                                           c c .
+
+    Padding cells hold a copy of token 0: finite, and the caller's to mask.
+    """
+
+    num_sequences: int
+    width: int
+    token_of_cell: Int[Tensor, "cells"] | None
+    """None when there is no padding: both directions are then views."""
+    cell_of_token: Int[Tensor, "N"] | None
+
+    @classmethod
+    def build(cls, lengths: Sequence[int], device: torch.device) -> Self:
+        """For sequences of these lengths, zero included."""
+        width = max(lengths)
+        if min(lengths) == width:
+            return cls(len(lengths), width, None, None)
+        is_token = torch.arange(width) < torch.tensor(lengths)[:, None]
+        cells = is_token.flatten()
+        token_of_cell = torch.where(cells, cells.cumsum(0) - 1, 0)
+        cell_of_token = cells.nonzero()[:, 0]
+        return cls(len(lengths), width, token_of_cell.to(device), cell_of_token.to(device))
+
+    def pad(self, row: Float[Tensor, "1 H N d"]) -> Float[Tensor, "R H W d"]:
+        """The row as a rectangle."""
+        tokens = row[0]
+        cells = tokens if self.token_of_cell is None else tokens.index_select(1, self.token_of_cell)
+        return cells.unflatten(1, (self.num_sequences, self.width)).transpose(0, 1)
+
+    def unpad(self, rectangle: Float[Tensor, "R H W d"]) -> Float[Tensor, "1 N H d"]:
+        """The rectangle as a row, in the axis order transformers expects back."""
+        cells = rectangle.transpose(1, 2).flatten(0, 1)
+        return (cells if self.cell_of_token is None else cells[self.cell_of_token])[None]
+
+
+def attend_shared(
+    query: Float[Tensor, "S H T d"],
+    own: tuple[Float[Tensor, "S Hk U d"], Float[Tensor, "S Hk U d"]],
+    prompt: tuple[Float[Tensor, "P Hk L d"], Float[Tensor, "P Hk L d"]],
+    scale: float,
+    *,
+    own_hidden: Bool[Tensor, "T U"] | None,
+    prompt_hidden: Bool[Tensor, "P L"] | None,
+) -> Float[Tensor, "S H T d"]:
+    """One softmax over (prompt, own) keys, the prompt's never repeated; S = P * G slots.
+
+    The queries of a whole group, and of all query heads that share a key head, form one matrix
+    against the prompt's keys: `P Hk (G H/Hk T) d`. `True` in a mask hides a key.
+    """
+    (own_keys, own_values), (prompt_keys, prompt_values) = own, prompt
+    num_prompts, num_key_heads, prompt_length, _ = prompt_keys.shape
+    split = (num_prompts, -1, num_key_heads)  # P G Hk
+
+    by_slot = (query * scale).unflatten(1, (num_key_heads, -1))  # S Hk H/Hk T d
+    by_prompt = by_slot.unflatten(0, (num_prompts, -1)).transpose(1, 2)  # P Hk G H/Hk T d
+    prompt_scores = by_prompt.flatten(2, 4) @ prompt_keys.mT  # P Hk (G H/Hk T) L
+    if prompt_hidden is not None:
+        prompt_scores = prompt_scores.masked_fill(prompt_hidden[:, None, None], -torch.inf)
+    own_scores = by_slot.flatten(2, 3) @ own_keys.mT  # S Hk (H/Hk T) U
+    if own_hidden is not None:
+        per_head = own_scores.unflatten(2, (-1, query.shape[2]))
+        own_scores = per_head.masked_fill(own_hidden, -torch.inf).flatten(2, 3)
+    own_scores = own_scores.unflatten(0, split[:2]).transpose(1, 2).flatten(2, 3)
+
+    scores = torch.cat([prompt_scores, own_scores], dim=-1)
+    weights = scores.softmax(dim=-1, dtype=torch.float32).to(prompt_values.dtype)
+    on_prompt, on_own = weights.split([prompt_length, own_keys.shape[2]], dim=-1)
+    group = query.shape[0] // num_prompts
+    on_own = on_own.unflatten(2, (group, -1)).transpose(1, 2).flatten(0, 1)  # S Hk (H/Hk T) U
+    from_own = on_own @ own_values
+    from_prompt = (on_prompt @ prompt_values).unflatten(2, (group, -1)).transpose(1, 2)
+    mixed = from_prompt.flatten(0, 1) + from_own  # S Hk (H/Hk T) d
+    return mixed.unflatten(2, (-1, query.shape[2])).flatten(1, 2)

@@ -1,0 +1,192 @@
+"""The Qwen3-VL processor without torchvision: pictures and clips to pixel rows.
+
+Knows no messages and no model.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from numpy import uint8
+from numpy.typing import NDArray
+from PIL.Image import Resampling
+from torch import Tensor
+from transformers import AutoImageProcessor, PreTrainedTokenizerBase
+from transformers.image_processing_backends import TorchvisionBackend
+from transformers.image_processing_utils import BaseImageProcessor
+from transformers.image_utils import ChannelDimension, SizeDict
+from transformers.models.qwen3_vl.processing_qwen3_vl import Qwen3VLProcessor
+from transformers.models.qwen3_vl.video_processing_qwen3_vl import Qwen3VLVideoProcessor
+from transformers.video_utils import VideoMetadata
+
+from copd.types import Image, Video
+
+MODEL_TYPES = frozenset({"qwen3_vl", "qwen3_vl_moe"})
+"""The model families whose pictures and clips this file prepares."""
+
+_INTERPOLATION = {Resampling.BICUBIC: "bicubic", Resampling.BILINEAR: "bilinear"}
+
+
+class TorchBackend(TorchvisionBackend):
+    """The two pixel operations a video processor takes from torchvision, in plain torch.
+
+    `TorchVideoProcessor` places it between the family's classes and torchvision's own, so that the
+    family still decides the target size.
+    """
+
+    def resize(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self,
+        image: Tensor,
+        size: SizeDict,
+        resample: Resampling | int | None = None,
+        antialias: bool = True,
+    ) -> Tensor:
+        """Frames `... C H W` at `size`; bit-equal to torchvision while they are still uint8."""
+        assert size.height is not None and size.width is not None, "the family sets both"
+        target = (size.height, size.width)
+        if tuple(image.shape[-2:]) == target:
+            return image
+        mode = _INTERPOLATION[Resampling.BILINEAR if resample is None else Resampling(resample)]
+        frames = image.reshape(-1, *image.shape[-3:])
+        resized = torch.nn.functional.interpolate(frames, target, mode=mode, antialias=antialias)
+        return resized.reshape(*image.shape[:-2], *target)
+
+    def normalize(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self,
+        image: Tensor,
+        mean: float | Iterable[float],
+        std: float | Iterable[float],
+        inplace: bool = False,
+    ) -> Tensor:
+        """`(image - mean) / std` per channel of `... C H W`, always as a new tensor."""
+        center = torch.as_tensor(mean, dtype=image.dtype).reshape(-1, 1, 1)
+        scale = torch.as_tensor(std, dtype=image.dtype).reshape(-1, 1, 1)
+        return (image - center) / scale
+
+
+class TorchVideoProcessor(  # pyright: ignore[reportIncompatibleMethodOverride]
+    Qwen3VLVideoProcessor, TorchBackend
+):
+    """The family's video processor on plain torch: the same sizes, patches and saved settings."""
+
+    cap_pixels_per_frame = False
+
+    def convert_to_rgb(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, video: Tensor
+    ) -> Tensor:
+        """Nothing: `copd.types.Video` is RGB."""
+        return video
+
+
+class TorchProcessor(Qwen3VLProcessor):
+    """The family's processor, willing to hold a `TorchVideoProcessor`."""
+
+    def check_argument_for_proper_class(self, argument_name: str, argument: Any) -> type | tuple:
+        """Without torchvision the class asked for is a placeholder that has no instances."""
+        if argument_name == "video_processor":
+            return TorchVideoProcessor
+        return super().check_argument_for_proper_class(argument_name, argument)
+
+
+def build_processor(
+    tokenizer: PreTrainedTokenizerBase,
+    image_processor: BaseImageProcessor,
+    video_processor: TorchVideoProcessor,
+) -> TorchProcessor:
+    """The three parts as the one object that expands the media placeholders of a prompt."""
+    return TorchProcessor(
+        image_processor=image_processor,
+        tokenizer=tokenizer,
+        video_processor=video_processor,
+        chat_template=tokenizer.chat_template,
+    )
+
+
+def load_processor(
+    path: str, tokenizer: PreTrainedTokenizerBase, *, trust_remote_code: bool
+) -> TorchProcessor:
+    """The processor of a Qwen3-VL folder or hub name, around a tokenizer that is already loaded.
+
+    A chat template that only the processor's own files hold (older folders) moves to the tokenizer.
+    """
+    image_processor = AutoImageProcessor.from_pretrained(
+        path, backend="pil", trust_remote_code=trust_remote_code
+    )
+    video_processor = TorchVideoProcessor.from_pretrained(path)
+    assert isinstance(video_processor, TorchVideoProcessor)
+    if tokenizer.chat_template is None:
+        settings, _ = TorchProcessor.get_processor_dict(path)
+        tokenizer.chat_template = settings.get("chat_template")
+    return build_processor(tokenizer, image_processor, video_processor)
+
+
+def save_processor(processor: TorchProcessor, path: str | Path) -> None:
+    """Tokenizer, chat template and `processor_config.json` with the class names others know."""
+    folder = Path(path)
+    folder.mkdir(parents=True, exist_ok=True)
+    processor.tokenizer.save_pretrained(folder)
+    settings = processor.to_dict()
+    settings["processor_class"] = "Qwen3VLProcessor"
+    settings["image_processor"]["image_processor_type"] = "Qwen2VLImageProcessor"
+    settings["video_processor"]["video_processor_type"] = "Qwen3VLVideoProcessor"
+    text = json.dumps(settings, indent=2, sort_keys=True) + "\n"
+    (folder / "processor_config.json").write_text(text, encoding="utf-8")
+
+
+def read_media(
+    processor: TorchProcessor, text: str, images: Sequence[Image], videos: Sequence[Video]
+) -> dict[str, Tensor]:
+    """A templated prompt with its pictures and clips: `input_ids` and pixel rows, a batch of one.
+
+    All frames are used; each temporal patch is preceded by the mean time of its frames, frame
+    number / fps.
+    """
+    for image in images:
+        _check_rgb("image", image.pixels, "H W 3")
+    for video in videos:
+        _check_video(video)
+    inputs: dict[str, Any] = {
+        "text": [text],
+        "text_kwargs": {"add_special_tokens": False, "return_tensors": "pt"},
+    }
+    if images:
+        inputs["images"] = [image.pixels for image in images]
+        inputs["images_kwargs"] = {"input_data_format": ChannelDimension.LAST}
+    if videos:
+        inputs["videos"] = [video.frames for video in videos]
+        inputs["videos_kwargs"] = {
+            "input_data_format": ChannelDimension.LAST,
+            "do_sample_frames": False,
+            "video_metadata": [_video_metadata(video) for video in videos],
+        }
+    return dict(processor(**inputs))
+
+
+def _video_metadata(video: Video) -> VideoMetadata:
+    count = len(video.frames)
+    return VideoMetadata(total_num_frames=count, fps=video.fps, frames_indices=list(range(count)))
+
+
+def _check_video(video: Video) -> None:
+    _check_rgb("video", video.frames, "F H W 3")
+    if len(video.frames) < 2:
+        raise ValueError(
+            f"a video needs at least 2 frames: got {len(video.frames)}. Pass one frame as an image."
+        )
+    if not video.fps > 0:
+        raise ValueError(
+            f"a video needs its frames per second: got {video.fps}, expected a positive number. "
+            "Set Video.fps to the rate at which the frames were taken."
+        )
+
+
+def _check_rgb(kind: str, pixels: NDArray[uint8], layout: str) -> None:
+    if pixels.dtype != uint8 or pixels.ndim != len(layout.split()) or pixels.shape[-1] != 3:
+        raise ValueError(
+            f"{kind} pixels must be RGB: got {pixels.dtype} of shape {pixels.shape}, "
+            f"expected uint8 of shape {layout}. Convert them before building the message."
+        )

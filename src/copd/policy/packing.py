@@ -1,0 +1,219 @@
+"""Groups through a model without repeating a prompt: prompts as one row, completions as another.
+
+    prompts       a a a a | b b
+                  |         |        keys and values kept per layer, with their graph
+    completions   x x | y | z z z    x, y continue a; z continues b
+
+Neither row has padding. Every completion token attends to its own prompt's keys and to the earlier
+tokens of its own completion; its positions go on from the prompt's. The first token of a completion
+is predicted by the prompt's last state, token t by the state of token t - 1, so the last token is
+never run. The backward pass of the second row flows through the kept keys and values into the first
+and on into the vision tower: prompt and pixels go through the model once per group.
+
+Knows no sampling, no losses and no text.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Self
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from numpy.typing import NDArray
+from torch import Tensor
+
+from copd.policy.attention import Rectangle, attend_shared
+from copd.policy.backbone import Backbone
+from copd.policy.render import Prompt
+
+_MEDIA = ("pixel_values", "image_grid_thw", "pixel_values_videos", "video_grid_thw")
+
+
+@dataclass(frozen=True, eq=False)
+class SharedPrefix:
+    """P prompts a model has read: what completions attend to and continue from."""
+
+    keys: dict[int, Float[Tensor, "P Hk L d"]]
+    """By layer, right-padded."""
+    values: dict[int, Float[Tensor, "P Hk L d"]]
+    hidden: Bool[Tensor, "P L"] | None
+    """True at padding; None when all prompts are equally long."""
+    last_states: Float[Tensor, "P D"]
+    """What predicts each first token."""
+    next_positions: Int[Tensor, "P"]
+
+    def select(self, prompts: Int[Tensor, "Q"]) -> Self:
+        """The same for some of the prompts."""
+        return type(self)(
+            {layer: keys[prompts] for layer, keys in self.keys.items()},
+            {layer: values[prompts] for layer, values in self.values.items()},
+            None if self.hidden is None else self.hidden[prompts],
+            self.last_states[prompts],
+            self.next_positions[prompts],
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class PackedStates:
+    """What predicts each completion token, flat: prompt by prompt, completion by completion."""
+
+    hidden: Float[Tensor, "N D"]
+    token_ids: Int[Tensor, "N"]
+    lengths: Int[Tensor, "B"]
+    """Tokens of each completion; they add up to N."""
+
+
+@dataclass(frozen=True, eq=False)
+class PromptAttention:
+    """Causal within each prompt; keeps what it was given."""
+
+    rectangle: Rectangle
+    keys: dict[int, Tensor] = field(default_factory=dict)
+    values: dict[int, Tensor] = field(default_factory=dict)
+
+    def __call__(
+        self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float
+    ) -> Tensor:
+        queries, keys, values = (self.rectangle.pad(part) for part in (query, key, value))
+        self.keys[layer], self.values[layer] = keys, values
+        repeats = queries.shape[1] // keys.shape[1]
+        mixed = torch.nn.functional.scaled_dot_product_attention(
+            queries,
+            keys.repeat_interleave(repeats, dim=1),
+            values.repeat_interleave(repeats, dim=1),
+            is_causal=True,
+            scale=scale,
+        )
+        return self.rectangle.unpad(mixed)
+
+
+@dataclass(frozen=True, eq=False)
+class CompletionAttention:
+    """Each completion to its prompt and, causally, to itself. The rectangle has P * G slots."""
+
+    prefix: SharedPrefix
+    rectangle: Rectangle
+    future: Bool[Tensor, "T T"]
+
+    @classmethod
+    def build(
+        cls, prefix: SharedPrefix, completions: Sequence[Sequence[NDArray[np.int32]]]
+    ) -> Self:
+        """Groups smaller than the largest are filled up with empty slots."""
+        device = prefix.last_states.device
+        group_size = max(len(group) for group in completions)
+        slots = [
+            len(group[rank]) - 1 if rank < len(group) else 0
+            for group in completions
+            for rank in range(group_size)
+        ]
+        rectangle = Rectangle.build(slots, device)
+        square = torch.ones(rectangle.width, rectangle.width, dtype=torch.bool, device=device)
+        return cls(prefix, rectangle, square.triu(1))
+
+    def __call__(
+        self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float
+    ) -> Tensor:
+        queries, keys, values = (self.rectangle.pad(part) for part in (query, key, value))
+        mixed = attend_shared(
+            queries,
+            (keys, values),
+            (self.prefix.keys[layer], self.prefix.values[layer]),
+            scale,
+            own_hidden=self.future,
+            prompt_hidden=self.prefix.hidden,
+        )
+        return self.rectangle.unpad(mixed)
+
+
+def read_prompts(backbone: Backbone, prompts: Sequence[Prompt]) -> SharedPrefix:
+    """All prompts, and all their pixels, in one pass."""
+    device = backbone.device
+    lengths = torch.tensor([len(prompt.input_ids) for prompt in prompts])
+    positions = [backbone.positions(prompt) for prompt in prompts]
+    attention = PromptAttention(Rectangle.build(lengths.tolist(), device))
+    states = backbone.forward(
+        torch.cat([prompt.input_ids for prompt in prompts]),
+        torch.cat(positions, dim=1),
+        attention,
+        _join_media(prompts),
+    )
+    is_padding = torch.arange(int(lengths.max())) >= lengths[:, None]
+    next_positions = torch.stack([position.max() + 1 for position in positions])
+    return SharedPrefix(
+        attention.keys,
+        attention.values,
+        is_padding.to(device) if is_padding.any() else None,
+        states[(lengths.cumsum(0) - 1).to(device)],
+        next_positions.to(device),
+    )
+
+
+def read_completions(
+    backbone: Backbone,
+    prefix: SharedPrefix,
+    completions: Sequence[Sequence[NDArray[np.int32]]],
+) -> PackedStates:
+    """All completions of all prompts in one pass; `completions[p]` are those of prompt p."""
+    device = backbone.device
+    lengths = np.array([len(ids) for group in completions for ids in group])  # B
+    prompts = np.repeat(np.arange(len(completions)), [len(group) for group in completions])  # B
+    token_ids = np.concatenate([ids for group in completions for ids in group]).astype(np.int64)
+    prompt_of = torch.from_numpy(prompts.repeat(lengths)).to(device)  # N
+    steps = torch.from_numpy(np.concatenate([np.arange(length) for length in lengths])).to(device)
+    is_run = steps < torch.from_numpy(lengths.repeat(lengths)).to(device) - 1  # all but the last
+    tokens = torch.from_numpy(token_ids).to(device)
+
+    states = prefix.last_states
+    if is_run.any():
+        positions = (prefix.next_positions[prompt_of] + steps)[is_run]
+        attention = CompletionAttention.build(prefix, completions)
+        own = backbone.forward(tokens[is_run], backbone.on_axes(positions), attention, {})
+        states = torch.cat([states, own])
+    predecessor = len(prefix.last_states) + (is_run.cumsum(0) - 1).roll(1)
+    predictor = torch.where(steps == 0, prompt_of, predecessor)
+    return PackedStates(
+        states.index_select(0, predictor), tokens, torch.from_numpy(lengths).to(device)
+    )
+
+
+@torch.no_grad()
+def check_exact(backbone: Backbone, token_ids: Int[Tensor, "tokens"]) -> None:
+    """Refuse a model whose own forward pass does not give `hidden @ head.T` for a few tokens.
+
+    It would have a scale or a cap on its logits, positions of another kind, or layers that keep a
+    state: nothing that could be seen in the numbers later on.
+    """
+    tokens = token_ids[torch.arange(9) % len(token_ids)].cpu()
+    pieces = {(0, 3): [(3, 6), (6, 7)], (4, 6): [(1, 5)]}  # prompts and their completions
+    prompts = [Prompt(tokens[slice(*prompt)]) for prompt in pieces]
+    completions = [
+        [tokens[slice(*piece)].numpy().astype(np.int32) for piece in group]
+        for group in pieces.values()
+    ]
+    states = read_completions(backbone, read_prompts(backbone, prompts), completions)
+    packed = (states.hidden @ backbone.head.T).float()
+    plain = []
+    for prompt, group in zip(prompts, completions, strict=True):
+        for ids in group:
+            row = torch.cat([prompt.input_ids, torch.from_numpy(ids)]).to(backbone.device)
+            plain.append(backbone.model(input_ids=row[None]).logits[0, -len(ids) - 1 : -1].float())
+    expected = torch.cat(plain)
+    tolerance = 1e-3 if states.hidden.dtype == torch.float32 else 0.1
+    if not (packed - expected).norm() <= tolerance * expected.norm():
+        raise ValueError(
+            f"packed passes do not reproduce {type(backbone.model).__name__}: its own logits "
+            f"differ by {(packed - expected).abs().max():.2g}, expected plain attention and logits "
+            "that are states times the vocabulary head. Choose a model like Qwen3 or Llama."
+        )
+
+
+def _join_media(prompts: Sequence[Prompt]) -> dict[str, Tensor]:
+    """Pixel rows and grids of all prompts, each kind end to end."""
+    joined = {}
+    for name in _MEDIA:
+        parts = [prompt.media[name] for prompt in prompts if name in prompt.media]
+        if parts:
+            joined[name] = torch.cat(parts)
+    return joined

@@ -1,0 +1,173 @@
+"""A model that is asked, sampled and trained, with its tokenizer. Knows no rewards, no losses."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+from numpy.typing import NDArray
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from copd.policy.backbone import Backbone
+from copd.policy.loading import find_model, load_model
+from copd.policy.packing import PackedStates, check_exact, read_completions, read_prompts
+from copd.policy.render import Prompt, Renderer
+from copd.policy.sampler import Samples, sample_tokens
+from copd.policy.tokens import banned_tokens, end_token_ids
+from copd.types import Completion, Message
+
+
+class Policy:
+    """An unmodified transformers model in eval mode, read so that no group repeats its prompt.
+
+    Training it is the caller's: `score` returns states with their graph, `model` has the weights.
+    """
+
+    def __init__(self, model: PreTrainedModel, renderer: Renderer) -> None:
+        self.model = model.eval()
+        self.renderer = renderer
+        self.backbone = Backbone(model)
+        generation, tokenizer = model.generation_config, renderer.tokenizer
+        assert generation is not None, "models with a vocabulary head have generation settings"
+        self.end_tokens = end_token_ids(generation, tokenizer, self.vocab_size)
+        self._banned = banned_tokens(
+            model.config, generation, tokenizer, self.end_tokens, self.vocab_size
+        )
+        # nothing trains the logit of a banned token, so `generate` must not sample it either
+        generation.suppress_tokens = self._banned.nonzero()[:, 0].tolist() or None
+        generation.eos_token_id = sorted(self.end_tokens)
+        check_exact(self.backbone, (~self._banned).nonzero()[:, 0])
+
+    @classmethod
+    def load(
+        cls,
+        path: str | Path,
+        *,
+        dtype: str = "float32",
+        device: str = "cpu",
+        trust_remote_code: bool = False,
+    ) -> Self:
+        """From a Hugging Face folder or hub name."""
+        source = find_model(path)
+        model = load_model(
+            source, dtype=dtype, device=device, trust_remote_code=trust_remote_code
+        )
+        renderer = Renderer.load(source, model.config, trust_remote_code=trust_remote_code)
+        return cls(model, renderer)
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.device
+
+    def set_vision_trainable(self, trainable: bool) -> None:
+        """Freezes or frees the vision tower, where there is one."""
+        tower = getattr(self.model.base_model, "visual", None)
+        if tower is not None:
+            tower.requires_grad_(trainable)
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        return self.renderer.tokenizer
+
+    @property
+    def modalities(self) -> frozenset[str]:
+        """Which of `text`, `image` and `video` the model can read."""
+        return self.renderer.modalities
+
+    @property
+    def head(self) -> Float[Tensor, "V D"]:
+        """The vocabulary head: `hidden @ head.T` are the logits."""
+        return self.backbone.head
+
+    @property
+    def vocab_size(self) -> int:
+        """Rows of the head, those no token uses included."""
+        return self.head.shape[0]
+
+    @property
+    def banned(self) -> Bool[Tensor, "V"]:
+        """Tokens of log-probability -inf, in sampling and in every score."""
+        return self._banned.to(self.model.device)
+
+    def render(self, messages: Sequence[Message]) -> Prompt:
+        """Messages through the model's own template, up to where the assistant begins to speak."""
+        return self.renderer.render(messages)
+
+    def sample(
+        self,
+        prompts: Sequence[Prompt],
+        *,
+        group_size: int,
+        max_tokens: int,
+        temperature: float,
+        generator: torch.Generator,
+    ) -> list[list[Completion]]:
+        """G completions for each of P prompts, all randomness from `generator`.
+
+        Temperature 0 takes the most probable token; its log-probabilities are then reported at
+        temperature 1.
+        """
+        if group_size < 1 or max_tokens < 1 or temperature < 0:
+            raise ValueError(
+                "sampling needs group_size and max_tokens of at least 1 and a temperature of at "
+                f"least 0: got {group_size}, {max_tokens} and {temperature}. Correct the settings."
+            )
+        if not prompts:
+            return []
+        samples = sample_tokens(
+            self.backbone,
+            prompts,
+            group_size=group_size,
+            max_tokens=max_tokens,
+            temperature=temperature,
+            generator=generator,
+            banned=self.banned,
+            ends=self.end_tokens,
+        )
+        completions = [self._completion(samples, row) for row in range(len(samples.lengths))]
+        return [
+            completions[first : first + group_size]
+            for first in range(0, len(completions), group_size)
+        ]
+
+    def score(
+        self,
+        prompts: Sequence[Prompt],
+        completions: Sequence[Sequence[NDArray[np.int32]]],
+    ) -> PackedStates:
+        """The states that predict each token of `completions[p]` after `prompts[p]`.
+
+        With their graph when gradients are enabled; log-probabilities follow by
+        `functional.logprobs.token_logprobs(hidden, policy.head, token_ids, banned=policy.banned)`.
+        """
+        if len(prompts) != len(completions):
+            raise ValueError(
+                f"every prompt needs its completions: got {len(prompts)} prompts and "
+                f"{len(completions)} groups. Pass one group per prompt."
+            )
+        shortest = min((len(ids) for group in completions for ids in group), default=0)
+        if shortest == 0:
+            raise ValueError(
+                "scoring needs at least one completion and no empty ones: got "
+                f"{[[len(ids) for ids in group] for group in completions]} tokens. "
+                "Leave out prompts and completions without tokens."
+            )
+        return read_completions(self.backbone, read_prompts(self.backbone, prompts), completions)
+
+    def save(self, path: str | Path) -> None:
+        """An ordinary Hugging Face folder: safetensors, tokenizer, template, processor settings."""
+        self.model.save_pretrained(path)
+        self.renderer.save(path)
+
+    def _completion(self, samples: Samples, row: int) -> Completion:
+        token_ids = samples.token_ids[row, : samples.lengths[row]]
+        is_truncated = int(token_ids[-1]) not in self.end_tokens
+        spoken = token_ids if is_truncated else token_ids[:-1]
+        text = self.tokenizer.decode(spoken.tolist(), skip_special_tokens=True)
+        assert isinstance(text, str)
+        return Completion(
+            token_ids, samples.logprobs[row, : samples.lengths[row]], text, is_truncated
+        )

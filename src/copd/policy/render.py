@@ -1,0 +1,109 @@
+"""Chat messages to token ids and pixels: the only place for chat templates. Knows no weights."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
+
+from copd.policy.media import (
+    MODEL_TYPES,
+    TorchProcessor,
+    load_processor,
+    read_media,
+    save_processor,
+)
+from copd.types import Image, Message, Part, Text, Video
+
+
+@dataclass(frozen=True, eq=False)
+class Prompt:
+    """What a policy is conditioned on, as its model takes it."""
+
+    input_ids: Tensor
+    """Shape `Lp`, int64, media placeholders expanded."""
+    media: dict[str, Tensor] = field(default_factory=dict)
+    """`pixel_values`, `image_grid_thw`, `pixel_values_videos`, `video_grid_thw` as far as there are
+    any, and `mm_token_type_ids` of shape `Lp`; empty for text."""
+
+
+@dataclass(frozen=True, eq=False)
+class Renderer:
+    """A tokenizer and, for a model that sees, its processor."""
+
+    tokenizer: PreTrainedTokenizerBase
+    processor: TorchProcessor | None
+
+    @classmethod
+    def load(
+        cls, path: str, config: PreTrainedConfig, *, trust_remote_code: bool = False
+    ) -> Renderer:
+        """From a Hugging Face folder or hub name; families other than Qwen3-VL read text only."""
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
+        if config.model_type not in MODEL_TYPES:
+            return cls(tokenizer, None)
+        processor = load_processor(path, tokenizer, trust_remote_code=trust_remote_code)
+        return cls(tokenizer, processor)
+
+    @property
+    def modalities(self) -> frozenset[str]:
+        """The kinds of message parts the model can read."""
+        return frozenset({"text"} if self.processor is None else {"text", "image", "video"})
+
+    def render(self, messages: Sequence[Message]) -> Prompt:
+        """Messages through the model's own template, up to where the assistant begins to speak."""
+        parts = [part for message in messages for part in message.content]
+        images = [part for part in parts if isinstance(part, Image)]
+        videos = [part for part in parts if isinstance(part, Video)]
+        if self.processor is None:
+            if images or videos:
+                raise ValueError(
+                    f"this model reads text only: got {len(images)} images and {len(videos)} "
+                    f"videos. Choose a model of {', '.join(sorted(MODEL_TYPES))}, or a text domain."
+                )
+            ids = self.tokenizer(self._apply_template(messages), add_special_tokens=False).input_ids
+            return Prompt(torch.tensor(ids, dtype=torch.int64))
+        inputs = read_media(self.processor, self._apply_template(messages), images, videos)
+        input_ids = inputs.pop("input_ids")[0]
+        if not images and not videos:
+            return Prompt(input_ids)
+        del inputs["attention_mask"]
+        return Prompt(input_ids, inputs | {"mm_token_type_ids": inputs["mm_token_type_ids"][0]})
+
+    def save(self, path: str | Path) -> None:
+        """Tokenizer, chat template and processor settings as ordinary Hugging Face files."""
+        if self.processor is None:
+            self.tokenizer.save_pretrained(path)
+        else:
+            save_processor(self.processor, path)
+
+    def _apply_template(self, messages: Sequence[Message]) -> str:
+        if self.tokenizer.chat_template is None:
+            raise ValueError(
+                "the model has no chat template: got a folder without chat_template.jinja. "
+                "Add that file, or choose an instruction-tuned model."
+            )
+        conversation = [
+            {"role": message.role, "content": self._content(message)} for message in messages
+        ]
+        text = self.tokenizer.apply_chat_template(
+            conversation, tokenize=False, add_generation_prompt=True
+        )
+        assert isinstance(text, str)
+        return text
+
+    def _content(self, message: Message) -> str | list[dict[str, str]]:
+        """Templates of text models expect one string, those of models that see a list of parts."""
+        if self.processor is None:
+            return "".join(part.text for part in message.content if isinstance(part, Text))
+        return [_template_part(part) for part in message.content]
+
+
+def _template_part(part: Part) -> dict[str, str]:
+    if isinstance(part, Text):
+        return {"type": "text", "text": part.text}
+    return {"type": "image" if isinstance(part, Image) else "video"}

@@ -1,0 +1,181 @@
+"""Completions from a model, group by group, each prompt read once. Knows no text and no rewards."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Self
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn.functional import pad
+
+from copd.functional.logprobs import full_logprobs
+from copd.policy.attention import Rectangle, attend_shared
+from copd.policy.backbone import Backbone
+from copd.policy.packing import SharedPrefix, read_prompts
+from copd.policy.render import Prompt
+
+_FIRST_WIDTH = 32
+"""How many tokens a fresh key buffer has room for; it doubles whenever it is full."""
+
+
+@dataclass(frozen=True, eq=False)
+class Samples:
+    """What was drawn for B = P * G rows, right-padded with whatever was drawn after the end."""
+
+    token_ids: NDArray[np.int32]
+    """Shape `B T`."""
+    logprobs: NDArray[np.float32]
+    """Shape `B T`."""
+    lengths: NDArray[np.int64]
+    """Shape `B`, the end token included."""
+
+
+class Decoding:
+    """Rows being written one token at a time; each attends to its prompt's keys and its own.
+
+    Rows stand in slots, as many for every prompt as the largest group still has; when rows are
+    dropped some slots stay empty. Own keys are written in place: for sampling, not for gradients.
+    """
+
+    def __init__(
+        self, backbone: Backbone, prefix: SharedPrefix, prompt_of_row: Int[Tensor, "R"]
+    ) -> None:
+        self.backbone = backbone
+        self.prefix = prefix
+        self.prompt_of_row = prompt_of_row
+        counts = prompt_of_row.bincount(minlength=len(prefix.last_states)).tolist()
+        slots = [int(rank < count) for count in counts for rank in range(max(counts))]
+        self.rectangle = Rectangle.build(slots, backbone.device)
+        self.own: dict[int, tuple[Tensor, Tensor]] = {}
+        self.num_steps = 0
+
+    def step(self, token_ids: Int[Tensor, "R"]) -> Float[Tensor, "R D"]:
+        """The states after one more token in every row."""
+        positions = self.prefix.next_positions[self.prompt_of_row] + self.num_steps
+        axes = self.backbone.on_axes(positions)
+        states = self.backbone.forward(token_ids, axes, self._attend, {})
+        self.num_steps += 1
+        return states
+
+    def keep(self, rows: Int[Tensor, "K"]) -> Self:
+        """The same without the other rows, nor the prompts that have none left."""
+        prompts, prompt_of_row = self.prompt_of_row[rows].unique(return_inverse=True)
+        everyone = len(prompts) == len(self.prefix.last_states)
+        prefix = self.prefix if everyone else self.prefix.select(prompts)
+        kept = type(self)(self.backbone, prefix, prompt_of_row)
+        old = rows if self.rectangle.cell_of_token is None else self.rectangle.cell_of_token[rows]
+        new = kept.rectangle.token_of_cell
+        slots = old if new is None else old[new]
+        kept.own = {
+            layer: (keys[slots], values[slots]) for layer, (keys, values) in self.own.items()
+        }
+        kept.num_steps = self.num_steps
+        return kept
+
+    def _attend(
+        self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float
+    ) -> Tensor:
+        queries, keys, values = (self.rectangle.pad(part) for part in (query, key, value))
+        mixed = attend_shared(
+            queries,
+            self._remember(layer, keys, values),
+            (self.prefix.keys[layer], self.prefix.values[layer]),
+            scale,
+            own_hidden=None,
+            prompt_hidden=self.prefix.hidden,
+        )
+        return self.rectangle.unpad(mixed)
+
+    def _remember(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Own keys and values of a layer, this step's included."""
+        own_keys, own_values = self.own.get(layer, (keys[:, :, :0], values[:, :, :0]))
+        if own_keys.shape[2] == self.num_steps:
+            room = (0, 0, 0, max(self.num_steps, _FIRST_WIDTH))
+            own_keys, own_values = pad(own_keys, room), pad(own_values, room)
+            self.own[layer] = (own_keys, own_values)
+        own_keys[:, :, self.num_steps] = keys[:, :, 0]
+        own_values[:, :, self.num_steps] = values[:, :, 0]
+        end = self.num_steps + 1
+        return own_keys[:, :, :end], own_values[:, :, :end]
+
+
+@torch.no_grad()
+def sample_tokens(
+    backbone: Backbone,
+    prompts: Sequence[Prompt],
+    *,
+    group_size: int,
+    max_tokens: int,
+    temperature: float,
+    generator: torch.Generator,
+    banned: Bool[Tensor, "V"],
+    ends: frozenset[int],
+    drop_below: float = 0.8,
+) -> Samples:
+    """Draw G completions for each prompt, or the most probable tokens at temperature 0.
+
+    Every step draws one number for every row, finished or not, so that no row depends on how long
+    the others are. Finished rows leave the batch once the share of live ones is under `drop_below`.
+    """
+    device = backbone.device
+    prefix = read_prompts(backbone, prompts)
+    prompt_of_row = torch.arange(len(prompts), device=device).repeat_interleave(group_size)
+    decoding = Decoding(backbone, prefix, prompt_of_row)
+    states = prefix.last_states[prompt_of_row]
+    num_rows = len(prompt_of_row)
+    token_ids = torch.zeros(num_rows, max_tokens, dtype=torch.int64, device=device)
+    logprobs = torch.zeros(num_rows, max_tokens, device=device)
+    lengths = torch.zeros(num_rows, dtype=torch.int64, device=device)
+    is_live = torch.ones(num_rows, dtype=torch.bool, device=device)
+    rows = torch.arange(num_rows, device=device)  # those still in the batch
+    end_tokens = torch.tensor(sorted(ends), device=device)
+    for step in range(max_tokens):
+        noise = torch.rand(
+            num_rows, generator=generator, dtype=torch.float64, device=generator.device
+        )
+        scores = full_logprobs(states, backbone.head, banned=banned, temperature=temperature or 1.0)
+        tokens, chosen = _choose(scores, noise.to(device)[rows] if temperature > 0 else None)
+        token_ids[rows, step], logprobs[rows, step] = tokens, chosen
+        lengths += is_live
+        is_live[rows] &= ~torch.isin(tokens, end_tokens)
+        if step + 1 == max_tokens or not is_live.any():
+            break
+        kept = is_live[rows].nonzero()[:, 0]
+        if len(kept) < drop_below * len(rows):
+            decoding, rows, tokens = decoding.keep(kept), rows[kept], tokens[kept]
+        states = decoding.step(tokens)
+    return Samples(
+        token_ids.to(torch.int32).numpy(force=True),
+        logprobs.numpy(force=True),
+        lengths.numpy(force=True),
+    )
+
+
+def draw(logprobs: Float[Tensor, "R V"], noise: Float[Tensor, "R"]) -> Int[Tensor, "R"]:
+    """The token at which the cumulative probability passes `noise`, uniform in [0, 1).
+
+    A token of probability zero adds nothing to the sum and so is never the one that passes it.
+    """
+    cumulative = logprobs.double().exp().cumsum(dim=-1)
+    total = cumulative[:, -1]
+    target = torch.minimum(noise * total, torch.nextafter(total, torch.zeros_like(total)))
+    return torch.searchsorted(cumulative, target[:, None], right=True)[:, 0]
+
+
+def _choose(
+    logprobs: Float[Tensor, "R V"], noise: Float[Tensor, "R"] | None
+) -> tuple[Int[Tensor, "R"], Float[Tensor, "R"]]:
+    """Tokens drawn with `noise`, or the most probable ones, and their log-probabilities."""
+    best = logprobs.max(dim=-1)
+    if not best.values.isfinite().all():
+        raise ValueError(
+            "sampling needs finite logits: got nan or infinity from the model. "
+            "Go back to weights from before they diverged."
+        )
+    if noise is None:
+        return best.indices, best.values
+    tokens = draw(logprobs, noise)
+    return tokens, logprobs.gather(1, tokens[:, None])[:, 0]

@@ -1,0 +1,20 @@
+"""The embedded base: a miniature Qwen3-VL that ships with the package.
+
+`scripts/make_base.py` made it.
+"""
+
+from __future__ import annotations
+
+from importlib import resources
+from pathlib import Path
+
+NAME = "tiny"
+"""What stands for the embedded base in `model.path`."""
+
+
+def resolve(model: str) -> str:
+    """The folder of the embedded base for "tiny"; anything else is a folder or hub name and stays
+    as it is."""
+    return (
+        str(Path(str(resources.files(__package__).joinpath("model")))) if model == NAME else model
+    )

@@ -1,0 +1,49 @@
+"""Recipes: from a configuration to a plan, as pure functions. Knows no torch and no model."""
+
+from __future__ import annotations
+
+from copd.config import (
+    Config,
+    CoPDConfig,
+    ExpertsConfig,
+    MixedConfig,
+    MOPDConfig,
+    OPDConfig,
+)
+from copd.recipes.copd import copd
+from copd.recipes.cost import Cost, PlanCost, describe, plan_cost
+from copd.recipes.experts import experts
+from copd.recipes.mixed import mixed
+from copd.recipes.mopd import mopd
+from copd.recipes.opd import opd
+from copd.recipes.plan import OPD, RLVR, Action, Merge, Plan, Stage, to_dict
+
+__all__ = [
+    "OPD",
+    "RLVR",
+    "Action",
+    "Cost",
+    "Merge",
+    "Plan",
+    "PlanCost",
+    "Stage",
+    "build_plan",
+    "describe",
+    "plan_cost",
+    "to_dict",
+]
+
+
+def build_plan(config: Config) -> Plan:
+    """The plan of the configured recipe."""
+    match config.recipe:
+        case ExpertsConfig() as recipe:
+            return experts(config.branches, recipe)
+        case MixedConfig() as recipe:
+            return mixed(config.domains, recipe)
+        case OPDConfig() as recipe:
+            return opd(config.branches, recipe)
+        case MOPDConfig() as recipe:
+            return mopd(config.branches, recipe)
+        case CoPDConfig() as recipe:
+            return copd(config.branches, recipe)

@@ -1,0 +1,1 @@
+"""What happens around learning: the loop, its files, evaluation and merging."""

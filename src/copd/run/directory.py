@@ -1,0 +1,78 @@
+"""Where a run keeps its things, and writing that a crash cannot half do.
+
+Knows no training.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """The file has the old text or the new one, whatever happens in between."""
+    aside = path.with_name(f".{path.name}.tmp")
+    with aside.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(aside, path)
+    _sync_folder(path.parent)
+
+
+def make_folder_atomically(folder: Path, fill: Callable[[Path], None]) -> None:
+    """The folder is there complete or not at all: filled aside, synced, renamed.
+
+    An older one is replaced.
+    """
+    aside = folder.with_name(f".{folder.name}.tmp")
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(parents=True)
+    try:
+        fill(aside)
+    except BaseException:
+        shutil.rmtree(aside, ignore_errors=True)
+        raise
+    for path in sorted(aside.rglob("*")):
+        if path.is_file():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+    if folder.exists():
+        shutil.rmtree(folder)
+    os.replace(aside, folder)
+    _sync_folder(folder.parent)
+
+
+def append_line(path: Path, record: dict[str, Any]) -> None:
+    """One JSON object on one line."""
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(record) + "\n")
+
+
+def read_lines(path: Path) -> Iterator[dict[str, Any]]:
+    """The complete lines of a file of JSON objects; a last line cut off by a crash is left out."""
+    if not path.exists():
+        return
+    with path.open(encoding="utf-8") as file:
+        for line in file:
+            if line.endswith("\n"):
+                yield json.loads(line)
+
+
+def truncate_lines(path: Path, keep: Callable[[dict[str, Any]], bool]) -> None:
+    """Drops the lines that a resumed run will write again."""
+    if path.exists():
+        kept = [json.dumps(record) + "\n" for record in read_lines(path) if keep(record)]
+        write_atomically(path, "".join(kept))
+
+
+def _sync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

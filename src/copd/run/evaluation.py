@@ -1,0 +1,194 @@
+"""From rewards of held-out problems to accuracies with intervals, differences and the table a run
+ends with."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.table import Table
+
+from copd.branch import Branch
+from copd.config import Config
+from copd.engine import Engine
+from copd.run.seeds import derive_seed
+from copd.types import Answers, EvaluationRequest, Split
+
+Z95 = 1.959963984540054
+"""Two-sided 95 % quantile of the normal distribution."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean with its 95 % interval over problems."""
+
+    mean: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{100 * self.mean:.1f} \u00b1{50 * (self.high - self.low):.1f}"
+
+
+@dataclass(frozen=True)
+class DomainResult:
+    """How one model did on one domain."""
+
+    suites: tuple[str, ...]
+    """Suite of each problem."""
+
+    accuracy: tuple[float, ...]
+    """Share of correct samples of each problem."""
+
+    solved: tuple[float, ...]
+    """Pass@S of each problem, S the number of samples: whether any of them is correct."""
+
+    length: float
+    """Mean tokens of a completion."""
+
+    def of_suite(self, suite: str) -> tuple[float, ...]:
+        """The accuracies of one suite's problems."""
+        return tuple(a for a, s in zip(self.accuracy, self.suites, strict=True) if s == suite)
+
+
+Results = Mapping[str, DomainResult]
+"""Domain to result, of one model."""
+
+
+def evaluate(
+    engine: Engine, config: Config, branches: Sequence[str], *, split: Split = "test"
+) -> dict[str, dict[str, DomainResult]]:
+    """Every named branch on every domain; the same problems and the same seeds for all of them."""
+    results: dict[str, dict[str, DomainResult]] = {name: {} for name in branches}
+    for domain in config.domains:
+        request = evaluation_request(config, domain, split)
+        answers = engine.each(Branch.evaluate, dict.fromkeys(branches, request))
+        for name in branches:
+            results[name][domain] = domain_result(answers[name])
+    return results
+
+
+def evaluation_request(config: Config, domain: str, split: Split) -> EvaluationRequest:
+    """What `config.evaluation` says, cut to the problems the split has."""
+    settings, section = config.evaluation, config.domains[domain]
+    available = section.num_test if split == "test" else section.num_validation
+    return EvaluationRequest(
+        domain=domain,
+        split=split,
+        num_problems=min(settings.num_problems, available),
+        num_samples=settings.num_samples,
+        temperature=settings.temperature,
+        max_completion_tokens=settings.max_completion_tokens
+        or config.rollout.max_completion_tokens,
+        seed=derive_seed(config.seed, domain, split, "evaluate"),
+    )
+
+
+def domain_result(answers: Answers) -> DomainResult:
+    """Keeps what later questions need: accuracy and pass per problem."""
+    correct = answers.rewards >= 1.0
+    return DomainResult(
+        suites=answers.suites,
+        accuracy=tuple(correct.mean(axis=1).tolist()),
+        solved=tuple(pass_at_k(correct, correct.shape[1]).tolist()),
+        length=float(answers.lengths.mean()),
+    )
+
+
+def pass_at_k(correct: NDArray[np.bool_], k: int) -> NDArray[np.float64]:
+    """`1 - C(n - c, k) / C(n, k)` for each row of `P S`, unbiased (Chen et al. 2021, eq. 1)."""
+    num_samples = correct.shape[1]
+    if not 1 <= k <= num_samples:
+        raise ValueError(
+            f"pass@k needs 1 <= k <= {num_samples}, the samples per problem: got {k}. "
+            "Sample more or lower k."
+        )
+    wrong = num_samples - correct.sum(axis=1)
+    return np.array([1.0 - math.comb(int(w), k) / math.comb(num_samples, k) for w in wrong])
+
+
+def estimate(values: Sequence[float]) -> Estimate:
+    """Mean and normal 95 % interval over problems; samples of one problem are not independent and
+    count once."""
+    return _mean_of_means([values])
+
+
+def overall(results: Results) -> Estimate:
+    """The plain mean over domains, problems drawn independently in each."""
+    return _mean_of_means([result.accuracy for result in results.values()])
+
+
+def gain(model: Results, base: Results) -> dict[str, Estimate]:
+    """Paired differences model - base, per domain and as `mean` over domains."""
+    pairs = {
+        domain: tuple(np.subtract(model[domain].accuracy, base[domain].accuracy).tolist())
+        for domain in base
+    }
+    return {
+        **{d: estimate(v) for d, v in pairs.items()},
+        "mean": _mean_of_means(list(pairs.values())),
+    }
+
+
+def _mean_of_means(columns: Sequence[Sequence[float]]) -> Estimate:
+    arrays = [np.asarray(column, dtype=np.float64) for column in columns]
+    mean = float(np.mean([a.mean() for a in arrays]))
+    variances = [a.var(ddof=1) / len(a) if len(a) > 1 else math.inf for a in arrays]
+    half = Z95 * math.sqrt(sum(variances)) / len(arrays)
+    return Estimate(mean, mean - half, mean + half)
+
+
+def to_json(results: Mapping[str, Results]) -> dict[str, Any]:
+    """All models' results as plain values."""
+    return {model: {d: asdict(r) for d, r in own.items()} for model, own in results.items()}
+
+
+def from_json(data: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, DomainResult]]:
+    """The inverse of `to_json`."""
+    return {
+        model: {
+            d: DomainResult(
+                tuple(r["suites"]), tuple(r["accuracy"]), tuple(r["solved"]), r["length"]
+            )
+            for d, r in own.items()
+        }
+        for model, own in data.items()
+    }
+
+
+def results_table(results: Mapping[str, Results], title: str) -> Table:
+    """Rows: suites, domains, their mean; columns: models.
+
+    Accuracies in percent with 95 % intervals.
+    """
+    table = Table(title=title, title_justify="left")
+    table.add_column("accuracy, %")
+    for model in results:
+        table.add_column(model, justify="right")
+    first = next(iter(results.values()))
+    for domain, result in first.items():
+        for suite in dict.fromkeys(result.suites):
+            cells = [str(estimate(own[domain].of_suite(suite))) for own in results.values()]
+            table.add_row(f"  {domain} / {suite}", *cells)
+        table.add_row(
+            domain,
+            *(str(estimate(own[domain].accuracy)) for own in results.values()),
+            style="bold",
+            end_section=True,
+        )
+    table.add_row("mean of domains", *(str(overall(own)) for own in results.values()), style="bold")
+    return table
+
+
+def gain_lines(results: Mapping[str, Results], model: str, base: str) -> list[str]:
+    """How much `model` is ahead of `base`, in points, on the same problems."""
+    lines = [f"{model} - {base} in points, paired over problems, with 95 % intervals:"]
+    for domain, d in gain(results[model], results[base]).items():
+        lines.append(
+            f"  {domain:12s} {100 * d.mean:+5.1f}  [{100 * d.low:+.1f}, {100 * d.high:+.1f}]"
+        )
+    return lines

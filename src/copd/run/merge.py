@@ -1,0 +1,58 @@
+"""From the branches' weights to one model's, as a merge configuration says.
+
+Does not know where weights come from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from torch import Tensor
+
+from copd.config import (
+    DareMerge,
+    MergeConfig,
+    NoMerge,
+    SelectMerge,
+    TaskArithmeticMerge,
+    TiesMerge,
+    UniformMerge,
+    ValidationMerge,
+    WeightedMerge,
+)
+from copd.functional import average, choose_weights, dare, simplex_grid, task_arithmetic, ties
+
+Weights = Mapping[str, Tensor]
+
+
+def merge_weights(
+    method: MergeConfig,
+    branches: Mapping[str, Weights],
+    base: Callable[[], Weights],
+    accuracy: Callable[[Weights], float],
+) -> tuple[dict[str, Tensor], dict[str, float]]:
+    """The merged weights, and each branch's share where the method has one.
+
+    `base` is asked for theta_0 and `accuracy` for a model's validation accuracy only by methods
+    that need them.
+    """
+    states = list(branches.values())
+    match method:
+        case UniformMerge():
+            return average(states), dict.fromkeys(branches, 1.0 / len(states))
+        case WeightedMerge(weights=weights):
+            total = sum(weights.values())
+            shares = {name: weights[name] / total for name in branches}
+            return average(states, list(shares.values())), shares
+        case ValidationMerge(grid=grid):
+            candidates = simplex_grid(len(states), grid)
+            chosen = choose_weights(candidates, lambda shares: accuracy(average(states, shares)))
+            return average(states, chosen), dict(zip(branches, chosen, strict=True))
+        case TaskArithmeticMerge(scale=scale):
+            return task_arithmetic(base(), states, scale=scale), {}
+        case TiesMerge(density=density, scale=scale):
+            return ties(base(), states, density=density, scale=scale), {}
+        case DareMerge(density=density, scale=scale, seed=seed):
+            return dare(base(), states, density=density, scale=scale, seed=seed), {}
+        case NoMerge() | SelectMerge():
+            raise AssertionError("a plan with this method has no merge")

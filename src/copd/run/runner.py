@@ -1,0 +1,215 @@
+"""Walks a plan with an engine: the training loop, its checkpoints, and the models it ends with."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+from rich.console import Console
+from torch import Tensor
+
+from copd.branch import Branch
+from copd.config import Config, SampledDistill
+from copd.engine import Engine
+from copd.recipes import Plan, build_plan, to_dict
+from copd.run.checkpoint import latest_checkpoint, save_checkpoint
+from copd.run.cost import add_step, no_cost
+from copd.run.directory import append_line, make_folder_atomically, truncate_lines, write_atomically
+from copd.run.evaluation import (
+    Results,
+    evaluate,
+    from_json,
+    gain_lines,
+    overall,
+    results_table,
+    to_json,
+)
+from copd.run.merge import Weights, merge_weights
+from copd.run.preflight import check_teachers
+from copd.run.progress import RunProgress
+from copd.run.rollouts import rollout_records
+from copd.run.step import REFERENCE, Position, take_step
+
+BASE = "base"
+"""The untrained model's name in results."""
+
+
+class Runner:
+    """One run in its directory.
+
+    `run` starts it or continues it: both are the same thing.
+    """
+
+    def __init__(self, config: Config, engine: Engine, console: Console) -> None:
+        self.config, self.engine, self.console = config, engine, console
+        self.plan: Plan = build_plan(config)
+        self.root: Path = config.output_dir
+
+    def prepare(self) -> None:
+        """Brings the branches to life; what is wrong with the model or the domains shows here,
+        before anything is written."""
+        for name in self.plan.branches:
+            self.engine.spawn(name, self.config.model.path)
+        if (
+            isinstance(self.config.distill, SampledDistill)
+            and self.config.distill.extrapolation != 1.0
+        ):
+            self.engine.spawn(REFERENCE, self.config.model.path)
+
+    def run(self) -> None:
+        """Trains from the newest checkpoint, or from the beginning, to the final models and their
+        table."""
+        if (finished := self._finished()) is not None:
+            self._report(finished)
+            return
+        self.prepare()
+        self._write_settings()
+        done, cost = self._restore()
+        if done == 0:
+            check_teachers(self.engine, self.config, self.plan)
+        results = self._base_results(done)
+        self._train(done, cost)
+        self._finish(results)
+
+    def _write_settings(self) -> None:
+        """What the run is, for people and for resume."""
+        self.root.mkdir(parents=True, exist_ok=True)
+        write_atomically(self.root / "plan.json", json.dumps(to_dict(self.plan), indent=2))
+        write_atomically(self.root / "config.json", self.config.model_dump_json(indent=2))
+
+    def _finished(self) -> dict[str, Results] | None:
+        """The results of a run that has ended, else None."""
+        path = self.root / "eval.json"
+        results = from_json(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else {}
+        return {**results} if set(results) == {BASE, *self._measured} else None
+
+    @property
+    def _measured(self) -> list[str]:
+        """The models a run ends with: every branch, and what they merge into."""
+        return [*self.plan.branches, *([self.plan.merge.into] if self.plan.merge else [])]
+
+    def _restore(self) -> tuple[int, dict[str, dict[str, int]]]:
+        checkpoint = latest_checkpoint(self.root / "checkpoints")
+        done, cost = (
+            (checkpoint.step, checkpoint.cost) if checkpoint else (0, no_cost(self.plan.branches))
+        )
+        if checkpoint:
+            self.engine.each(Branch.restore, dict.fromkeys(self.plan.branches, checkpoint.folder))
+            self.console.print(f"continuing after step {done} of {self.plan.total_steps}")
+        for name in ("metrics.jsonl", "timings.jsonl", "rollouts.jsonl", "evaluations.jsonl"):
+            truncate_lines(self.root / name, lambda record: record["step"] <= done)
+        return done, cost
+
+    def _train(self, done: int, cost: dict[str, dict[str, int]]) -> None:
+        total, settings = self.plan.total_steps, self.config.checkpoint
+        with RunProgress(self.console, total, done) as progress:
+            for step in range(done, total):
+                started = time.perf_counter()
+                index, _ = self.plan.locate(step)
+                position = Position(step + 1, index, self.plan.stages[index])
+                result = take_step(self.engine, self.config, position)
+                cost = add_step(cost, position.stage, result.lessons)
+                place = {"step": step + 1, "stage": position.stage.name, "stage_index": index}
+                append_line(
+                    self.root / "metrics.jsonl", {**place, "branches": result.metrics, "cost": cost}
+                )
+                for record in rollout_records(step + 1, result.lessons):
+                    append_line(self.root / "rollouts.jsonl", record)
+                self._evaluate_sometimes(step + 1)
+                seconds = time.perf_counter() - started
+                append_line(
+                    self.root / "timings.jsonl", {"step": step + 1, "seconds": round(seconds, 4)}
+                )
+                progress.advance(position, result.metrics, seconds)
+                if (step + 1) % settings.every == 0 or step + 1 == total:
+                    save_checkpoint(
+                        self.root / "checkpoints",
+                        self.engine,
+                        self.plan.branches,
+                        step + 1,
+                        cost,
+                        settings.keep,
+                    )
+
+    def _evaluate_sometimes(self, step: int) -> None:
+        every = self.config.evaluation.every
+        if every and step % every == 0 and step < self.plan.total_steps:
+            results = evaluate(self.engine, self.config, self.plan.branches)
+            append_line(
+                self.root / "evaluations.jsonl", {"step": step, "results": to_json(results)}
+            )
+
+    def _base_results(self, done: int) -> Results:
+        """The base's results: measured before the first step, read from the run's files
+        afterwards."""
+        path = self.root / "eval.json"
+        if path.exists():
+            return from_json(json.loads(path.read_text(encoding="utf-8")))[BASE]
+        self.console.print("evaluating the base")
+        name = self.plan.branches[0]
+        if done:
+            self.engine.spawn(BASE, self.config.model.path)
+            name = BASE
+        results = evaluate(self.engine, self.config, [name])[name]
+        if done:
+            self.engine.drop(BASE)
+        write_atomically(path, json.dumps(to_json({BASE: results})))
+        return results
+
+    def _finish(self, base: Results) -> None:
+        """Merges, exports, evaluates, and prints what came out."""
+        final = self.root / "final"
+        if self.plan.merge is None:
+            self._export(final)
+        else:
+            self._merge(final)
+        self.console.print("evaluating the trained models")
+        results = {BASE: base, **evaluate(self.engine, self.config, self._measured)}
+        write_atomically(self.root / "eval.json", json.dumps(to_json(results)))
+        self._report(results)
+
+    def _export(self, final: Path) -> None:
+        """Without a merge: the result branch is the final model, or every branch is, under its
+        name."""
+        if self.plan.result:
+            self._export_each({self.plan.result: Path()}, final)
+        else:
+            self._export_each({name: Path(name) for name in self.plan.branches}, final)
+
+    def _export_each(self, places: dict[str, Path], final: Path) -> None:
+        def fill(aside: Path) -> None:
+            self.engine.each(Branch.export, {name: aside / place for name, place in places.items()})
+
+        make_folder_atomically(final, fill)
+
+    def _merge(self, final: Path) -> None:
+        """The merged weights become a branch of their own, so that they can be measured and
+        exported like any other."""
+        merge = self.plan.merge
+        assert merge is not None, "only called with a merge"
+        self.engine.spawn(merge.into, self.config.model.path)
+        base = self.engine.each(Branch.weights, {merge.into: None})[merge.into]
+
+        def accuracy(weights: Weights) -> float:
+            self.engine.each(Branch.set_weights, {merge.into: weights})
+            results = evaluate(self.engine, self.config, [merge.into], split="validation")
+            return overall(results[merge.into]).mean
+
+        branches: dict[str, dict[str, Tensor]] = self.engine.each(
+            Branch.weights, dict.fromkeys(merge.branches, None)
+        )
+        weights, shares = merge_weights(merge.method, branches, lambda: base, accuracy)
+        self.engine.each(Branch.set_weights, {merge.into: weights})
+        self._export_each({merge.into: Path()}, final)
+        if shares:
+            parts = ", ".join(f"{share:.2f} {name}" for name, share in shares.items())
+            self.console.print(f"merged {merge.into} = {parts}")
+
+    def _report(self, results: dict[str, Results]) -> None:
+        title = "held-out accuracy with 95 % intervals over problems"
+        self.console.print(results_table(results, title))
+        for model in [self.plan.final] if self.plan.final else self.plan.branches:
+            for line in gain_lines(results, model, BASE):
+                self.console.print(line)
+        self.console.print(f"final model: {self.root / 'final'}")

@@ -1,0 +1,236 @@
+"""The words of copd as frozen values: problems, completions, rollouts.
+
+Knows nothing of torch, models or files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+Split = Literal["train", "validation", "test"]
+"""`train` is learned from, `validation` chooses settings (merge weights), `test` is only ever
+measured."""
+
+Metrics = Mapping[str, float]
+"""Metric name to value, already reduced to one number."""
+
+
+@dataclass(frozen=True)
+class Text:
+    """A run of plain text inside a message."""
+
+    text: str
+
+
+@dataclass(frozen=True, eq=False)
+class Image:
+    """One picture inside a message."""
+
+    pixels: NDArray[np.uint8]
+    """RGB, shape `H W 3`."""
+
+
+@dataclass(frozen=True, eq=False)
+class Video:
+    """A clip inside a message, already decoded."""
+
+    frames: NDArray[np.uint8]
+    """RGB, shape `F H W 3`."""
+
+    fps: float
+    """Frames per second of `frames`."""
+
+
+Part = Text | Image | Video
+
+
+@dataclass(frozen=True)
+class Message:
+    """One chat turn, rendered later by the model's own template."""
+
+    role: str
+    content: tuple[Part, ...]
+
+
+@dataclass(frozen=True)
+class ProblemId:
+    """Names a problem so that it can be rebuilt anywhere; media never travel, this does."""
+
+    domain: str
+    split: Split
+    index: int
+
+
+@dataclass(frozen=True, eq=False)
+class Problem:
+    """What the policy is asked, and the reference answer its completions are verified against."""
+
+    id: ProblemId
+    suite: str
+    """The generator or benchmark the problem belongs to; results are reported per suite."""
+
+    messages: tuple[Message, ...]
+    answer: str
+
+
+@dataclass(frozen=True, eq=False)
+class Completion:
+    """Tokens sampled after a prompt."""
+
+    token_ids: NDArray[np.int32]
+    """Shape `T`, the end token included when the policy ended by itself."""
+
+    logprobs: NDArray[np.float32]
+    """Shape `T`, under the policy and at the temperature that sampled."""
+    text: str
+    """The decoded tokens without special ones; what a verifier reads."""
+    is_truncated: bool
+    """True when the token limit ended it."""
+
+
+@dataclass(frozen=True, eq=False)
+class Rollout:
+    """A completion and what the verifier made of it."""
+
+    completion: Completion
+    reward: float
+
+
+@dataclass(frozen=True, eq=False)
+class Group:
+    """The G rollouts of one problem."""
+
+    problem: Problem
+    rollouts: tuple[Rollout, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class SampleRequest:
+    """One batch a branch is asked to sample: `group_size` completions for each of P problems."""
+
+    action: str
+    """Key of the action the batch is for."""
+
+    problems: tuple[ProblemId, ...]
+    temperature: float
+    seed: int
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """The rollouts of one action in one step, packed: one flat token axis `N`, no padding.
+
+    Rollouts are ordered problem by problem: `p * G + g` is completion g of problem p; `B = P * G`.
+    """
+
+    action: str
+    problems: tuple[ProblemId, ...]
+    prompt_lengths: NDArray[np.int32]
+    """Shape `P`, prompt tokens, media included."""
+
+    token_ids: NDArray[np.int32]
+    """Shape `N`, all completions one after another."""
+
+    lengths: NDArray[np.int32]
+    """Shape `B`, tokens of each completion."""
+    logprobs: NDArray[np.float32]
+    """Shape `N`, under the policy and at the temperature that sampled."""
+    rewards: NDArray[np.float32]
+    """Shape `P G`."""
+
+    is_truncated: NDArray[np.bool_]
+    """Shape `B`."""
+
+    texts: tuple[str, ...]
+    """The B completions as the verifier read them."""
+
+
+@dataclass(frozen=True, eq=False)
+class ScoreRequest:
+    """What a teacher is asked about a student's batch: names and tokens, nothing else travels."""
+
+    problems: tuple[ProblemId, ...]
+    token_ids: NDArray[np.int32]
+    """Shape `N`."""
+
+    lengths: NDArray[np.int32]
+    """Shape `B`."""
+
+    probes: NDArray[np.int32]
+    """Shape `M`, ascending positions on `N` where the teacher tells its most probable tokens."""
+
+    top_k: int
+    """How many tokens it tells there, K; 0 means the whole vocabulary."""
+
+
+@dataclass(frozen=True, eq=False)
+class Scores:
+    """A teacher's answer, at temperature 1."""
+
+    logprobs: NDArray[np.float32]
+    """Shape `N`, log pi_teacher(y_t)."""
+
+    probes: NDArray[np.int32]
+    """Shape `M`, as asked."""
+
+    topk_ids: NDArray[np.int32]
+    """Shape `M K`, the teacher's most probable tokens, best first."""
+
+    topk_logprobs: NDArray[np.float32]
+    """Shape `M K`."""
+
+
+@dataclass(frozen=True, eq=False)
+class Lesson:
+    """One batch of an update: RLVR from the rewards when nobody scored it, OPD from the scores
+    otherwise."""
+
+    domain: str
+    batch: Batch
+    scores: Scores | None = None
+    ref_logprobs: NDArray[np.float32] | None = None
+    """Shape `N`, under theta_0; only reward extrapolation asks for them."""
+
+    beta: float = 1.0
+    """Factor on the distillation signal."""
+
+
+@dataclass(frozen=True, eq=False)
+class UpdateRequest:
+    """All lessons of a branch in one step; they make one optimizer update."""
+
+    lessons: tuple[Lesson, ...]
+    position: str
+    """Stage and step in words, for error messages."""
+
+
+@dataclass(frozen=True)
+class EvaluationRequest:
+    """Held-out problems of one domain, each answered `num_samples` times."""
+
+    domain: str
+    split: Split
+    num_problems: int
+    num_samples: int
+    temperature: float
+    max_completion_tokens: int
+    seed: int
+
+
+@dataclass(frozen=True, eq=False)
+class Answers:
+    """The rewards of an evaluation; statistics are made of them elsewhere."""
+
+    suites: tuple[str, ...]
+    """The suite of each of the P problems."""
+
+    rewards: NDArray[np.float32]
+    """Shape `P S`."""
+
+    lengths: NDArray[np.int32]
+    """Shape `P S`, completion tokens."""
