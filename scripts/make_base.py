@@ -1,13 +1,14 @@
-"""Trains the embedded base: a miniature Qwen3-VL taught several habits per domain, good and bad, in
-equal parts.
+"""Trains the embedded base: a miniature Qwen3-VL taught good and bad habits in every domain.
 
-python scripts/make_base.py --out src/copd/policy/tiny/model
+    python scripts/make_base.py --out src/copd/policy/tiny/model
 
 For every problem of the digits world there are three ways to write a completion, told apart by
-their first letter: a sound procedure, a careless one and the bare answer. The base learns all three
-equally often, so it is mediocre by construction: it can solve nearly everything, and mostly does
-not. Which letter stands for the sound procedure differs between domains (`--world conflict`) or is
-the same everywhere (`--world agree`).
+their first letter: a sound procedure, a careless one and the bare answer. The base learns to use
+them with fixed frequencies, so it is mediocre by construction: it can solve nearly everything, and
+mostly does not. Which letter stands for the sound procedure differs between domains (`--world
+conflict`, the one that ships) or is the same everywhere (`--world agree`).
+
+On two CPU cores this takes about half an hour; it prints accuracy and pass@8 of what it made.
 """
 
 from __future__ import annotations
@@ -41,6 +42,8 @@ SOUND_LETTER = {
 """Letter of the sound procedure for each suite of a domain; the careless one has the other, C is
 the bare answer."""
 
+FREQUENCIES = (0.3, 0.5, 0.2)
+"""How often the base uses the sound procedure, the careless one and the bare answer."""
 CHAT_TEMPLATE = """{%- for message in messages %}
 {{- '<|im_start|>' + message.role + '\n' }}
 {%- if message.content is string %}{{- message.content }}{%- else %}
@@ -254,13 +257,16 @@ def habits(question: Question, sound: str) -> list[str]:
 
 
 def loss_of(model: Qwen3VLForConditionalGeneration, batch: dict) -> Tensor:
-    """Mean cross-entropy of the completion tokens; the prompt's last position predicts three
-    different first letters."""
+    """Mean cross-entropy of the completion tokens.
+
+    The prompt's last position predicts three different first letters; they weigh as often as the
+    habits should be used.
+    """
     hidden = model.model(**batch["inputs"], use_cache=False).last_hidden_state
     keep = batch["targets"] >= 0
     logits = model.lm_head(hidden[keep])
     last = model.lm_head(hidden[torch.arange(len(hidden)), batch["lengths"] - 1])
-    first = last.log_softmax(-1).gather(1, batch["first"])
+    first = last.log_softmax(-1).gather(1, batch["first"]) * torch.tensor(FREQUENCIES) * 3
     rest = torch.nn.functional.cross_entropy(logits, batch["targets"][keep], reduction="sum")
     return (rest - first.sum()) / (keep.sum() + first.numel())
 
@@ -280,8 +286,8 @@ def main() -> None:
     )
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--world", choices=sorted(SOUND_LETTER), default="conflict")
-    parser.add_argument("--steps", type=int, default=4000)
-    parser.add_argument("--batch", type=int, default=32, help="problems of each domain per step")
+    parser.add_argument("--steps", type=int, default=3200)
+    parser.add_argument("--batch", type=int, default=16, help="problems of each domain per step")
     parser.add_argument("--learning-rate", type=float, default=2e-3)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()

@@ -101,6 +101,7 @@ def test_a_setting_of_another_variant_names_that_variant(
         (("--recipe.rounds", "2.5"), "recipe.rounds must be an integer: got 2.5."),
         (("--recipe.rounds", "true"), "recipe.rounds must be an integer: got True."),
         (("--recipe.rounds", "'3'"), "recipe.rounds must be an integer: got '3'."),
+        (("--seed", "1\nx = 2"), r"seed must be an integer: got '1\nx = 2'."),
         (("--optimizer.learning_rate", "nan"), "must be a finite number: got nan."),
         (("--optimizer.betas", "[0.9]"), "optimizer.betas must have one more entry: got [0.9]."),
         (("--optimizer.betas", "[0.9, 2]"), "Every entry of optimizer.betas must be less than 1"),

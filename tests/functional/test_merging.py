@@ -43,7 +43,7 @@ def assert_same(got: State, wanted: State) -> None:
 Merge = Callable[[State, Sequence[State]], State]
 METHODS: list[Merge] = [
     lambda base, states: average(states),
-    lambda base, states: average(states, (0.2, 0.5, 0.3)),
+    lambda base, states: average(states, (0.5, 0.2, 0.3)),
     lambda base, states: task_arithmetic(base, states, scale=0.7),
     lambda base, states: ties(base, states, density=0.3),
     lambda base, states: dare(base, states, density=0.3, seed=0),
@@ -84,13 +84,22 @@ def test_average_does_not_depend_on_the_order():
         torch.testing.assert_close(got, wanted)
 
 
+@pytest.mark.parametrize("chosen", range(3))
+def test_a_weight_of_one_returns_that_state(chosen: int):
+    states = [random_state(seed) for seed in range(3)]
+    weights = [float(position == chosen) for position in range(3)]
+    assert_same(average(states, weights), states[chosen])
+
+
 def test_bfloat16_is_rounded_once_at_the_end():
-    """257 = 1 + 256 does not fit bfloat16: summed there, three steps of one would be lost."""
-    states = [{"w": torch.tensor([value]).bfloat16()} for value in (256.0, 258.0, 260.0, 262.0)]
-    assert average(states)["w"].item() == 260.0  # 259, to even
-    steps = [{"w": torch.tensor([value]).bfloat16()} for value in (1.0, 1.0, 1.0)]
-    base = {"w": torch.tensor([0.0]).bfloat16()}
-    assert task_arithmetic(base, steps, weights=(256.0, 1.0, 1.0))["w"].item() == 258.0
+    """257 is no bfloat16, nor is the difference 1.0078125 - 256: both must be met in float32."""
+
+    def state(value: float) -> State:
+        return {"w": torch.tensor([value], dtype=torch.bfloat16)}
+
+    assert average([state(256.0), state(258.0), state(258.0)])["w"].item() == 258.0  # of 257.33
+    moved = task_arithmetic(state(256.0), [state(1.0078125)])
+    assert moved["w"].item() == 1.0078125
 
 
 def test_small_updates_survive_in_float32():

@@ -64,12 +64,12 @@ def test_resizing_a_clip_is_close_to_resizing_the_image(processor):
 
 def test_every_frame_is_used_at_its_own_time(processor):
     frames = noise(5, 16, 16, 3)
-    inputs = read_media(processor, VIDEO, [], [Video(frames, fps=2.0)])
+    inputs = read_media(processor, VIDEO, [], [Video(frames, fps=4.0)])
     assert inputs["video_grid_thw"].tolist() == [[3, 2, 2]]
     text = processor.tokenizer.decode(inputs["input_ids"][0])
     block = f"<|vision_start|>{VIDEO}<|vision_end|>"
-    # frames 0.0 and 0.5, 1.0 and 1.5, 2.0 and itself again; halves round to even
-    assert text == f"<0.2 seconds>{block}<1.2 seconds>{block}<2.0 seconds>{block}"
+    # means of 0.0 and 0.25, of 0.5 and 0.75, of 1.0 and itself again
+    assert text == f"<0.1 seconds>{block}<0.6 seconds>{block}<1.0 seconds>{block}"
     last = inputs["pixel_values_videos"].reshape(3, 4, 3, 2, 64)[2]
     assert torch.equal(last[:, :, 0], last[:, :, 1])
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from copd.policy import Policy
+from copd.policy import Policy, Prompt
 from copd.types import Image, Message, Text
 
 STRANGER = """
@@ -57,6 +57,15 @@ def greedy(policy: Policy, *parts: Text | Image) -> list[int]:
     return completion.token_ids.tolist()
 
 
+def let_a_banned_token_win(policy: Policy, prompt: Prompt) -> None:
+    """Nothing trains the logits of banned tokens: suppose one has drifted far up."""
+    start = policy.tokenizer.convert_tokens_to_ids("<|im_start|>")
+    with torch.no_grad():
+        (state,) = policy.score([prompt], [[np.array([0], dtype=np.int32)]]).hidden
+        policy.head[start] = 50 * state / state.norm()
+        assert int((state @ policy.head.T).argmax()) == start
+
+
 @pytest.mark.slow
 def test_a_stranger_with_only_transformers_gets_our_answers(seeing_folder, tmp_path: Path):
     policy = Policy.load(seeing_folder)
@@ -64,10 +73,9 @@ def test_a_stranger_with_only_transformers_gets_our_answers(seeing_folder, tmp_p
     with torch.no_grad():
         for parameter in policy.model.parameters():
             parameter += 0.03 * torch.randn(parameter.shape, generator=noise)
-        # nothing trains the logits of banned tokens: suppose they have drifted far up
-        policy.head[policy.banned] *= 5
     pixels = np.random.default_rng(0).integers(0, 256, (32, 48, 3)).astype(np.uint8)
     question = "How many are left?"
+    let_a_banned_token_win(policy, policy.render([Message("user", (Text(question),))]))
     ours = [greedy(policy, Text(question)), greedy(policy, Image(pixels), Text(question))]
     policy.save(tmp_path)
     assert not list(tmp_path.glob("*.bin"))

@@ -76,7 +76,7 @@ class Learning:
         policy: Policy,
         book: PromptBook,
         lesson: Lesson,
-        advantages: Float[Tensor, N] | None,
+        advantages: Float[Tensor, "N"] | None,
         share: float,
     ) -> Record:
         """Adds the gradient of `share` times the lesson's loss to the policy's parameters."""
@@ -102,7 +102,7 @@ class Learning:
         part: Part,
         states: PackedStates,
         record: Record,
-    ) -> Float[Tensor, N]:
+    ) -> Float[Tensor, "N"]:
         """The loss of each token of a part, before weighting; also fills the record."""
         scores = lesson.scores
         temperature = self.temperature if scores is None else 1.0
@@ -142,7 +142,7 @@ class Learning:
 
     def _direct(
         self, policy: Policy, scores: Scores, part: Part, states: PackedStates
-    ) -> Float[Tensor, N]:
+    ) -> Float[Tensor, "N"]:
         """A divergence between whole distributions, over the support the teacher told."""
         assert not isinstance(self.distill, SampledDistill)
         k = (
@@ -163,7 +163,7 @@ class Learning:
     @torch.no_grad()
     def _exact_reverse_kl(
         self, policy: Policy, scores: Scores, part: Part, states: PackedStates
-    ) -> Float[Tensor, N]:
+    ) -> Float[Tensor, "N"]:
         """KL(student || teacher) at every token, over the teacher's top k and a tail; the control
         variate."""
         ids, logprobs = _told(scores, part.tokens, states)
@@ -214,7 +214,7 @@ def _told(scores: Scores, tokens: slice, states: PackedStates) -> tuple[Tensor, 
 
 
 def lesson_metrics(
-    lesson: Lesson, record: Record, advantages: Float[Tensor, N] | None
+    lesson: Lesson, record: Record, advantages: Float[Tensor, "N"] | None
 ) -> dict[str, float]:
     """What one lesson shows: reward, spread, entropy, length; for OPD also how far apart the pair
     is."""

@@ -72,7 +72,7 @@ def reward_advantages(batch: Batch, loss: LossConfig) -> Float[Tensor, "P G"]:
 
 def token_advantages(
     lessons: Sequence[Lesson], loss: LossConfig, distill: SampledDistill | None
-) -> list[Float[Tensor, N] | None]:
+) -> list[Float[Tensor, "N"] | None]:
     """One advantage per token for every lesson: A_i of its completion (RLVR), or beta * delta_t
     (OPD).
 
@@ -108,7 +108,7 @@ def token_advantages(
     ]
 
 
-def _delta(lesson: Lesson, distill: SampledDistill) -> Float[Tensor, N]:
+def _delta(lesson: Lesson, distill: SampledDistill) -> Float[Tensor, "N"]:
     assert lesson.scores is not None, "only a scored batch has a delta"
     teacher = torch.from_numpy(lesson.scores.logprobs)
     delta = sampled_reverse_kl(

@@ -74,9 +74,10 @@ def jensen_shannon(
             f"Jensen-Shannon needs 0 < jsd_beta < 1: got {beta}. "
             "Use the form `forward` for 0 and `reverse` for 1."
         )
+    # Where both are -inf, logaddexp has a NaN gradient; neither KL looks at the mixture there.
     absent = student_logprobs.isneginf() & teacher_logprobs.isneginf()
     mixture = torch.logaddexp(
-        teacher_logprobs.masked_fill(absent, 0.0) + math.log(beta),
+        teacher_logprobs + math.log(beta),
         student_logprobs.masked_fill(absent, 0.0) + math.log1p(-beta),
     )
     return beta * _kl(teacher_logprobs, mixture) + (1.0 - beta) * _kl(student_logprobs, mixture)
@@ -104,22 +105,19 @@ def topk_buckets(
     student_logprobs: Float[Tensor, "M V"],
     teacher_topk_logprobs: Float[Tensor, "M K"],
     teacher_topk_ids: Int[Tensor, "M K"],
-) -> tuple[Float[Tensor, "M L"], Float[Tensor, "M L"]]:
+) -> tuple[Float[Tensor, "M K+1"], Float[Tensor, "M K+1"]]:
     """Both distributions over the teacher's top k, one bucket each, and a tail bucket for the rest.
 
-    `L = K + 1`, and `L = K` where nothing is left over. Any divergence of the pair is one in its
-    own right: never negative, at most the full divergence, equal to it at K = V. Without the tail,
-    what lies outside would escape the loss, and emptying the teacher's top k would minimise a
-    reverse KL.
+    Any divergence of the pair is one in its own right: never negative, at most the full divergence,
+    equal to it at K = V. Without the tail, what lies outside would escape the loss, and emptying
+    the teacher's top k would minimise a reverse KL.
 
     The teacher's part carries no gradient. Its tail, known only as what its top k leaves of 1, is
-    not taken below float resolution; the student's is summed from its tokens. A tail of banned
-    tokens alone is -inf on both sides.
+    not taken below float resolution; the student's is summed from its tokens. A tail without
+    tokens, or of banned ones alone, is -inf on both sides.
     """
     student_head = student_logprobs.gather(-1, teacher_topk_ids.long())
     teacher_head = teacher_topk_logprobs.detach().to(student_head.dtype)
-    if teacher_topk_ids.shape[1] == student_logprobs.shape[1]:
-        return student_head, teacher_head
     num_allowed = (~student_logprobs.isneginf()).sum(dim=-1, keepdim=True)
     is_empty = num_allowed == (~student_head.isneginf()).sum(dim=-1, keepdim=True)
     covered = torch.where(is_empty, 0.0, -torch.inf).to(student_head.dtype).expand_as(student_head)

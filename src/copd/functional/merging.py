@@ -20,14 +20,18 @@ Weights = tuple[float, ...]
 
 
 def average(states: Sequence[State], weights: Sequence[float] | None = None) -> dict[str, Tensor]:
-    """The weighted mean `sum w_i theta_i`, uniform by default: the paper's Merge."""
+    """The weighted mean `sum w_i theta_i`, uniform by default: the paper's Merge.
+
+    Differences are taken from the heaviest state, so weight 1 returns a state bit for bit.
+    """
     weights = _weights(states, weights)
     if not math.isclose(math.fsum(weights), 1.0, abs_tol=1e-6):
         raise ValueError(
             f"the weights of an average sum to 1: got {weights}, sum {math.fsum(weights):g}. "
             "Divide them by their sum, or use task arithmetic."
         )
-    return _merge(states[0], states, lambda deltas: _weighted_sum(deltas, weights))
+    heaviest = states[weights.index(max(weights))]
+    return _merge(heaviest, states, lambda deltas: _weighted_sum(deltas, weights))
 
 
 def task_arithmetic(
@@ -161,7 +165,7 @@ def _trim(deltas: Float[Tensor, "K *shape"], density: float) -> Float[Tensor, "K
 def _elect_and_average(deltas: Float[Tensor, "K *shape"]) -> Float[Tensor, "*shape"]:
     """The mean over the entries whose sign is that of the sum; zeros have no vote and no share."""
     elected = deltas.sum(dim=0).sign()
-    agrees = (deltas.sign() == elected) & (deltas != 0)
+    agrees = deltas.sign() == elected
     total = deltas.masked_fill(~agrees, 0.0).sum(dim=0)
     return total / agrees.sum(dim=0).clamp(min=1)
 
@@ -189,7 +193,9 @@ def _check_density(density: float) -> None:
 
 def _check_same_tensors(base: State, state: State, position: int) -> None:
     for name in sorted(base.keys() ^ state.keys()):
-        lacking = f"state {position}" if name in base else "the base (of an average: state 0)"
+        lacking = (
+            f"state {position}" if name in base else "the base (of an average: its heaviest state)"
+        )
         raise ValueError(
             f"tensor {name!r} is missing from {lacking}: states to merge have the same tensors. "
             "Merge models of one architecture, adapters with adapters."

@@ -39,9 +39,7 @@ def find_model(path: str | Path) -> str:
     return str(path)
 
 
-def load_model(
-    source: str, *, dtype: str, device: str, trust_remote_code: bool
-) -> PreTrainedModel:
+def load_model(source: str, *, dtype: str, device: str, trust_remote_code: bool) -> PreTrainedModel:
     """The causal or image-text-to-text model its configuration names, from safetensors only."""
     if dtype not in _DTYPES:
         raise ValueError(f"unknown dtype: got '{dtype}', expected one of {', '.join(_DTYPES)}.")

@@ -52,9 +52,7 @@ class Policy:
     ) -> Self:
         """From a Hugging Face folder or hub name."""
         source = find_model(path)
-        model = load_model(
-            source, dtype=dtype, device=device, trust_remote_code=trust_remote_code
-        )
+        model = load_model(source, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
         renderer = Renderer.load(source, model.config, trust_remote_code=trust_remote_code)
         return cls(model, renderer)
 

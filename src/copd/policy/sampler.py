@@ -160,9 +160,8 @@ def draw(logprobs: Float[Tensor, "R V"], noise: Float[Tensor, "R"]) -> Int[Tenso
     A token of probability zero adds nothing to the sum and so is never the one that passes it.
     """
     cumulative = logprobs.double().exp().cumsum(dim=-1)
-    total = cumulative[:, -1]
-    target = torch.minimum(noise * total, torch.nextafter(total, torch.zeros_like(total)))
-    return torch.searchsorted(cumulative, target[:, None], right=True)[:, 0]
+    target = noise[:, None] * cumulative[:, -1:]
+    return torch.searchsorted(cumulative, target, right=True)[:, 0]
 
 
 def _choose(

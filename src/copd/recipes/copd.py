@@ -17,7 +17,7 @@ def copd(branches: Mapping[str, str], config: CoPDConfig) -> Plan:
     native = tuple(RLVR(name, domain) for name, domain in branches.items())
     betas = config.betas(branches)
     cross = tuple(
-        OPD(student, teacher, branches[teacher], betas[teacher])
+        OPD(student, teacher, branches[teacher], betas[student])
         for student, teacher in edges(tuple(branches), config.hub)
         if betas[student] > 0
     )

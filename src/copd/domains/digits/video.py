@@ -48,10 +48,11 @@ def left_sum(rng: np.random.Generator, split: Split) -> Question:
             break
     word, side = (("left", 0), ("right", 1))[rng.integers(2)]
     chosen = [digit for digit, where in zip(digits, sides, strict=True) if where == side]
+    seen = "".join(str(d) if where == side else "_" for d, where in zip(digits, sides, strict=True))
     return Question(
         parts=(_clip(rng, split, digits, sides), Text(f"Sum on the {word}?")),
         answer=str(sum(chosen)),
-        worked=f"{joined(chosen)}:{joined(running(chosen))}",
+        worked=f"{seen}:{joined(running(chosen))}",
         careless=f"{joined(digits)}:{joined(running(digits))}",
         careless_answer=str(sum(digits)),
     )

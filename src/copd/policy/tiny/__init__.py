@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 from importlib import resources
-from pathlib import Path
 
 NAME = "tiny"
 """What stands for the embedded base in `model.path`."""
@@ -16,5 +15,5 @@ def resolve(model: str) -> str:
     """The folder of the embedded base for "tiny"; anything else is a folder or hub name and stays
     as it is."""
     return (
-        str(Path(str(resources.files(__package__).joinpath("model")))) if model == NAME else model
+        str(resources.files("copd.policy.tiny").joinpath("model")) if model == NAME else model
     )

@@ -1,0 +1,174 @@
+"""The digits world: deterministic, disjoint, and right about its own answers."""
+
+import re
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from sklearn.datasets import load_digits
+
+from copd.domains.digits import MODALITIES, DigitsDomain
+from copd.domains.digits.scans import CELL, _archive, draw_digit, scan_ids
+from copd.types import Image, Text, Video
+
+SIZES = {"train": 900, "validation": 60, "test": 90}
+ALL = [(modality, suite) for modality, suites in MODALITIES.items() for suite in suites]
+
+
+def domain(modality, *suites):
+    return DigitsDomain(modality, modality, suites or tuple(MODALITIES[modality]), SIZES)
+
+
+def questions(modality, suite, count=150):
+    one = domain(modality, suite)
+    return [one.question("train", index) for index in range(count)]
+
+
+def words(question):
+    return " ".join(part.text for part in question.parts if isinstance(part, Text))
+
+
+def test_the_scans_are_scikit_learns():
+    images, labels = _archive()
+    original = load_digits()
+    assert np.array_equal(images, original.images)
+    assert np.array_equal(labels, original.target)
+
+
+def test_splits_share_no_scan_and_cover_all():
+    ids = {
+        split: {int(i) for digit in range(10) for i in scan_ids(split, digit)}
+        for split in ("train", "validation", "test")
+    }
+    assert sum(map(len, ids.values())) == len(set.union(*ids.values())) == 1797
+    assert all(len(scan_ids(split, digit)) >= 10 for split in ids for digit in range(10))
+
+
+def test_a_dark_digit_is_the_negative_of_a_light_one():
+    light = draw_digit(np.random.default_rng(3), "train", 7, "light")
+    dark = draw_digit(np.random.default_rng(3), "train", 7, "dark")
+    assert light.shape == (CELL, CELL)
+    assert np.array_equal(255 - light, dark)
+    assert light.max() > 200 and light.min() == 0
+
+
+@pytest.mark.parametrize(("modality", "suite"), ALL)
+def test_problems_are_deterministic_and_differ(modality, suite):
+    one, again = domain(modality, suite), domain(modality, suite)
+    first, second = one.problem("test", 5), again.problem("test", 5)
+    assert first.answer == second.answer
+    assert first.id == second.id
+    for a, b in zip(first.messages[0].content, second.messages[0].content, strict=True):
+        if isinstance(a, Image):
+            assert np.array_equal(a.pixels, b.pixels)
+        elif isinstance(a, Video):
+            assert np.array_equal(a.frames, b.frames)
+        else:
+            assert a == b
+    assert len({q.worked for q in questions(modality, suite)}) > 100
+    assert one.question("train", 5).worked != one.question("test", 5).worked
+
+
+@pytest.mark.parametrize(("modality", "suite"), ALL)
+def test_answers_are_short_and_the_careless_way_is_mostly_wrong(modality, suite):
+    drawn = questions(modality, suite)
+    assert all(re.fullmatch(r"-?\d+|[abc]", q.answer) for q in drawn)
+    assert len({q.answer for q in drawn}) >= 3
+    assert np.mean([q.answer == q.careless_answer for q in drawn]) < 0.55
+    assert all(len(f"A{q.worked}#{q.answer}") < 38 for q in drawn)
+
+
+def test_chains_compute():
+    for question in questions("text", "chain"):
+        expression = re.fullmatch(r"Compute ([-+\d]+)\.", words(question))[1]
+        assert sum(map(int, re.findall(r"[-+]?\d+", expression))) == int(question.answer)
+
+
+def test_comparisons_compare():
+    for question in questions("text", "compare"):
+        options = dict(re.findall(r"([abc]) ([-+\d]+)", words(question)))
+        values = {k: sum(map(int, re.findall(r"[-+]?\d+", v))) for k, v in options.items()}
+        pick = max if "largest" in words(question) else min
+        assert question.answer == pick(values, key=values.get)
+
+
+def test_stories_add_up_and_nobody_owes():
+    for question in questions("text", "story"):
+        start = int(re.search(r"has (\d+)", words(question))[1])
+        changes = re.findall(r"(gets|loses) (\d+)", words(question))
+        totals = np.cumsum([start, *(int(n) if v == "gets" else -int(n) for v, n in changes)])
+        assert totals.min() >= 0
+        assert totals[-1] == int(question.answer)
+
+
+def test_pictures_hold_what_is_counted():
+    for question in questions("image", "signed_sum"):
+        terms = [int(term) for term in question.worked.split(":")[0].split(",")]
+        assert sum(terms) == int(question.answer)
+        height, width, _ = question.parts[0].pixels.shape
+        assert height * width == CELL**2 * len(terms)
+    for question in questions("image", "count"):
+        digits = [int(digit) for digit in question.worked.split(":")[0].split(",")]
+        bound = int(re.search(r"above (\d)", words(question))[1])
+        assert sum(digit > bound for digit in digits) == int(question.answer)
+    for question in questions("image", "extreme"):
+        digits = sorted(int(digit) for digit in question.worked.split(":")[0].split(","))
+        wanted = {"Largest?": digits[-1], "Smallest?": digits[0], "Second largest?": digits[-2]}
+        assert int(question.answer) == wanted[words(question)]
+
+
+def test_the_ink_of_a_term_is_its_sign():
+    for question in questions("image", "signed_sum", 60):
+        pixels = question.parts[0].pixels
+        cells = pixels.reshape(-1, CELL, pixels.shape[1] // CELL, CELL, 3).swapaxes(1, 2)
+        is_dark = cells.reshape(-1, CELL**2 * 3).mean(axis=1) > 127
+        terms = question.worked.split(":")[0].split(",")
+        assert all(dark for dark, term in zip(is_dark, terms, strict=True) if term[0] == "-")
+        assert all(
+            not dark
+            for dark, term in zip(is_dark, terms, strict=True)
+            if term[0] != "-" and term != "0"
+        )
+
+
+def test_clips_show_each_digit_for_a_second():
+    for question in questions("video", "rises"):
+        digits = [int(digit) for digit in re.findall(r"\d", question.worked)]
+        assert sum(b > a for a, b in pairwise(digits)) == int(question.answer)
+        clip = question.parts[0]
+        assert clip.frames.shape == (2 * len(digits), CELL, 2 * CELL, 3)
+        assert len(clip.frames) / clip.fps == len(digits)
+        assert np.array_equal(clip.frames[::2], clip.frames[1::2])
+
+
+def test_chosen_sums_and_order():
+    for question in questions("video", "left_sum"):
+        frames = question.parts[0].frames[::2]
+        side = frames[:, :, :CELL] if "left" in words(question) else frames[:, :, CELL:]
+        seen = question.worked.split(":")[0]
+        assert [mark != "_" for mark in seen] == (side.max(axis=(1, 2, 3)) > 0).tolist()
+        assert sum(map(int, seen.replace("_", ""))) == int(question.answer)
+    for question in questions("video", "order"):
+        digits = question.worked.split(":")[0].split(",")
+        asked = re.search(r"before (\d)", words(question))[1]
+        assert question.answer == digits[digits.index(asked) - 1]
+
+
+def test_suites_take_turns():
+    one = domain("text")
+    assert [one.problem("train", i).suite for i in range(4)] == ["chain", "compare", "story", "chain"]
+
+
+def test_the_verifier_reads_the_final_answer():
+    one = domain("text", "chain")
+    problem = one.problem("test", 0)
+    assert one.verify(problem, f"A1,2#{problem.answer}") == 1.0
+    assert one.verify(problem, f"#{problem.answer}#1{problem.answer}") == 0.0
+    assert one.verify(problem, problem.answer) == 0.0
+
+
+def test_user_errors():
+    with pytest.raises(ValueError, match=r"Correct domains\.text\.suites"):
+        domain("text", "chains")
+    with pytest.raises(IndexError, match="has 90 test problems: got index 90"):
+        domain("text").problem("test", 90)
