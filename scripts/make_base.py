@@ -42,7 +42,7 @@ SOUND_LETTER = {
 """Letter of the sound procedure for each suite of a domain; the careless one has the other, C is
 the bare answer."""
 
-FREQUENCIES = (0.3, 0.5, 0.2)
+FREQUENCIES = (0.27, 0.57, 0.16)
 """How often the base uses the sound procedure, the careless one and the bare answer."""
 CHAT_TEMPLATE = """{%- for message in messages %}
 {{- '<|im_start|>' + message.role + '\n' }}

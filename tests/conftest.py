@@ -1,7 +1,7 @@
 """Tiny random models with a character tokenizer, built in code: what any test may load."""
 
-from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -47,8 +47,8 @@ READING_TEMPLATE = (
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 SIZE = {"shortest_edge": 16 * 16, "longest_edge": 64 * 64 * 16}
-PATCHES = {"patch_size": 8, "merge_size": 2, "temporal_patch_size": 2}
-COLOURS = {"image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5]}
+PATCHES: dict[str, Any] = {"patch_size": 8, "merge_size": 2, "temporal_patch_size": 2}
+COLOURS: dict[str, Any] = {"image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5]}
 
 
 def character_tokenizer(template: str) -> PreTrainedTokenizerFast:

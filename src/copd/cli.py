@@ -246,11 +246,13 @@ def merge_config(arguments: argparse.Namespace) -> MergeConfig:
 
 @contextmanager
 def stoppable(run: Path | None = None) -> Iterator[None]:
-    """Turn an interrupt or a full disk into advice; `run` is the run directory, if there is one."""
+    """Turn an interrupt, a full disk or a diverged run into a sentence; `run` is its directory."""
     try:
         yield
     except KeyboardInterrupt:
         raise Stopped(130, f"interrupted. {_advice(run)}") from None
+    except FloatingPointError as error:
+        raise Stopped(1, f"error: {error}") from error
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise

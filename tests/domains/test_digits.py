@@ -156,7 +156,12 @@ def test_chosen_sums_and_order():
 
 def test_suites_take_turns():
     one = domain("text")
-    assert [one.problem("train", i).suite for i in range(4)] == ["chain", "compare", "story", "chain"]
+    assert [one.problem("train", i).suite for i in range(4)] == [
+        "chain",
+        "compare",
+        "story",
+        "chain",
+    ]
 
 
 def test_the_verifier_reads_the_final_answer():

@@ -15,7 +15,15 @@ def test_final_answer(text, answer):
 
 @pytest.mark.parametrize(
     ("text", "reward"),
-    [("#12", 1.0), ("12", 0.0), ("#012", 0.0), ("#12.", 0.0), ("#-12", 0.0), ("#12\n", 1.0), ("", 0.0)],
+    [
+        ("#12", 1.0),
+        ("12", 0.0),
+        ("#012", 0.0),
+        ("#12.", 0.0),
+        ("#-12", 0.0),
+        ("#12\n", 1.0),
+        ("", 0.0),
+    ],
 )
 def test_exact(text, reward):
     assert exact(text, "12") == reward

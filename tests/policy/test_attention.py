@@ -56,9 +56,9 @@ def test_attend_shared_equals_a_loop_over_queries():
         draw(num_prompts, key_heads, length, width),
     )
     prompt_lengths = [6, 4]
-    hidden = torch.arange(length) >= torch.tensor(prompt_lengths)[:, None]
+    padding = torch.arange(length) >= torch.tensor(prompt_lengths)[:, None]
     future = torch.ones(steps, steps, dtype=torch.bool).triu(1)
-    mixed = attend_shared(query, own, prompt, 0.3, own_hidden=future, prompt_hidden=hidden)
+    mixed = attend_shared(query, own, prompt, 0.3, future=future, padding=padding)
     for slot in range(slots):
         which = slot // group
         for head in range(heads):

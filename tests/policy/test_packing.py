@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -114,6 +113,17 @@ def test_packed_equals_left_padded(seeing, plain_seeing, prompts_of, invent, kin
     torch.testing.assert_close(packed, plain, atol=1e-5, rtol=0)
 
 
+def test_the_model_of_a_policy_still_reads_padded_batches(seeing, plain_seeing, prompts_of, invent):
+    prompts = prompts_of(seeing, "mixed")
+    completions = invent(seeing, RAGGED)
+    with torch.no_grad():
+        ours, plain = (
+            padded_logprobs(model, seeing.banned, prompts, completions, "left")
+            for model in (seeing.model, plain_seeing)
+        )
+    assert torch.equal(ours, plain)
+
+
 @pytest.mark.parametrize("model", ["llama", "qwen3"])
 def test_packed_equals_padded_for_text_models(reading, plain_reading, prompts_of, invent, model):
     policy, plain_model = reading[model], plain_reading[model]
@@ -145,7 +155,9 @@ def test_states_come_prompt_by_prompt_and_completion_by_completion(seeing, promp
             for ids in group
         ]
     assert together.lengths.tolist() == [length for group in RAGGED for length in group]
-    assert together.token_ids.tolist() == np.concatenate(sum(completions, [])).tolist()
+    assert together.token_ids.tolist() == [
+        int(token) for group in completions for ids in group for token in ids
+    ]
     hidden = torch.cat([states.hidden for states in alone])
     torch.testing.assert_close(together.hidden, hidden, atol=2e-5, rtol=0)
 

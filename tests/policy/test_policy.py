@@ -168,10 +168,12 @@ def test_all_declared_ends_end(reading_folders, tmp_path: Path):
     settings = {"eos_token_id": [7, 8], "suppress_tokens": [3]}
     (tmp_path / "generation_config.json").write_text(json.dumps(settings))
     policy = Policy.load(tmp_path)
-    end = policy.tokenizer.eos_token_id
-    assert policy.end_tokens == {7, 8, end}
+    end = policy.tokenizer.convert_tokens_to_ids("<|im_end|>")
+    assert policy.end_tokens == frozenset([7, 8, end])
     assert policy.banned[3]
-    assert policy.model.generation_config.eos_token_id == [7, 8, end]
+    settings = policy.model.generation_config
+    assert settings is not None
+    assert settings.eos_token_id == [7, 8, end]
 
 
 def test_a_model_that_never_ends_is_refused(reading_folders, tmp_path: Path):

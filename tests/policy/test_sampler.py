@@ -139,7 +139,7 @@ def test_greedy_equals_generate(seeing, seeing_folder: Path, prompts_of, kind):
     prompts = prompts_of(seeing, kind)
     found = seeing.sample(prompts, group_size=1, max_tokens=20, temperature=0.0, generator=seeded())
     for prompt, (completion,) in zip(prompts, found, strict=True):
-        media = {name: tensor for name, tensor in prompt.media.items()}
+        media = dict(prompt.media)
         if media:
             media["mm_token_type_ids"] = media["mm_token_type_ids"][None]
         assert completion.token_ids.tolist() == greedy(plain, seeing, prompt.input_ids, **media)

@@ -38,7 +38,7 @@ def autocast(policy: Policy, precision: Precision) -> torch.autocast:
     return torch.autocast(policy.device.type, dtype=torch.bfloat16, enabled=enabled)
 
 
-class Diverged(RuntimeError):
+class Diverged(FloatingPointError):
     """A loss or gradient is no longer a finite number; the message names branch, domain, stage and
     step."""
 

@@ -3,15 +3,16 @@
 Knows no tokens, no positions and no model class.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, Self
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
-from transformers import AttentionInterface, PreTrainedModel
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
 
 IMPLEMENTATION = "shared_prefix"
 """The name under which transformers finds `dispatch`."""
@@ -20,17 +21,9 @@ _UNSUPPORTED = ("sliding_window", "softcap", "s_aux", "position_bias")
 """Keywords by which a model asks for more than plain softmax attention over all earlier tokens."""
 
 
-class RowAttention(Protocol):
-    """Attention over one row of N tokens; who attends to whom is the implementation's own."""
-
-    def __call__(
-        self,
-        layer: int,
-        query: Float[Tensor, "1 H N d"],
-        key: Float[Tensor, "1 Hk N d"],
-        value: Float[Tensor, "1 Hk N d"],
-        scale: float,
-    ) -> Float[Tensor, "1 N H d"]: ...
+RowAttention = Callable[[int, Tensor, Tensor, Tensor, float], Tensor]
+"""Attention over one row of N tokens; who attends to whom is its own. From the layer's number, the
+queries `1 H N d`, keys and values `1 Hk N d` and the scale to `1 N H d`."""
 
 
 def dispatch(
@@ -62,6 +55,7 @@ def dispatch(
 def install(model: PreTrainedModel) -> None:
     """Let the text layers of `model` call `dispatch`; a vision tower keeps its own attention."""
     AttentionInterface.register(IMPLEMENTATION, dispatch)
+    AttentionMaskInterface.register(IMPLEMENTATION, sdpa_mask)  # or padding would be attended to
     nested = model.config.get_text_config() is not model.config
     model.set_attn_implementation({"text_config": IMPLEMENTATION} if nested else IMPLEMENTATION)
 
@@ -84,7 +78,7 @@ class Rectangle:
     cell_of_token: Int[Tensor, "N"] | None
 
     @classmethod
-    def build(cls, lengths: Sequence[int], device: torch.device) -> Self:
+    def build(cls, lengths: Sequence[int], device: torch.device) -> "Rectangle":
         """For sequences of these lengths, zero included."""
         width = max(lengths)
         if min(lengths) == width:
@@ -113,33 +107,33 @@ def attend_shared(
     prompt: tuple[Float[Tensor, "P Hk L d"], Float[Tensor, "P Hk L d"]],
     scale: float,
     *,
-    own_hidden: Bool[Tensor, "T U"] | None,
-    prompt_hidden: Bool[Tensor, "P L"] | None,
+    future: Bool[Tensor, "T U"] | None,
+    padding: Bool[Tensor, "P L"] | None,
 ) -> Float[Tensor, "S H T d"]:
     """One softmax over (prompt, own) keys, the prompt's never repeated; S = P * G slots.
 
     The queries of a whole group, and of all query heads that share a key head, form one matrix
-    against the prompt's keys: `P Hk (G H/Hk T) d`. `True` in a mask hides a key.
+    against the prompt's keys: `P Hk (G H/Hk T) d`. True in `future` hides an own key, in `padding`
+    one of the prompt's.
     """
     (own_keys, own_values), (prompt_keys, prompt_values) = own, prompt
     num_prompts, num_key_heads, prompt_length, _ = prompt_keys.shape
-    split = (num_prompts, -1, num_key_heads)  # P G Hk
+    group = query.shape[0] // num_prompts
 
     by_slot = (query * scale).unflatten(1, (num_key_heads, -1))  # S Hk H/Hk T d
-    by_prompt = by_slot.unflatten(0, (num_prompts, -1)).transpose(1, 2)  # P Hk G H/Hk T d
+    by_prompt = by_slot.unflatten(0, (num_prompts, group)).transpose(1, 2)  # P Hk G H/Hk T d
     prompt_scores = by_prompt.flatten(2, 4) @ prompt_keys.mT  # P Hk (G H/Hk T) L
-    if prompt_hidden is not None:
-        prompt_scores = prompt_scores.masked_fill(prompt_hidden[:, None, None], -torch.inf)
+    if padding is not None:
+        prompt_scores = prompt_scores.masked_fill(padding[:, None, None], -torch.inf)
     own_scores = by_slot.flatten(2, 3) @ own_keys.mT  # S Hk (H/Hk T) U
-    if own_hidden is not None:
+    if future is not None:
         per_head = own_scores.unflatten(2, (-1, query.shape[2]))
-        own_scores = per_head.masked_fill(own_hidden, -torch.inf).flatten(2, 3)
-    own_scores = own_scores.unflatten(0, split[:2]).transpose(1, 2).flatten(2, 3)
+        own_scores = per_head.masked_fill(future, -torch.inf).flatten(2, 3)
+    own_scores = own_scores.unflatten(0, (num_prompts, group)).transpose(1, 2).flatten(2, 3)
 
     scores = torch.cat([prompt_scores, own_scores], dim=-1)
     weights = scores.softmax(dim=-1, dtype=torch.float32).to(prompt_values.dtype)
     on_prompt, on_own = weights.split([prompt_length, own_keys.shape[2]], dim=-1)
-    group = query.shape[0] // num_prompts
     on_own = on_own.unflatten(2, (group, -1)).transpose(1, 2).flatten(0, 1)  # S Hk (H/Hk T) U
     from_own = on_own @ own_values
     from_prompt = (on_prompt @ prompt_values).unflatten(2, (group, -1)).transpose(1, 2)

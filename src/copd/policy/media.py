@@ -6,12 +6,12 @@ Knows no messages and no model.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from numpy import uint8
+from numpy import generic, uint8
 from numpy.typing import NDArray
 from PIL.Image import Resampling
 from torch import Tensor
@@ -58,8 +58,8 @@ class TorchBackend(TorchvisionBackend):
     def normalize(  # pyright: ignore[reportIncompatibleMethodOverride]
         self,
         image: Tensor,
-        mean: float | Iterable[float],
-        std: float | Iterable[float],
+        mean: Tensor | float | Sequence[float],
+        std: Tensor | float | Sequence[float],
         inplace: bool = False,
     ) -> Tensor:
         """`(image - mean) / std` per channel of `... C H W`, always as a new tensor."""
@@ -184,7 +184,7 @@ def _check_video(video: Video) -> None:
         )
 
 
-def _check_rgb(kind: str, pixels: NDArray[uint8], layout: str) -> None:
+def _check_rgb(kind: str, pixels: NDArray[generic], layout: str) -> None:
     if pixels.dtype != uint8 or pixels.ndim != len(layout.split()) or pixels.shape[-1] != 3:
         raise ValueError(
             f"{kind} pixels must be RGB: got {pixels.dtype} of shape {pixels.shape}, "

@@ -15,7 +15,6 @@ Knows no sampling, no losses and no text.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Self
 
 import numpy as np
 import torch
@@ -37,18 +36,18 @@ class SharedPrefix:
     keys: dict[int, Float[Tensor, "P Hk L d"]]
     """By layer, right-padded."""
     values: dict[int, Float[Tensor, "P Hk L d"]]
-    hidden: Bool[Tensor, "P L"] | None
-    """True at padding; None when all prompts are equally long."""
+    padding: Bool[Tensor, "P L"] | None
+    """None when all prompts are equally long."""
     last_states: Float[Tensor, "P D"]
     """What predicts each first token."""
     next_positions: Int[Tensor, "P"]
 
-    def select(self, prompts: Int[Tensor, "Q"]) -> Self:
+    def select(self, prompts: Int[Tensor, "Q"]) -> "SharedPrefix":
         """The same for some of the prompts."""
-        return type(self)(
+        return SharedPrefix(
             {layer: keys[prompts] for layer, keys in self.keys.items()},
             {layer: values[prompts] for layer, values in self.values.items()},
-            None if self.hidden is None else self.hidden[prompts],
+            None if self.padding is None else self.padding[prompts],
             self.last_states[prompts],
             self.next_positions[prompts],
         )
@@ -99,7 +98,7 @@ class CompletionAttention:
     @classmethod
     def build(
         cls, prefix: SharedPrefix, completions: Sequence[Sequence[NDArray[np.int32]]]
-    ) -> Self:
+    ) -> "CompletionAttention":
         """Groups smaller than the largest are filled up with empty slots."""
         device = prefix.last_states.device
         group_size = max(len(group) for group in completions)
@@ -121,8 +120,8 @@ class CompletionAttention:
             (keys, values),
             (self.prefix.keys[layer], self.prefix.values[layer]),
             scale,
-            own_hidden=self.future,
-            prompt_hidden=self.prefix.hidden,
+            future=self.future,
+            padding=self.prefix.padding,
         )
         return self.rectangle.unpad(mixed)
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Self
 
 import numpy as np
 import torch
@@ -49,7 +48,7 @@ class Policy:
         dtype: str = "float32",
         device: str = "cpu",
         trust_remote_code: bool = False,
-    ) -> Self:
+    ) -> "Policy":
         """From a Hugging Face folder or hub name."""
         source = find_model(path)
         model = load_model(source, dtype=dtype, device=device, trust_remote_code=trust_remote_code)

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Self
 
 import numpy as np
 import torch
@@ -47,7 +46,8 @@ class Decoding:
         self.prefix = prefix
         self.prompt_of_row = prompt_of_row
         counts = prompt_of_row.bincount(minlength=len(prefix.last_states)).tolist()
-        slots = [int(rank < count) for count in counts for rank in range(max(counts))]
+        group_size = max(counts)
+        slots = [int(rank < count) for count in counts for rank in range(group_size)]
         self.rectangle = Rectangle.build(slots, backbone.device)
         self.own: dict[int, tuple[Tensor, Tensor]] = {}
         self.num_steps = 0
@@ -60,12 +60,12 @@ class Decoding:
         self.num_steps += 1
         return states
 
-    def keep(self, rows: Int[Tensor, "K"]) -> Self:
+    def keep(self, rows: Int[Tensor, "K"]) -> "Decoding":
         """The same without the other rows, nor the prompts that have none left."""
         prompts, prompt_of_row = self.prompt_of_row[rows].unique(return_inverse=True)
         everyone = len(prompts) == len(self.prefix.last_states)
         prefix = self.prefix if everyone else self.prefix.select(prompts)
-        kept = type(self)(self.backbone, prefix, prompt_of_row)
+        kept = Decoding(self.backbone, prefix, prompt_of_row)
         old = rows if self.rectangle.cell_of_token is None else self.rectangle.cell_of_token[rows]
         new = kept.rectangle.token_of_cell
         slots = old if new is None else old[new]
@@ -84,8 +84,8 @@ class Decoding:
             self._remember(layer, keys, values),
             (self.prefix.keys[layer], self.prefix.values[layer]),
             scale,
-            own_hidden=None,
-            prompt_hidden=self.prefix.hidden,
+            future=None,
+            padding=self.prefix.padding,
         )
         return self.rectangle.unpad(mixed)
 

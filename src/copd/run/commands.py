@@ -9,7 +9,7 @@ from rich.console import Console
 from torch import Tensor
 
 from copd.branch.state import load_weights
-from copd.config import Config, MergeConfig
+from copd.config import Config, MergeConfig, load_config
 from copd.engine import create_engine
 from copd.policy import Policy
 from copd.policy.tiny import resolve
@@ -40,7 +40,7 @@ def resume(run_dir: Path) -> Path:
             f"{run_dir} is no run: expected a config.json in it. "
             "Name a directory that `copd train` made."
         )
-    config = Config.model_validate_json(path.read_text(encoding="utf-8"))
+    config = load_config(path)
     return _run(config.model_copy(update={"output_dir": run_dir}))
 
 

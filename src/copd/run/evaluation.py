@@ -75,11 +75,15 @@ def evaluate(
 def evaluation_request(config: Config, domain: str, split: Split) -> EvaluationRequest:
     """What `config.evaluation` says, cut to the problems the split has."""
     settings, section = config.evaluation, config.domains[domain]
-    available = section.num_test if split == "test" else section.num_validation
+    sizes = {
+        "train": section.num_train,
+        "validation": section.num_validation,
+        "test": section.num_test,
+    }
     return EvaluationRequest(
         domain=domain,
         split=split,
-        num_problems=min(settings.num_problems, available),
+        num_problems=min(settings.num_problems, sizes[split]),
         num_samples=settings.num_samples,
         temperature=settings.temperature,
         max_completion_tokens=settings.max_completion_tokens
@@ -180,7 +184,7 @@ def results_table(results: Mapping[str, Results], title: str) -> Table:
             style="bold",
             end_section=True,
         )
-    table.add_row("mean of domains", *(str(overall(own)) for own in results.values()), style="bold")
+    table.add_row("mean", *(str(overall(own)) for own in results.values()), style="bold")
     return table
 
 

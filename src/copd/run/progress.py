@@ -53,7 +53,7 @@ class RunProgress:
 
     def advance(self, position: Position, metrics: Mapping[str, Metrics], seconds: float) -> None:
         """One step is done."""
-        step = position.step + 1
+        step = position.step
         self._bar.update(
             self._task,
             completed=step,

@@ -14,6 +14,4 @@ NAME = "tiny"
 def resolve(model: str) -> str:
     """The folder of the embedded base for "tiny"; anything else is a folder or hub name and stays
     as it is."""
-    return (
-        str(resources.files("copd.policy.tiny").joinpath("model")) if model == NAME else model
-    )
+    return str(resources.files("copd.policy.tiny").joinpath("model")) if model == NAME else model

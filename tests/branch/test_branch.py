@@ -1,0 +1,307 @@
+"""A branch on the embedded base: sampling, scoring and the combined update."""
+
+import numpy as np
+import pytest
+import torch
+
+from copd.branch import Branch, Diverged
+from copd.functional import full_logprobs, symmetric_kl
+from copd.types import (
+    EvaluationRequest,
+    Lesson,
+    ProblemId,
+    SampleRequest,
+    ScoreRequest,
+    UpdateRequest,
+)
+
+DOMAINS = ("text", "image", "video")
+
+
+def request(domain, seed=0, count=4, action=None):
+    problems = tuple(ProblemId(domain, "train", i) for i in range(count))
+    return SampleRequest(action or f"rlvr/{domain}", problems, 1.0, seed)
+
+
+def question(batch, top_k=0):
+    probes = np.arange(len(batch.token_ids), dtype=np.int32)
+    return ScoreRequest(batch.problems, batch.token_ids, batch.lengths, probes, top_k)
+
+
+def sample(engine, name, domain, **options):
+    [batch] = engine.each(Branch.sample, {name: [request(domain, **options)]})[name]
+    return batch
+
+
+def score(engine, name, batch, **options):
+    [scores] = engine.each(Branch.score, {name: [question(batch, **options)]})[name]
+    return scores
+
+
+def update(engine, name, *lessons):
+    wanted = UpdateRequest(tuple(lessons), "stage test, step 1")
+    return engine.each(Branch.update, {name: wanted})[name]
+
+
+def weights(engine, name):
+    return engine.each(Branch.weights, {name: None})[name]
+
+
+def differ(engine, name):
+    """Moves a branch away from the base, so that it has something to say."""
+    generator = torch.Generator().manual_seed(7)
+    moved = {
+        key: value + 0.02 * torch.randn(value.shape, generator=generator)
+        for key, value in weights(engine, name).items()
+    }
+    engine.each(Branch.set_weights, {name: moved})
+
+
+@pytest.mark.parametrize("domain", DOMAINS)
+def test_sampling_is_reproducible_and_verified(make_engine, domain):
+    engine = make_engine("a")
+    first, again = (sample(engine, "a", domain, seed=3) for _ in range(2))
+    other = sample(engine, "a", domain, seed=4)
+    assert np.array_equal(first.token_ids, again.token_ids)
+    assert np.array_equal(first.logprobs, again.logprobs)
+    assert not np.array_equal(first.token_ids, other.token_ids)
+    assert first.rewards.shape == (4, 4)
+    assert first.lengths.sum() == len(first.token_ids) == len(first.logprobs)
+    assert set(first.rewards.flatten()) <= {0.0, 1.0}
+    book = engine._branches["a"]._book
+    rewards = [book.verify(first.problems[i // 4], text) for i, text in enumerate(first.texts)]
+    assert first.rewards.flatten().tolist() == rewards
+    assert (first.lengths[first.is_truncated] == 12).all()
+
+
+@pytest.mark.parametrize("domain", DOMAINS)
+def test_an_equal_teacher_says_what_the_student_knows(make_engine, domain):
+    engine = make_engine("student", "teacher")
+    batch = sample(engine, "student", domain)
+    scores = score(engine, "teacher", batch)
+    assert np.abs(scores.logprobs - batch.logprobs).max() < 1e-5
+    # the whole distribution sums to one and contains the sampled token
+    assert np.exp(scores.topk_logprobs).sum(axis=1) == pytest.approx(1.0, abs=1e-5)
+    at_token = scores.topk_ids == batch.token_ids[:, None]
+    assert np.abs(scores.topk_logprobs[at_token] - scores.logprobs).max() < 1e-6
+
+
+def test_scores_do_not_depend_on_micro_batches(make_engine):
+    whole = make_engine("a")
+    parts = make_engine("a", optimizer={"micro_batch_tokens": 60})
+    batch = sample(whole, "a", "image")
+    a, b = (score(engine, "a", batch, top_k=5) for engine in (whole, parts))
+    assert np.abs(a.logprobs - b.logprobs).max() < 1e-5
+    assert np.abs(a.topk_logprobs - b.topk_logprobs).max() < 1e-5
+
+
+def test_a_teacher_does_not_move_while_asked(make_engine):
+    engine = make_engine("student", "teacher")
+    batch = sample(engine, "student", "image")
+    before = weights(engine, "teacher")
+    state = torch.get_rng_state()
+    first = score(engine, "teacher", batch)
+    again = score(engine, "teacher", batch)
+    assert np.array_equal(first.logprobs, again.logprobs)
+    assert torch.equal(state, torch.get_rng_state())
+    assert all(torch.equal(before[k], v) for k, v in weights(engine, "teacher").items())
+    policy = engine._branches["teacher"]._policy
+    assert not policy.model.training
+    assert all(p.grad is None and p.requires_grad for p in policy.model.parameters())
+
+
+def test_a_mutual_step_is_the_hand_computed_combined_gradient(make_engine):
+    """-1/2 [ mean A log pi over native tokens + mean beta delta log pi over cross tokens ]."""
+    engine = make_engine("a", "b", optimizer={"learning_rate": 1e-3, "max_grad_norm": 1e9})
+    differ(engine, "b")
+    native = sample(engine, "a", "text", count=6)
+    cross = sample(engine, "a", "image", action="opd/from_b/image")
+    scores = score(engine, "b", cross)
+    assert 0 < native.rewards.mean() < 1
+    assert np.abs(scores.logprobs - cross.logprobs).max() > 0.01
+
+    branch = engine._branches["a"]
+    policy, book = branch._policy, branch._book
+    policy.model.zero_grad()
+    rewards = torch.from_numpy(native.rewards)
+    advantages = (rewards - rewards.mean(1, keepdim=True)) / (rewards.std(1, keepdim=True) + 1e-6)
+    per_token = advantages.flatten().repeat_interleave(torch.from_numpy(native.lengths))
+    delta = torch.from_numpy(scores.logprobs - cross.logprobs)
+    loss = torch.tensor(0.0)
+    for batch, signal in ((native, per_token), (cross, 0.5 * delta)):
+        rows = np.split(batch.token_ids, np.cumsum(batch.lengths)[:-1])
+        groups = [rows[i : i + 4] for i in range(0, len(rows), 4)]
+        states = policy.score(book.prompts(batch.problems), groups)
+        logits = (states.hidden @ policy.head.T).masked_fill(policy.banned, -torch.inf)
+        logprobs = logits.log_softmax(-1)[torch.arange(len(signal)), states.token_ids]
+        loss = loss - 0.5 * (signal * logprobs).mean()
+    loss.backward()
+    expected = {n: p.grad.clone() for n, p in policy.model.named_parameters()}
+
+    seen = {}
+    take = branch._optimizer.step
+
+    def remember():
+        seen.update({n: p.grad.clone() for n, p in policy.model.named_parameters()})
+        return take()
+
+    branch._optimizer.step = remember
+    metrics = update(engine, "a", Lesson("text", native), Lesson("image", cross, scores, beta=0.5))
+    for name, gradient in expected.items():
+        assert torch.allclose(seen[name], gradient, rtol=1e-3, atol=1e-6), name
+    norm = torch.sqrt(sum(g.square().sum() for g in expected.values()))
+    assert metrics["update/grad_norm"] == pytest.approx(float(norm), rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    "distill", [{"type": "sampled"}, {"type": "topk", "top_k": 4}, {"type": "full"}]
+)
+def test_micro_batches_do_not_change_the_update(make_engine, distill):
+    after = []
+    for tokens in (16384, 70):
+        engine = make_engine(
+            "a",
+            "b",
+            optimizer={"micro_batch_tokens": tokens, "learning_rate": 1e-2},
+            distill=distill,
+        )
+        differ(engine, "b")
+        native, cross = sample(engine, "a", "text"), sample(engine, "a", "video")
+        scores = score(engine, "b", cross, top_k=10 if distill["type"] == "topk" else 0)
+        metrics = update(engine, "a", Lesson("text", native), Lesson("video", cross, scores))
+        after.append((weights(engine, "a"), metrics))
+    (whole, whole_metrics), (parts, parts_metrics) = after
+    assert whole_metrics.keys() == parts_metrics.keys()
+    for key, value in whole_metrics.items():
+        assert parts_metrics[key] == pytest.approx(value, rel=1e-3, abs=1e-4), key
+    # Adam divides by the gradient's own size, so compare the bulk of the weights
+    moved = torch.cat([(whole[k] - parts[k]).abs().flatten() for k in whole])
+    assert moved.quantile(0.99) < 1e-3
+
+
+def test_pair_metrics_are_those_of_the_two_distributions(make_engine):
+    engine = make_engine("a", "b")
+    differ(engine, "b")
+    batch = sample(engine, "a", "text")
+    scores = score(engine, "b", batch)
+    metrics = update(engine, "a", Lesson("text", batch, scores))
+    delta = scores.logprobs - batch.logprobs
+    key = "rlvr/text/"
+    assert metrics[key + "delta_mean"] == pytest.approx(delta.mean(), abs=1e-6)
+    assert metrics[key + "delta_min"] == pytest.approx(delta.min(), abs=1e-6)
+    assert metrics[key + "delta_max"] == pytest.approx(delta.max(), abs=1e-6)
+    assert metrics[key + "sampler_gap"] < 1e-5
+    assert 0 < metrics[key + "overlap"] < 1
+
+    fresh = make_engine("a", "b")
+    differ(fresh, "b")
+    distributions = []
+    for name in ("a", "b"):
+        policy = fresh._branches[name]._policy
+        rows = np.split(batch.token_ids, np.cumsum(batch.lengths)[:-1])
+        groups = [rows[i : i + 4] for i in range(0, len(rows), 4)]
+        with torch.no_grad():
+            states = policy.score(fresh._branches[name]._book.prompts(batch.problems), groups)
+            distributions.append(full_logprobs(states.hidden, policy.head, banned=policy.banned))
+    student, teacher = distributions
+    probed = torch.arange(0, len(delta), max(1, len(delta) // 128))
+    expected = symmetric_kl(student[probed], teacher[probed]).mean()
+    assert metrics[key + "symmetric_kl"] == pytest.approx(float(expected), rel=1e-3)
+
+
+def test_learning_from_a_teacher_brings_the_student_closer(make_engine):
+    engine = make_engine("a", "b", optimizer={"learning_rate": 3e-4})
+    differ(engine, "b")
+    gaps = []
+    for step in range(12):
+        batch = sample(engine, "a", "text", seed=step)
+        scores = score(engine, "b", batch)
+        metrics = update(engine, "a", Lesson("text", batch, scores))
+        gaps.append(metrics["rlvr/text/symmetric_kl"])
+    assert np.mean(gaps[-3:]) < 0.7 * np.mean(gaps[:3])
+
+
+@pytest.mark.parametrize(
+    "distill",
+    [
+        {"type": "full", "form": "reverse"},
+        {"type": "full", "form": "forward"},
+        {"type": "topk", "form": "jsd", "top_k": 8},
+        {"type": "sampled", "control_variate": True},
+    ],
+)
+def test_every_distillation_loss_brings_the_student_closer(make_engine, distill):
+    engine = make_engine("a", "b", optimizer={"learning_rate": 3e-4}, distill=distill)
+    differ(engine, "b")
+    gaps = []
+    for step in range(10):
+        batch = sample(engine, "a", "text", seed=step)
+        scores = score(engine, "b", batch, top_k=12 if distill["type"] == "topk" else 0)
+        gaps.append(update(engine, "a", Lesson("text", batch, scores))["rlvr/text/symmetric_kl"])
+    assert np.mean(gaps[-3:]) < 0.7 * np.mean(gaps[:3])
+
+
+def test_frozen_vision_stays_where_it_is(make_engine):
+    engine = make_engine("a", model={"path": "tiny", "device": "cpu", "frozen_vision": True})
+    before = weights(engine, "a")
+    update(engine, "a", Lesson("image", sample(engine, "a", "image")))
+    after = weights(engine, "a")
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed
+    assert not any("visual" in name for name in changed)
+
+
+def test_saved_branches_come_back_with_their_optimizer(make_engine, tmp_path):
+    engine = make_engine("a")
+    update(engine, "a", Lesson("text", sample(engine, "a", "text")))
+    engine.each(Branch.save, {"a": tmp_path / "here"})
+    batch = sample(engine, "a", "text", seed=9)
+    update(engine, "a", Lesson("text", batch))
+
+    other = make_engine("a")
+    other.each(Branch.restore, {"a": tmp_path / "here"})
+    update(other, "a", Lesson("text", batch))
+    a, b = weights(engine, "a"), weights(other, "a")
+    assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_a_loss_that_is_not_finite_stops_and_says_where(make_engine):
+    engine = make_engine("a", "b")
+    batch = sample(engine, "a", "text")
+    scores = score(engine, "b", batch)
+    scores.logprobs[3] = np.inf
+    before = weights(engine, "a")
+    with pytest.raises(Diverged, match=r"loss of branch 'a' on domain 'text' is .* at stage test"):
+        update(engine, "a", Lesson("text", batch, scores))
+    assert all(torch.equal(before[k], v) for k, v in weights(engine, "a").items())
+
+
+def test_a_gradient_that_is_not_finite_stops_and_says_where(make_engine):
+    engine = make_engine("a")
+    batch = sample(engine, "a", "image")
+    parameter = next(engine._branches["a"]._policy.model.parameters())
+    handle = parameter.register_hook(lambda grad: grad * float("nan"))
+    with pytest.raises(Diverged, match=r"gradient of branch 'a' on domain 'image' is nan"):
+        update(engine, "a", Lesson("image", batch))
+    handle.remove()
+
+
+def test_evaluation_repeats_and_counts(make_engine):
+    engine = make_engine("a")
+    wanted = EvaluationRequest("image", "test", 7, 3, 0.7, 30, seed=5)
+    first, again = (engine.each(Branch.evaluate, {"a": wanted})["a"] for _ in range(2))
+    assert first.rewards.shape == first.lengths.shape == (7, 3)
+    assert np.array_equal(first.rewards, again.rewards)
+    assert first.suites == ("signed_sum", "extreme", "count") * 2 + ("signed_sum",)
+
+
+def test_temperature_is_the_native_batches_own(make_engine):
+    """Tempered samples are scored at their temperature in the update; a teacher never is."""
+    settings = {"num_prompts": 4, "group_size": 4, "temperature": 2.0, "max_completion_tokens": 12}
+    hot, plain = make_engine("a", rollout=settings), make_engine("a")
+    wanted = SampleRequest("rlvr/text", request("text").problems, 2.0, 0)
+    [batch] = hot.each(Branch.sample, {"a": [wanted]})["a"]
+    assert np.array_equal(score(hot, "a", batch).logprobs, score(plain, "a", batch).logprobs)
+    assert np.abs(score(hot, "a", batch).logprobs - batch.logprobs).max() > 0.1
+    assert update(hot, "a", Lesson("text", batch))["rlvr/text/sampler_gap"] < 1e-5
+    assert update(plain, "a", Lesson("text", batch))["rlvr/text/sampler_gap"] > 0.1

@@ -1,0 +1,73 @@
+"""Files that a crash or a full disk cannot half write."""
+
+import errno
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from copd.run.directory import (
+    append_line,
+    make_folder_atomically,
+    read_lines,
+    truncate_lines,
+    write_atomically,
+)
+
+
+def test_a_line_cut_off_by_a_crash_is_left_out(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    append_line(path, {"step": 1, "loss": 0.1 + 0.2})
+    append_line(path, {"step": 2, "loss": float("1e-300")})
+    path.write_text(path.read_text() + '{"step": 3, "lo')
+    assert list(read_lines(path)) == [{"step": 1, "loss": 0.1 + 0.2}, {"step": 2, "loss": 1e-300}]
+    truncate_lines(path, lambda record: record["step"] <= 1)
+    assert path.read_text() == '{"step": 1, "loss": 0.30000000000000004}\n'
+
+
+def test_a_folder_is_there_complete_or_not_at_all(tmp_path):
+    target = tmp_path / "step_1"
+
+    def fill(folder: Path) -> None:
+        (folder / "a").mkdir()
+        (folder / "a" / "weights").write_text("new")
+
+    def fail(folder: Path) -> None:
+        fill(folder)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(OSError, match="No space left"):
+        make_folder_atomically(target, fail)
+    assert list(tmp_path.iterdir()) == []
+    make_folder_atomically(target, fill)
+    with pytest.raises(OSError, match="No space left"):
+        make_folder_atomically(target, fail)
+    assert (target / "a" / "weights").read_text() == "new"
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_leftovers_of_a_crash_do_not_disturb(tmp_path):
+    (tmp_path / ".step_1.tmp").mkdir()
+    (tmp_path / ".step_1.tmp" / "half").write_text("old")
+    make_folder_atomically(tmp_path / "step_1", lambda folder: None)
+    assert list((tmp_path / "step_1").iterdir()) == []
+
+
+def test_a_file_keeps_its_old_text_when_the_disk_is_full(tmp_path):
+    """On a real file system of 64 kB, where one can be mounted."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(disk)]
+    if os.geteuid() != 0 or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("mounting a small disk needs root")
+    try:
+        path = disk / "eval.json"
+        write_atomically(path, "old")
+        with pytest.raises(OSError) as caught:
+            write_atomically(path, "x" * 200_000)
+        assert caught.value.errno == errno.ENOSPC
+        assert path.read_text() == "old"
+        assert list(disk.iterdir()) == [path]
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)

@@ -1,0 +1,249 @@
+"""Whole runs: every recipe, killed and resumed in every stage, and what they leave behind."""
+
+import json
+import os
+import signal
+import traceback
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from copd.branch import Branch
+from copd.run import commands
+from copd.run.checkpoint import latest_checkpoint
+from copd.run.directory import read_lines
+from copd.run.evaluation import from_json
+
+DETERMINISTIC = ("metrics.jsonl", "rollouts.jsonl", "evaluations.jsonl", "eval.json", "plan.json")
+
+
+def end_state(root: Path) -> dict[str, bytes]:
+    """Everything about a run that must not depend on how often it was killed."""
+    files = [root / name for name in DETERMINISTIC if (root / name).exists()]
+    files += sorted((root / "final").rglob("*.safetensors"))
+    files += [p for p in sorted((root / "checkpoints").rglob("*")) if p.is_file()]
+    return {str(p.relative_to(root)): p.read_bytes() for p in files}
+
+
+def run_and_die(config, verb: str, call: int) -> None:
+    """Trains in a forked process that is killed at the n-th call of a verb."""
+    pid = os.fork()
+    if pid:
+        _, status = os.waitpid(pid, 0)
+        assert os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL, status
+        return
+    try:
+        original, calls = getattr(Branch, verb), [0]
+
+        def deadly(self, argument):
+            calls[0] += 1
+            if calls[0] == call:
+                if verb == "save":  # half-way through a checkpoint: some files are there
+                    original(self, argument)
+                os.kill(os.getpid(), signal.SIGKILL)
+            return original(self, argument)
+
+        setattr(Branch, verb, deadly)
+        commands.train(config)
+    except BaseException:
+        traceback.print_exc()
+    os._exit(1)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(make_config, tmp_path_factory) -> dict[str, bytes]:
+    config = make_config(tmp_path_factory.mktemp("undisturbed") / "run")
+    commands.train(config)
+    return end_state(config.output_dir)
+
+
+@pytest.mark.parametrize(
+    ("verb", "call"),
+    [
+        ("evaluate", 2),  # while the base is measured
+        ("sample", 6 + 5),  # rlvr stage, after the 6 of the preflight
+        ("update", 3),  # rlvr stage, two branches updated, one not
+        ("score", 6 + 2),  # mutual stage, one teacher asked
+        ("update", 8),  # mutual stage, half-way
+        ("save", 1),  # the first checkpoint, one branch written
+        ("save", 5),  # the second checkpoint
+        ("save", 9),  # the last checkpoint, all branches written, not yet renamed
+        ("export", 1),  # the final model
+        ("evaluate", 3 + 2),  # the last evaluation
+    ],
+)
+def test_killed_and_resumed_ends_with_the_same_bits(make_config, undisturbed, tmp_path, verb, call):
+    config = make_config(tmp_path / "run")
+    run_and_die(config, verb, call)
+    if (config.output_dir / "config.json").exists():
+        commands.resume(config.output_dir)
+    else:
+        commands.train(config)
+    ended = end_state(config.output_dir)
+    assert ended.keys() == undisturbed.keys()
+    assert [name for name in ended if ended[name] != undisturbed[name]] == []
+
+
+def test_a_run_killed_again_and_again_still_ends_the_same(make_config, undisturbed, tmp_path):
+    config = make_config(tmp_path / "run")
+    run_and_die(config, "update", 5)
+    for verb, call in (("sample", 2), ("save", 2), ("update", 4)):
+        pid = os.fork()
+        if not pid:
+            original, calls = getattr(Branch, verb), [0]
+
+            def deadly(self, argument, call=call, original=original, calls=calls):
+                calls[0] += 1
+                if calls[0] == call:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                return original(self, argument)
+
+            setattr(Branch, verb, deadly)
+            try:
+                commands.resume(config.output_dir)
+            finally:
+                os._exit(1)
+        assert os.WIFSIGNALED(os.waitpid(pid, 0)[1])
+    commands.resume(config.output_dir)
+    assert end_state(config.output_dir) == undisturbed
+
+
+def test_what_a_run_leaves_behind(make_config, tmp_path):
+    config = make_config(
+        tmp_path / "run", evaluation={"num_problems": 3, "num_samples": 2, "every": 2}
+    )
+    root = commands.train(config)
+    lines = list(read_lines(root / "metrics.jsonl"))
+    assert [line["step"] for line in lines] == [1, 2, 3]
+    assert [line["stage"] for line in lines] == ["rlvr", "rlvr", "mutual"]
+    last = lines[-1]
+    assert set(last["branches"]) == {"text", "image", "video"}
+    pair = {k for k in last["branches"]["image"] if k.startswith("opd/from_text/text/")}
+    wanted = (
+        "delta_mean",
+        "delta_min",
+        "delta_max",
+        "overlap",
+        "symmetric_kl",
+        "entropy",
+        "length",
+    )
+    assert {f"opd/from_text/text/{name}" for name in wanted} <= pair
+    native = ("reward", "accuracy", "advantage_std", "entropy", "length", "truncated")
+    assert {f"rlvr/image/{name}" for name in native} <= set(last["branches"]["image"])
+    # 2 prompts x 2 completions: 1 batch in each of 2 steps, 3 batches in the mutual step
+    counted = last["cost"]["image"]
+    assert (counted["steps"], counted["prompts"], counted["completions"]) == (3, 10, 20)
+    scored = sum(cost["scored_tokens"] for cost in last["cost"].values())
+    crossed = sum(
+        values[key] * 4
+        for values in last["branches"].values()
+        for key in values
+        if key.startswith("opd/") and key.endswith("/length")
+    )
+    assert scored == pytest.approx(crossed)
+    assert [line["step"] for line in read_lines(root / "evaluations.jsonl")] == [2]
+    results = from_json(json.loads((root / "eval.json").read_text()))
+    assert set(results) == {"base", "text", "image", "video", "unified"}
+    assert all(len(r.accuracy) == 3 for own in results.values() for r in own.values())
+    assert len(list((root / "checkpoints").iterdir())) == 2
+    records = list(read_lines(root / "rollouts.jsonl"))
+    assert len(records) == 3 + 3 + 9
+    assert all("delta" in rollout for rollout in records[-1]["rollouts"])
+
+
+def test_the_merged_model_is_the_average_of_the_branches(make_config, undisturbed, tmp_path):
+    root = tmp_path / "run"
+    commands.train(make_config(root))
+    checkpoint = latest_checkpoint(root / "checkpoints")
+    branches = [
+        load_file(checkpoint.folder / name / "model.safetensors")
+        for name in ("text", "image", "video")
+    ]
+    final = load_file(root / "final" / "model.safetensors")
+    assert not torch.equal(*[b["model.language_model.norm.weight"] for b in branches[:2]])
+    for name, value in final.items():
+        mean = sum(branch[name].double() for branch in branches) / 3
+        assert torch.allclose(value.double(), mean, atol=1e-7), name
+
+
+RECIPES = {
+    "experts": {"type": "experts", "steps": 1, "merge": {"type": "uniform"}},
+    "mixed": {"type": "mixed", "steps": 1},
+    "opd": {
+        "type": "opd", "student": "image", "teacher": "text", "expert_steps": 1, "opd_steps": 1
+    },
+    "opd_base": {
+        "type": "opd", "student": "base", "teacher": "text", "expert_steps": 1, "opd_steps": 1
+    },
+    "mopd": {"type": "mopd", "expert_steps": 1, "opd_steps": 1},
+    "hub": {
+        "type": "copd", "topology": "hub", "hub": "text", "rounds": 1, "rlvr_steps": 1,
+        "opd_steps": 1, "merge": {"type": "validation", "grid": 1},
+    },
+    "select": {
+        "type": "copd", "topology": "hub", "hub": "text", "rounds": 1, "rlvr_steps": 1,
+        "opd_steps": 1, "merge": {"type": "select", "branch": "text"},
+    },
+    "ties": {
+        "type": "copd", "rounds": 1, "rlvr_steps": 1, "opd_steps": 1, "merge": {"type": "ties"}
+    },
+    "extrapolated": {"type": "mopd", "expert_steps": 1, "opd_steps": 1},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_recipe_runs_on_all_three_domains(make_config, tmp_path, name):
+    more = {"distill": {"type": "sampled", "extrapolation": 1.5}} if name == "extrapolated" else {}
+    root = commands.train(make_config(tmp_path / "run", recipe=RECIPES[name], **more))
+    lines = list(read_lines(root / "metrics.jsonl"))
+    plan = json.loads((root / "plan.json").read_text())
+    assert len(lines) == sum(stage["steps"] for stage in plan["stages"])
+    for line in lines:
+        actions = plan["stages"][line["stage_index"]]["actions"]
+        for action in actions:
+            assert f"{action['key']}/loss" in line["branches"][action["branch"]]
+    assert (root / "final" / "model.safetensors").exists() or not (plan["merge"] or plan["result"])
+
+
+def test_a_branch_that_no_action_trains_does_not_move(make_config, tmp_path):
+    recipe = {**RECIPES["opd"], "student": "base"}
+    root = commands.train(make_config(tmp_path / "run", recipe=recipe))
+    first, last = sorted((root / "checkpoints").iterdir())
+    for name, moved_in in (("student", "opd"), ("text", "experts")):
+        before = load_file(first / name / "model.safetensors")
+        after = load_file(last / name / "model.safetensors")
+        same = all(torch.equal(before[key], after[key]) for key in before)
+        assert same == (moved_in == "experts")
+
+
+def test_branch_order_does_not_matter(make_config, tmp_path):
+    recipe = {"type": "copd", "rounds": 1, "rlvr_steps": 1, "opd_steps": 2}
+    ends = []
+    for number, names in enumerate((("text", "image", "video"), ("video", "text", "image"))):
+        branches = {name: name for name in names}
+        config = make_config(tmp_path / str(number), recipe={**recipe, "branches": branches})
+        commands.train(config)
+        folder = latest_checkpoint(config.output_dir / "checkpoints").folder
+        ends.append({n: load_file(folder / n / "model.safetensors") for n in names})
+    for name, weights in ends[0].items():
+        moved = [(weights[key] - ends[1][name][key]).abs().max() for key in weights]
+        # lessons are summed in another order, nothing else may differ
+        assert max(moved) < 2e-4, name
+
+
+def test_a_finished_run_is_not_run_again(make_config, tmp_path, capsys):
+    root = commands.train(make_config(tmp_path / "run"))
+    before = end_state(root)
+    capsys.readouterr()
+    commands.resume(root)
+    assert "held-out accuracy" in capsys.readouterr().out
+    assert end_state(root) == before
+
+
+def test_a_directory_with_a_run_is_not_overwritten(make_config, tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(ValueError, match="copd resume"):
+        commands.train(make_config(tmp_path))
