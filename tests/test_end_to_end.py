@@ -210,12 +210,13 @@ def test_a_stranger_loads_the_merged_model(config, tmp_path):
     assert copd("train", config) == 0
     final = tmp_path / "run" / "final"
     world = DigitsDomain("image", "image", ("extreme",), {"train": 1, "validation": 1, "test": 9})
-    pixels = world.problem("test", 0).messages[0].content[0].pixels
-    Picture.fromarray(pixels).save(tmp_path / "picture.png")
+    shown = world.problem("test", 0).messages[0].content[0]
+    assert isinstance(shown, Image)
+    Picture.fromarray(shown.pixels).save(tmp_path / "picture.png")
     words = [sys.executable, "-I", "-c", STRANGER, str(final), str(tmp_path / "picture.png")]
     said = subprocess.run(words, capture_output=True, text=True, check=True)
     policy = Policy.load(final)
-    questions = [(Text("Compute 3-4+8-2."),), (Image(pixels), Text("Largest?"))]
+    questions = [(Text("Compute 3-4+8-2."),), (shown, Text("Largest?"))]
     ours = policy.sample(
         [policy.render([Message("user", parts)]) for parts in questions],
         group_size=1,

@@ -38,6 +38,12 @@ def scores(logprobs):
     )
 
 
+def signals(lessons, *settings) -> list[torch.Tensor]:
+    advantages = token_advantages(lessons, *settings)
+    assert all(one is not None for one in advantages)
+    return [one for one in advantages if one is not None]
+
+
 @pytest.mark.parametrize("max_tokens", [1, 8, 11, 12, 17, 1000])
 def test_micro_batches_cover_everything_once_and_keep_the_limit(max_tokens):
     one = batch()
@@ -62,7 +68,7 @@ def test_completions_of_a_part_are_grouped_by_problem():
 
 
 def test_reward_advantages_are_spread_over_tokens():
-    [advantages] = token_advantages([Lesson("text", batch())], LossConfig(), SampledDistill())
+    [advantages] = signals([Lesson("text", batch())], LossConfig(), SampledDistill())
     up = 0.5 / (np.sqrt(0.5) + 1e-6)
     expected = [up, up, -up, 0, 0, 0, 0, -up, up, up, up, up]
     assert advantages.tolist() == pytest.approx(expected, abs=1e-6)
@@ -71,15 +77,15 @@ def test_reward_advantages_are_spread_over_tokens():
 def test_distillation_advantages_are_beta_times_delta_and_ignore_the_reward():
     teacher = batch().logprobs + np.array([0.5] * 6 + [-1.0] * 6, dtype=np.float32)
     lesson = Lesson("text", batch(), scores(teacher), beta=2.0)
-    [advantages] = token_advantages([lesson], LossConfig(), SampledDistill())
+    [advantages] = signals([lesson], LossConfig(), SampledDistill())
     assert advantages.tolist() == pytest.approx([1.0] * 6 + [-2.0] * 6, abs=1e-6)
-    [clamped] = token_advantages([lesson], LossConfig(), SampledDistill(log_ratio_clamp=0.75))
+    [clamped] = signals([lesson], LossConfig(), SampledDistill(log_ratio_clamp=0.75))
     assert clamped.tolist() == pytest.approx([1.0] * 6 + [-1.5] * 6, abs=1e-6)
 
 
 def test_an_equal_teacher_gives_no_signal():
     lesson = Lesson("text", batch(), scores(batch().logprobs))
-    [advantages] = token_advantages([lesson], LossConfig(), SampledDistill())
+    [advantages] = signals([lesson], LossConfig(), SampledDistill())
     assert advantages.abs().max() == 0
 
 
@@ -87,7 +93,7 @@ def test_extrapolation_goes_beyond_the_teacher():
     teacher = batch().logprobs + np.float32(0.5)
     base = batch().logprobs - np.float32(1.0)
     lesson = Lesson("text", batch(), scores(teacher), ref_logprobs=base)
-    [advantages] = token_advantages([lesson], LossConfig(), SampledDistill(extrapolation=1.5))
+    [advantages] = signals([lesson], LossConfig(), SampledDistill(extrapolation=1.5))
     assert advantages.tolist() == pytest.approx([0.5 + 0.5 * 1.5] * 12, abs=1e-6)
 
 
@@ -99,8 +105,8 @@ def test_matched_scales_leave_native_lessons_and_beta_alone():
         Lesson("image", batch(), scores(loud)),
         Lesson("video", batch(), scores(soft), beta=3.0),
     ]
-    plain = token_advantages(lessons, LossConfig(), SampledDistill())
-    matched = token_advantages(lessons, LossConfig(), SampledDistill(match_scale=True))
+    plain = signals(lessons, LossConfig(), SampledDistill())
+    matched = signals(lessons, LossConfig(), SampledDistill(match_scale=True))
     together = np.sqrt((16 + 1) / 2)
     assert torch.equal(matched[0], plain[0])
     assert matched[1].abs().tolist() == pytest.approx([together] * 12, rel=1e-5)

@@ -2,6 +2,7 @@
 
 import re
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,9 +10,9 @@ from sklearn.datasets import load_digits
 
 from copd.domains.digits import MODALITIES, DigitsDomain
 from copd.domains.digits.scans import CELL, _archive, draw_digit, scan_ids
-from copd.types import Image, Text, Video
+from copd.types import Image, Split, Text, Video
 
-SIZES = {"train": 900, "validation": 60, "test": 90}
+SIZES: dict[Split, int] = {"train": 900, "validation": 60, "test": 90}
 ALL = [(modality, suite) for modality, suites in MODALITIES.items() for suite in suites]
 
 
@@ -24,13 +25,29 @@ def questions(modality, suite, count=150):
     return [one.question("train", index) for index in range(count)]
 
 
+def picture(question) -> Image:
+    [part] = [part for part in question.parts if isinstance(part, Image)]
+    return part
+
+
+def clip_of(question) -> Video:
+    [part] = [part for part in question.parts if isinstance(part, Video)]
+    return part
+
+
+def found(pattern, text) -> str:
+    match = re.search(pattern, text)
+    assert match, text
+    return match[1]
+
+
 def words(question):
     return " ".join(part.text for part in question.parts if isinstance(part, Text))
 
 
 def test_the_scans_are_scikit_learns():
     images, labels = _archive()
-    original = load_digits()
+    original: Any = load_digits()
     assert np.array_equal(images, original.images)
     assert np.array_equal(labels, original.target)
 
@@ -59,9 +76,10 @@ def test_problems_are_deterministic_and_differ(modality, suite):
     assert first.answer == second.answer
     assert first.id == second.id
     for a, b in zip(first.messages[0].content, second.messages[0].content, strict=True):
-        if isinstance(a, Image):
+        assert type(a) is type(b)
+        if isinstance(a, Image) and isinstance(b, Image):
             assert np.array_equal(a.pixels, b.pixels)
-        elif isinstance(a, Video):
+        elif isinstance(a, Video) and isinstance(b, Video):
             assert np.array_equal(a.frames, b.frames)
         else:
             assert a == b
@@ -80,7 +98,7 @@ def test_answers_are_short_and_the_careless_way_is_mostly_wrong(modality, suite)
 
 def test_chains_compute():
     for question in questions("text", "chain"):
-        expression = re.fullmatch(r"Compute ([-+\d]+)\.", words(question))[1]
+        expression = found(r"Compute ([-+\d]+)\.", words(question))
         assert sum(map(int, re.findall(r"[-+]?\d+", expression))) == int(question.answer)
 
 
@@ -89,12 +107,12 @@ def test_comparisons_compare():
         options = dict(re.findall(r"([abc]) ([-+\d]+)", words(question)))
         values = {k: sum(map(int, re.findall(r"[-+]?\d+", v))) for k, v in options.items()}
         pick = max if "largest" in words(question) else min
-        assert question.answer == pick(values, key=values.get)
+        assert question.answer == pick(values, key=lambda label: values[label])
 
 
 def test_stories_add_up_and_nobody_owes():
     for question in questions("text", "story"):
-        start = int(re.search(r"has (\d+)", words(question))[1])
+        start = int(found(r"has (\d+)", words(question)))
         changes = re.findall(r"(gets|loses) (\d+)", words(question))
         totals = np.cumsum([start, *(int(n) if v == "gets" else -int(n) for v, n in changes)])
         assert totals.min() >= 0
@@ -105,11 +123,11 @@ def test_pictures_hold_what_is_counted():
     for question in questions("image", "signed_sum"):
         terms = [int(term) for term in question.worked.split(":")[0].split(",")]
         assert sum(terms) == int(question.answer)
-        height, width, _ = question.parts[0].pixels.shape
+        height, width, _ = picture(question).pixels.shape
         assert height * width == CELL**2 * len(terms)
     for question in questions("image", "count"):
         digits = [int(digit) for digit in question.worked.split(":")[0].split(",")]
-        bound = int(re.search(r"above (\d)", words(question))[1])
+        bound = int(found(r"above (\d)", words(question)))
         assert sum(digit > bound for digit in digits) == int(question.answer)
     for question in questions("image", "extreme"):
         digits = sorted(int(digit) for digit in question.worked.split(":")[0].split(","))
@@ -119,7 +137,7 @@ def test_pictures_hold_what_is_counted():
 
 def test_the_ink_of_a_term_is_its_sign():
     for question in questions("image", "signed_sum", 60):
-        pixels = question.parts[0].pixels
+        pixels = picture(question).pixels
         cells = pixels.reshape(-1, CELL, pixels.shape[1] // CELL, CELL, 3).swapaxes(1, 2)
         is_dark = cells.reshape(-1, CELL**2 * 3).mean(axis=1) > 127
         terms = question.worked.split(":")[0].split(",")
@@ -135,7 +153,7 @@ def test_clips_show_each_digit_for_a_second():
     for question in questions("video", "rises"):
         digits = [int(digit) for digit in re.findall(r"\d", question.worked)]
         assert sum(b > a for a, b in pairwise(digits)) == int(question.answer)
-        clip = question.parts[0]
+        clip = clip_of(question)
         assert clip.frames.shape == (2 * len(digits), CELL, 2 * CELL, 3)
         assert len(clip.frames) / clip.fps == len(digits)
         assert np.array_equal(clip.frames[::2], clip.frames[1::2])
@@ -143,14 +161,14 @@ def test_clips_show_each_digit_for_a_second():
 
 def test_chosen_sums_and_order():
     for question in questions("video", "left_sum"):
-        frames = question.parts[0].frames[::2]
+        frames = clip_of(question).frames[::2]
         side = frames[:, :, :CELL] if "left" in words(question) else frames[:, :, CELL:]
         seen = question.worked.split(":")[0]
         assert [mark != "_" for mark in seen] == (side.max(axis=(1, 2, 3)) > 0).tolist()
         assert sum(map(int, seen.replace("_", ""))) == int(question.answer)
     for question in questions("video", "order"):
         digits = question.worked.split(":")[0].split(",")
-        asked = re.search(r"before (\d)", words(question))[1]
+        asked = found(r"before (\d)", words(question))
         assert question.answer == digits[digits.index(asked) - 1]
 
 

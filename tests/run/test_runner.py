@@ -27,6 +27,12 @@ def end_state(root: Path) -> dict[str, bytes]:
     return {str(p.relative_to(root)): p.read_bytes() for p in files}
 
 
+def newest(root: Path) -> Path:
+    checkpoint = latest_checkpoint(root / "checkpoints")
+    assert checkpoint is not None
+    return checkpoint.folder
+
+
 def run_and_die(config, verb: str, call: int) -> None:
     """Trains in a forked process that is killed at the n-th call of a verb."""
     pid = os.fork()
@@ -157,15 +163,14 @@ def test_what_a_run_leaves_behind(make_config, tmp_path):
 def test_the_merged_model_is_the_average_of_the_branches(make_config, undisturbed, tmp_path):
     root = tmp_path / "run"
     commands.train(make_config(root))
-    checkpoint = latest_checkpoint(root / "checkpoints")
+    folder = newest(root)
     branches = [
-        load_file(checkpoint.folder / name / "model.safetensors")
-        for name in ("text", "image", "video")
+        load_file(folder / name / "model.safetensors") for name in ("text", "image", "video")
     ]
     final = load_file(root / "final" / "model.safetensors")
     assert not torch.equal(*[b["model.language_model.norm.weight"] for b in branches[:2]])
     for name, value in final.items():
-        mean = sum(branch[name].double() for branch in branches) / 3
+        mean = torch.stack([branch[name].double() for branch in branches]).mean(0)
         assert torch.allclose(value.double(), mean, atol=1e-7), name
 
 
@@ -226,7 +231,7 @@ def test_branch_order_does_not_matter(make_config, tmp_path):
         branches = {name: name for name in names}
         config = make_config(tmp_path / str(number), recipe={**recipe, "branches": branches})
         commands.train(config)
-        folder = latest_checkpoint(config.output_dir / "checkpoints").folder
+        folder = newest(config.output_dir)
         ends.append({n: load_file(folder / n / "model.safetensors") for n in names})
     for name, weights in ends[0].items():
         moved = [(weights[key] - ends[1][name][key]).abs().max() for key in weights]

@@ -93,8 +93,8 @@ def merge(models: Sequence[Path], out: Path, method: MergeConfig, base: Path | N
             'Set recipe.merge.type = "validation" in a training configuration instead.'
         )
 
-    first = Policy.load(models[0])
-    others = [_weights(Policy.load(path)) for path in models[1:]]
+    first = Policy.load(resolve(str(models[0])))
+    others = [_weights(Policy.load(resolve(str(path)))) for path in models[1:]]
     states = {
         str(path): state for path, state in zip(models, [_weights(first), *others], strict=True)
     }
