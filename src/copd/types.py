@@ -94,22 +94,6 @@ class Completion:
 
 
 @dataclass(frozen=True, eq=False)
-class Rollout:
-    """A completion and what the verifier made of it."""
-
-    completion: Completion
-    reward: float
-
-
-@dataclass(frozen=True, eq=False)
-class Group:
-    """The G rollouts of one problem."""
-
-    problem: Problem
-    rollouts: tuple[Rollout, ...]
-
-
-@dataclass(frozen=True, eq=False)
 class SampleRequest:
     """One batch a branch is asked to sample: `group_size` completions for each of P problems."""
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from copd.functional import Aggregation, segment_mean, token_weights
+from copd.functional import Aggregation, token_weights
 
 LENGTHS = torch.tensor([1, 3, 4])
 
@@ -28,23 +28,17 @@ def test_modes_agree_on_equal_lengths():
     torch.testing.assert_close(token_weights(lengths, "token"), token_weights(lengths, "sequence"))
 
 
-def test_sequence_weights_give_the_mean_of_the_segment_means():
+def test_sequence_weights_give_the_mean_of_the_sequence_means():
     values = torch.arange(8.0)
     weighted = (token_weights(LENGTHS, "sequence") * values).sum()
-    torch.testing.assert_close(segment_mean(values, LENGTHS).mean(), weighted)
-
-
-def test_segment_mean_is_per_sequence():
-    values = torch.tensor([5.0, 1.0, 2.0, 6.0, 1.0, 1.0, 1.0, 3.0])
-    assert segment_mean(values, LENGTHS.int()).tolist() == [5.0, 3.0, 1.5]
+    means = [0.0, (1 + 2 + 3) / 3, (4 + 5 + 6 + 7) / 4]
+    assert float(weighted) == pytest.approx(sum(means) / 3)
 
 
 def test_an_empty_sequence_is_refused():
     lengths = torch.tensor([2, 0])
     with pytest.raises(AssertionError, match="at least one token"):
         token_weights(lengths, "sequence")
-    with pytest.raises(AssertionError, match="at least one token"):
-        segment_mean(torch.ones(2), lengths)
 
 
 @pytest.mark.parametrize("mode", ["token", "sequence"])

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from copd.run.directory import (
-    append_line,
+    append_lines,
     make_folder_atomically,
     read_lines,
     truncate_lines,
@@ -18,8 +18,8 @@ from copd.run.directory import (
 
 def test_a_line_cut_off_by_a_crash_is_left_out(tmp_path):
     path = tmp_path / "metrics.jsonl"
-    append_line(path, {"step": 1, "loss": 0.1 + 0.2})
-    append_line(path, {"step": 2, "loss": float("1e-300")})
+    append_lines(path, [{"step": 1, "loss": 0.1 + 0.2}])
+    append_lines(path, [{"step": 2, "loss": float("1e-300")}])
     path.write_text(path.read_text() + '{"step": 3, "lo')
     assert list(read_lines(path)) == [{"step": 1, "loss": 0.1 + 0.2}, {"step": 2, "loss": 1e-300}]
     truncate_lines(path, lambda record: record["step"] <= 1)

@@ -27,7 +27,7 @@ def test_a_teacher_with_other_weights_is_refused(ready):
     weights = engine.each(Branch.weights, {"video": None})["video"]
     weights["model.language_model.norm.weight"] += 0.1
     engine.each(Branch.set_weights, {"video": weights})
-    with pytest.raises(RuntimeError, match=r"'video' as a teacher of 'image'.*disagrees by"):
+    with pytest.raises(ValueError, match=r"'video' as a teacher of 'image'.*disagrees by"):
         check_teachers(engine, config, plan)
 
 
@@ -39,7 +39,7 @@ def test_a_teacher_in_training_mode_with_dropout_is_refused(ready):
         return torch.nn.functional.dropout(output, 0.1, training=True)
 
     model.get_input_embeddings().register_forward_hook(shaken)
-    with pytest.raises(RuntimeError, match=r"'text' as a teacher.*differently twice"):
+    with pytest.raises(ValueError, match=r"'text' as a teacher.*differently twice"):
         check_teachers(engine, config, plan)
 
 
@@ -49,5 +49,5 @@ def test_a_uniform_teacher_is_refused(ready):
         weights = engine.each(Branch.weights, {name: None})[name]
         weights["model.language_model.norm.weight"] *= 0
         engine.each(Branch.set_weights, {name: weights})
-    with pytest.raises(RuntimeError, match="gives every token the same probability"):
+    with pytest.raises(ValueError, match="gives every token the same probability"):
         check_teachers(engine, config, plan)

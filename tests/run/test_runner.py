@@ -16,7 +16,14 @@ from copd.run.checkpoint import latest_checkpoint
 from copd.run.directory import read_lines
 from copd.run.evaluation import from_json
 
-DETERMINISTIC = ("metrics.jsonl", "rollouts.jsonl", "evaluations.jsonl", "eval.json", "plan.json")
+DETERMINISTIC = (
+    "metrics.jsonl",
+    "rollouts.jsonl",
+    "evaluations.jsonl",
+    "eval.json",
+    "plan.json",
+    "merge.json",
+)
 
 
 def end_state(root: Path) -> dict[str, bytes]:

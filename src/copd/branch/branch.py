@@ -239,7 +239,7 @@ class Branch:
             raise Diverged(
                 f"the {what} of branch {self.name!r} on domain {lesson.domain!r} is {value} at "
                 f"{request.position}: the run stopped before this update. "
-                "Start again with a lower optimizer.learning_rate."
+                "Start again in another output_dir with a lower optimizer.learning_rate."
             )
 
 

@@ -16,6 +16,7 @@ from copd.config import FullDistill, LossConfig, MonitorConfig, SampledDistill, 
 from copd.functional import (
     chunked_divergence_loss,
     clipped_surrogate,
+    control_variate,
     entropy,
     full_logprobs,
     reverse_kl,
@@ -126,7 +127,8 @@ class Learning:
             and isinstance(self.distill, SampledDistill)
             and self.distill.control_variate
         ):
-            at_token = at_token + lesson.beta * self._exact_reverse_kl(policy, scores, part, states)
+            exact = self._exact_reverse_kl(policy, scores, part, states)
+            at_token = control_variate(at_token, lesson.beta * exact)
         old = torch.from_numpy(lesson.batch.logprobs[part.tokens]).to(logprobs.device)
         losses, clip = clipped_surrogate(
             logprobs,
@@ -183,7 +185,7 @@ class Learning:
     ) -> None:
         """Overlap and divergence at the probed tokens of this part, at most `num_probe_tokens` per
         lesson."""
-        every = max(1, len(scores.probes) // self.monitor.num_probe_tokens)
+        every = -(-len(scores.probes) // self.monitor.num_probe_tokens)
         compared = np.arange(len(scores.probes)) % every == 0
         inside = (
             (scores.probes >= part.tokens.start) & (scores.probes < part.tokens.stop) & compared

@@ -40,7 +40,7 @@ class ModelConfig(Section):
     trust_remote_code: StrictBool = False
     """Let a model folder run its own Python code."""
     frozen_vision: StrictBool = False
-    """Keep the vision tower fixed; it then runs once per problem for all branches."""
+    """Keep the vision tower as it is in the base model."""
 
 
 class DigitsConfig(Section):

@@ -1,7 +1,7 @@
 """The mathematics of copd as pure functions of tensors and numbers. Knows no config or model."""
 
 from copd.functional.advantages import group_relative
-from copd.functional.aggregation import Aggregation, segment_mean, token_weights
+from copd.functional.aggregation import Aggregation, token_weights
 from copd.functional.distill import (
     DivergenceForm,
     chunked_divergence_loss,
@@ -56,7 +56,6 @@ __all__ = [
     "reverse_kl",
     "reward_extrapolation",
     "sampled_reverse_kl",
-    "segment_mean",
     "simplex_grid",
     "symmetric_kl",
     "task_arithmetic",

@@ -18,21 +18,11 @@ def token_weights(lengths: Int[Tensor, "B"], mode: Aggregation) -> Float[Tensor,
     Compute them once from the lengths of the whole update, then slice: any split into micro-batches
     gives the same gradient. Every sequence has at least one token, the end token.
     """
-    _check(lengths)
+    assert len(lengths) > 0, "an update has at least one sequence"
+    assert bool((lengths > 0).all()), "a sequence has at least one token, the end token"
     num_tokens = int(lengths.sum())
     if mode == "token":
         return torch.full((num_tokens,), 1.0 / num_tokens, device=lengths.device)
     assert mode == "sequence", f"unknown aggregation {mode!r}"
     per_sequence = 1.0 / (len(lengths) * lengths.float())
     return per_sequence.repeat_interleave(lengths)
-
-
-def segment_mean(values: Float[Tensor, "N"], lengths: Int[Tensor, "B"]) -> Float[Tensor, "B"]:
-    """The mean of each sequence's tokens on the packed axis."""
-    _check(lengths)
-    return torch.segment_reduce(values, "mean", lengths=lengths.long())
-
-
-def _check(lengths: Int[Tensor, "B"]) -> None:
-    assert len(lengths) > 0, "an update has at least one sequence"
-    assert bool((lengths > 0).all()), "a sequence has at least one token, the end token"

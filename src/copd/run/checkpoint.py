@@ -33,6 +33,7 @@ def save_checkpoint(
     branches: tuple[str, ...],
     step: int,
     cost: dict[str, dict[str, int]],
+    *,
     keep: int,
 ) -> None:
     """Writes `root/step_<step>` and then forgets all but the newest `keep`."""

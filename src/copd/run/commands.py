@@ -15,7 +15,7 @@ from copd.policy import Policy
 from copd.policy.tiny import resolve
 from copd.run.directory import make_folder_atomically
 from copd.run.evaluation import evaluate as evaluate_branches
-from copd.run.evaluation import results_table
+from copd.run.evaluation import evaluation_request, results_table
 from copd.run.merge import merge_weights
 from copd.run.runner import Runner
 from copd.types import Split
@@ -62,6 +62,13 @@ def evaluate(
     config = config.model_copy(
         update={"evaluation": settings, "seed": config.seed if seed is None else seed}
     )
+    for name in config.domains:
+        available = evaluation_request(config, name, split).num_problems
+        if settings.num_problems > available:
+            raise ValueError(
+                f"domain {name!r} has {available} {split} problems: got {settings.num_problems} to "
+                f"evaluate. Lower --num-problems, or raise domains.{name}.num_{split}."
+            )
     engine = create_engine(config)
     try:
         engine.spawn(model, model)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -51,10 +51,12 @@ def make_folder_atomically(folder: Path, fill: Callable[[Path], None]) -> None:
     _sync_folder(folder.parent)
 
 
-def append_line(path: Path, record: dict[str, Any]) -> None:
-    """One JSON object on one line."""
+def append_lines(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
+    """One JSON object per line, on the disk when this returns."""
     with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(record) + "\n")
+        file.writelines(json.dumps(record) + "\n" for record in records)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def read_lines(path: Path) -> Iterator[dict[str, Any]]:

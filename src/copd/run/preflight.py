@@ -58,7 +58,7 @@ def check_teachers(engine: Engine, config: Config, plan: Plan) -> None:
 
 def _require(holds: bool, where: str, what: str) -> None:
     if not holds:
-        raise RuntimeError(
+        raise ValueError(
             f"{where} {what}: distillation would learn from noise. "
             "Check the model's chat template and processor; if they are its own, report the model."
         )

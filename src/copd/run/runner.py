@@ -15,7 +15,12 @@ from copd.engine import Engine
 from copd.recipes import Plan, build_plan, to_dict
 from copd.run.checkpoint import latest_checkpoint, save_checkpoint
 from copd.run.cost import add_step, no_cost
-from copd.run.directory import append_line, make_folder_atomically, truncate_lines, write_atomically
+from copd.run.directory import (
+    append_lines,
+    make_folder_atomically,
+    truncate_lines,
+    write_atomically,
+)
 from copd.run.evaluation import (
     Results,
     evaluate,
@@ -29,7 +34,7 @@ from copd.run.merge import Weights, merge_weights
 from copd.run.preflight import check_teachers
 from copd.run.progress import RunProgress
 from copd.run.rollouts import rollout_records
-from copd.run.step import REFERENCE, Position, take_step
+from copd.run.step import REFERENCE, Position, StepResult, take_step
 
 BASE = "base"
 """The untrained model's name in results."""
@@ -104,41 +109,38 @@ class Runner:
     def _train(self, done: int, cost: dict[str, dict[str, int]]) -> None:
         total, settings = self.plan.total_steps, self.config.checkpoint
         with RunProgress(self.console, total, done) as progress:
-            for step in range(done, total):
+            for step in range(done + 1, total + 1):
                 started = time.perf_counter()
-                index, _ = self.plan.locate(step)
-                position = Position(step + 1, index, self.plan.stages[index])
+                index, _ = self.plan.locate(step - 1)
+                position = Position(step, index, self.plan.stages[index])
                 result = take_step(self.engine, self.config, position)
                 cost = add_step(cost, position.stage, result.lessons)
-                place = {"step": step + 1, "stage": position.stage.name, "stage_index": index}
-                append_line(
-                    self.root / "metrics.jsonl", {**place, "branches": result.metrics, "cost": cost}
-                )
-                for record in rollout_records(step + 1, result.lessons):
-                    append_line(self.root / "rollouts.jsonl", record)
-                self._evaluate_sometimes(step + 1)
-                seconds = time.perf_counter() - started
-                append_line(
-                    self.root / "timings.jsonl", {"step": step + 1, "seconds": round(seconds, 4)}
-                )
+                self._log(position, result, cost)
+                self._evaluate_sometimes(step)
+                seconds = round(time.perf_counter() - started, 4)
+                append_lines(self.root / "timings.jsonl", [{"step": step, "seconds": seconds}])
                 progress.advance(position, result.metrics, seconds)
-                if (step + 1) % settings.every == 0 or step + 1 == total:
-                    save_checkpoint(
-                        self.root / "checkpoints",
-                        self.engine,
-                        self.plan.branches,
-                        step + 1,
-                        cost,
-                        settings.keep,
-                    )
+                if step % settings.every == 0 or step == total:
+                    root, branches = self.root / "checkpoints", self.plan.branches
+                    save_checkpoint(root, self.engine, branches, step, cost, keep=settings.keep)
+
+    def _log(self, position: Position, result: StepResult, cost: dict[str, dict[str, int]]) -> None:
+        line = {
+            "step": position.step,
+            "stage": position.stage.name,
+            "stage_index": position.stage_index,
+            "branches": result.metrics,
+            "cost": cost,
+        }
+        append_lines(self.root / "metrics.jsonl", [line])
+        append_lines(self.root / "rollouts.jsonl", rollout_records(position.step, result.lessons))
 
     def _evaluate_sometimes(self, step: int) -> None:
         every = self.config.evaluation.every
         if every and step % every == 0 and step < self.plan.total_steps:
             results = evaluate(self.engine, self.config, self.plan.branches)
-            append_line(
-                self.root / "evaluations.jsonl", {"step": step, "results": to_json(results)}
-            )
+            line = {"step": step, "results": to_json(results)}
+            append_lines(self.root / "evaluations.jsonl", [line])
 
     def _base_results(self, done: int) -> Results:
         """The base's results: measured before the first step, read from the run's files
@@ -202,9 +204,10 @@ class Runner:
         weights, shares = merge_weights(merge.method, branches, lambda: base, accuracy)
         self.engine.each(Branch.set_weights, {merge.into: weights})
         self._export_each({merge.into: Path()}, final)
-        if shares:
-            parts = ", ".join(f"{share:.2f} {name}" for name, share in shares.items())
-            self.console.print(f"merged {merge.into} = {parts}")
+        how = {"method": merge.method.type, "branches": list(merge.branches), "shares": shares}
+        write_atomically(self.root / "merge.json", json.dumps(how, indent=2))
+        parts = [f"{shares[name]:.2f} {name}" if shares else name for name in merge.branches]
+        self.console.print(f"{merge.into}: {merge.method.type} merge of {', '.join(parts)}")
 
     def _report(self, results: dict[str, Results]) -> None:
         title = "held-out accuracy with 95 % intervals over problems"

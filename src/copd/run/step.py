@@ -88,7 +88,7 @@ def _sample_request(config: Config, position: Position, action: Action) -> Sampl
         place,
         action.domain,
         config.domains[action.domain].num_train,
-        start=position.step * config.rollout.num_prompts,
+        start=(position.step - 1) * config.rollout.num_prompts,
         count=config.rollout.num_prompts,
     )
     return SampleRequest(

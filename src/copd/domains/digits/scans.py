@@ -17,6 +17,8 @@ from numpy.typing import NDArray
 
 from copd.types import Split
 
+Ink = Literal["light", "dark"]
+"""Light digits on black, or dark digits on white."""
 CELL = 16
 """Pixels along one side of a cell: a scan enlarged twice, one visual token of the embedded base."""
 
@@ -44,7 +46,7 @@ def scan_ids(split: Split, digit: int) -> NDArray[np.int64]:
 
 
 def draw_digit(
-    rng: np.random.Generator, split: Split, digit: int, ink: Literal["light", "dark"] = "light"
+    rng: np.random.Generator, split: Split, digit: int, ink: Ink = "light"
 ) -> NDArray[np.uint8]:
     """A random scan of `digit` as a `CELL x CELL` grey cell, moved by up to one pixel; `dark` ink
     is on white."""

@@ -6,10 +6,9 @@ from __future__ import annotations
 from itertools import pairwise
 
 import numpy as np
-from numpy.typing import NDArray
 
 from copd.domains.digits.question import Generator, Question, joined, running
-from copd.domains.digits.scans import CELL, draw_digit, grey_to_rgb
+from copd.domains.digits.scans import Ink, draw_digit, grey_to_rgb
 from copd.types import Split, Text, Video
 
 FPS = 2.0
@@ -28,7 +27,7 @@ def rises(rng: np.random.Generator, split: Split) -> Question:
     signs = "".join(f"{'<' if b > a else '>' if b < a else '='}{b}" for a, b in steps)
     mirrored = signs.translate(str.maketrans("<>", "><"))
     return Question(
-        parts=(_clip(rng, split, digits, _sides(rng, digits)), Text("How often does it rise?")),
+        parts=(_clip(rng, split, digits, _inks(rng, digits)), Text("How often does it rise?")),
         answer=str(ups),
         worked=f"{digits[0]}{signs}",
         careless=f"{digits[0]}{mirrored}",
@@ -36,21 +35,22 @@ def rises(rng: np.random.Generator, split: Split) -> Question:
     )
 
 
-def left_sum(rng: np.random.Generator, split: Split) -> Question:
-    """Add what is shown on one side.
+def ink_sum(rng: np.random.Generator, split: Split) -> Question:
+    """Add the scans in one of the two inks.
 
     The careless way adds everything.
     """
     digits = rng.choice(10, size=rng.integers(4, 6)).tolist()
     while True:
-        sides = _sides(rng, digits)
-        if 0 < sum(sides) < len(sides):
+        inks = _inks(rng, digits)
+        if len(set(inks)) == 2:
             break
-    word, side = (("left", 0), ("right", 1))[rng.integers(2)]
-    chosen = [digit for digit, where in zip(digits, sides, strict=True) if where == side]
-    seen = "".join(str(d) if where == side else "_" for d, where in zip(digits, sides, strict=True))
+    asked: Ink = ("light", "dark")[rng.integers(2)]
+    shown = list(zip(digits, inks, strict=True))
+    chosen = [digit for digit, ink in shown if ink == asked]
+    seen = "".join(str(digit) if ink == asked else "_" for digit, ink in shown)
     return Question(
-        parts=(_clip(rng, split, digits, sides), Text(f"Sum on the {word}?")),
+        parts=(_clip(rng, split, digits, inks), Text(f"Sum of the {asked} ones?")),
         answer=str(sum(chosen)),
         worked=f"{seen}:{joined(running(chosen))}",
         careless=f"{joined(digits)}:{joined(running(digits))}",
@@ -68,7 +68,7 @@ def order(rng: np.random.Generator, split: Split) -> Question:
     before, asked, after = digits[place - 1 : place + 2]
     return Question(
         parts=(
-            _clip(rng, split, digits, _sides(rng, digits)),
+            _clip(rng, split, digits, _inks(rng, digits)),
             Text(f"Which comes before {asked}?"),
         ),
         answer=str(before),
@@ -78,20 +78,14 @@ def order(rng: np.random.Generator, split: Split) -> Question:
     )
 
 
-def _sides(rng: np.random.Generator, digits: list[int]) -> list[int]:
-    """Left (0) or right (1) for every scan."""
-    return rng.integers(0, 2, size=len(digits)).tolist()
+def _inks(rng: np.random.Generator, digits: list[int]) -> list[Ink]:
+    return [("light", "dark")[dark] for dark in rng.integers(0, 2, size=len(digits))]
 
 
-def _clip(rng: np.random.Generator, split: Split, digits: list[int], sides: list[int]) -> Video:
-    """Each scan for one second on the left or right half of a black frame, `CELL` high and two
-    `CELL` wide."""
-    frames: list[NDArray[np.uint8]] = []
-    for digit, side in zip(digits, sides, strict=True):
-        frame = np.zeros((CELL, 2 * CELL), dtype=np.uint8)
-        frame[:, side * CELL : (side + 1) * CELL] = draw_digit(rng, split, digit)
-        frames += [frame, frame]
-    return Video(grey_to_rgb(np.stack(frames)), fps=FPS)
+def _clip(rng: np.random.Generator, split: Split, digits: list[int], inks: list[Ink]) -> Video:
+    """Each scan fills the picture for one second."""
+    scans = [draw_digit(rng, split, *shown) for shown in zip(digits, inks, strict=True)]
+    return Video(grey_to_rgb(np.repeat(np.stack(scans), int(FPS), axis=0)), fps=FPS)
 
 
-SUITES: dict[str, Generator] = {"rises": rises, "left_sum": left_sum, "order": order}
+SUITES: dict[str, Generator] = {"rises": rises, "ink_sum": ink_sum, "order": order}
