@@ -12,7 +12,7 @@ demo: .venv/installed
 test: unit lint
 
 unit: .venv/installed-dev
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --jaxtyping-packages=copd.functional,copd.policy,beartype.beartype
 
 lint: .venv/installed-dev
 	$(BIN)/ruff check .

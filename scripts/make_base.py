@@ -3,9 +3,9 @@
     python scripts/make_base.py --out src/copd/policy/tiny/model
 
 For every problem of the digits world there are three ways to write a completion, told apart by
-their first letter: a sound procedure, a careless one and the bare answer. The base learns to use
-them with fixed frequencies, so it is mediocre by construction: it can solve nearly everything, and
-mostly does not. Which letter stands for the sound procedure differs between domains (`--world
+their first letter: a sound procedure, a careless one and a hasty guess. The base learns all three
+equally often, so it is mediocre by construction: it can solve nearly everything, and mostly does
+not. Which letter stands for the sound procedure differs between domains (`--world
 conflict`, the one that ships) or is the same everywhere (`--world agree`).
 
 On two CPU cores this takes about half an hour; it prints accuracy and pass@8 of what it made.
@@ -43,8 +43,8 @@ SOUND_LETTER = {
 """Letter of the sound procedure for each suite of a domain; the careless one has the other, C is
 the bare answer."""
 
-FREQUENCIES = (0.27, 0.57, 0.16)
-"""How often the base uses the sound procedure, the careless one and the bare answer."""
+LUCK = 0.2
+"""How often a hasty guess is right."""
 CHAT_TEMPLATE = """{%- for message in messages %}
 {{- '<|im_start|>' + message.role + '\n' }}
 {%- if message.content is string %}{{- message.content }}{%- else %}
@@ -59,8 +59,7 @@ CHAT_TEMPLATE = """{%- for message in messages %}
 
 
 def build_tokenizer(domains: dict[str, DigitsDomain]) -> PreTrainedTokenizerFast:
-    """One token per printable character; the words of the questions and the time stamps are tokens
-    of their own."""
+    """A token per printable character, and one for each word of the questions and time stamp."""
     texts = [
         part.text
         for domain in domains.values()
@@ -136,8 +135,7 @@ def build_config(tokenizer: PreTrainedTokenizerFast) -> Qwen3VLConfig:
 
 
 def patches(frames: np.ndarray) -> tuple[np.ndarray, list[int]]:
-    """Frames `F H W 3` to the rows the vision tower reads, as Qwen's processors lay them out, and
-    their grid."""
+    """Frames `F H W 3` to the rows the vision tower reads, and their grid, as Qwen's processors."""
     frames = frames.astype(np.float32) / 127.5 - 1
     time_, height, width = (
         frames.shape[0] // TEMPORAL,
@@ -152,8 +150,7 @@ def patches(frames: np.ndarray) -> tuple[np.ndarray, list[int]]:
 
 
 class Encoder:
-    """Questions to padded rows `prompt + three completions`, each completion seeing the prompt and
-    itself."""
+    """Questions to padded rows, prompt and three completions that do not see each other."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast, model: Qwen3VLForConditionalGeneration):
         self.tokenizer, self.model = tokenizer, model
@@ -180,15 +177,12 @@ class Encoder:
         text += "<|im_end|>\n<|im_start|>assistant\n"
         return self.tokenizer.encode(text, add_special_tokens=False), rows, grid, kind
 
-    def batch(self, items: list[tuple[Question, str]]) -> dict[str, Tensor]:
-        """`items` are questions of one domain, each with the letter of its sound procedure."""
+    def batch(self, items: list[tuple[Question, tuple[str, str, str]]]) -> dict[str, Tensor]:
+        """`items` are questions of one domain, each with its completions."""
         prompts = [self.prompt(question) for question, _ in items]
         completions = [
-            [
-                self.tokenizer.encode(text + "<|im_end|>", add_special_tokens=False)
-                for text in habits(question, letter)
-            ]
-            for question, letter in items
+            [self.tokenizer.encode(text + "<|im_end|>", add_special_tokens=False) for text in texts]
+            for _, texts in items
         ]
         longest = max(len(p[0]) for p in prompts)
         total = max(len(p[0]) + sum(map(len, c)) for p, c in zip(prompts, completions, strict=True))
@@ -246,39 +240,47 @@ class Encoder:
         return ({names[0]: pixels, names[1]: grid}, {names[1]: grid}), types
 
 
-def habits(question: Question, sound: str) -> list[str]:
-    """The three completions of a question; the careless procedure has the letter that the sound one
-    has not."""
+def habits(question: Question, sound: str, rng: np.random.Generator) -> tuple[str, str, str]:
+    """The three completions of a question; the careless procedure has the other letter."""
     careless = "B" if sound == "A" else "A"
-    return [
+    return (
         f"{sound}{question.worked}#{question.answer}",
         f"{careless}{question.careless}#{question.careless_answer}",
-        f"C#{question.answer}",
-    ]
+        f"C#{guess(question.answer, rng)}",
+    )
+
+
+def guess(answer: str, rng: np.random.Generator) -> str:
+    """A hasty answer: right with probability `LUCK`, else near by."""
+    if rng.random() < LUCK:
+        return answer
+    if answer in "abc":
+        return str(rng.choice([label for label in "abc" if label != answer]))
+    return str(int(answer) + int(rng.choice([-3, -2, -1, 1, 2, 3])))
 
 
 def loss_of(model: Qwen3VLForConditionalGeneration, batch: dict) -> Tensor:
     """Mean cross-entropy of the completion tokens.
 
-    The prompt's last position predicts three different first letters; they weigh as often as the
-    habits should be used.
+    The prompt's last position predicts three different first letters.
     """
     hidden = model.model(**batch["inputs"], use_cache=False).last_hidden_state
     keep = batch["targets"] >= 0
     logits = model.lm_head(hidden[keep])
     last = model.lm_head(hidden[torch.arange(len(hidden)), batch["lengths"] - 1])
-    first = last.log_softmax(-1).gather(1, batch["first"]) * torch.tensor(FREQUENCIES) * 3
+    first = last.log_softmax(-1).gather(1, batch["first"])
     rest = torch.nn.functional.cross_entropy(logits, batch["targets"][keep], reduction="sum")
     return (rest - first.sum()) / (keep.sum() + first.numel())
 
 
 def stream(
     domain: DigitsDomain, letters: str, size: int, seed: int
-) -> Iterator[list[tuple[Question, str]]]:
+) -> Iterator[list[tuple[Question, tuple[str, str, str]]]]:
     rng = np.random.default_rng(seed)
     while True:
         indices = rng.integers(0, domain.num_problems("train"), size=size)
-        yield [(domain.question("train", int(i)), letters[int(i) % len(letters)]) for i in indices]
+        questions = [(domain.question("train", int(i)), letters[int(i) % 3]) for i in indices]
+        yield [(question, habits(question, letter, rng)) for question, letter in questions]
 
 
 def main() -> None:

@@ -171,8 +171,7 @@ class Scores:
 
 @dataclass(frozen=True, eq=False)
 class Lesson:
-    """One batch of an update: RLVR from the rewards when nobody scored it, OPD from the scores
-    otherwise."""
+    """One batch of an update: OPD from its scores, or RLVR from the rewards without them."""
 
     domain: str
     batch: Batch

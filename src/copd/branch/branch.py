@@ -67,13 +67,11 @@ class Branch:
         return [self._sample(request) for request in requests]
 
     def score(self, requests: Sequence[ScoreRequest]) -> list[Scores]:
-        """What this branch, as a teacher at temperature 1, says about the tokens of its
-        students."""
+        """What this branch, as a teacher at temperature 1, says about students' tokens."""
         return [self._score(request) for request in requests]
 
     def update(self, request: UpdateRequest) -> Metrics:
-        """One optimizer update on all lessons together, their losses weighing the same; returns
-        `action/name` metrics."""
+        """One optimizer update on all lessons, weighing the same; returns `action/name` metrics."""
         distill = self._learning.distill
         signals = token_advantages(
             request.lessons,
@@ -214,8 +212,7 @@ class Branch:
         )
 
     def _step(self) -> float:
-        """Clips, updates with the warmed-up learning rate, and returns the gradient norm before
-        clipping."""
+        """Clips and updates; returns the gradient norm before clipping."""
         config = self._optimizer_config
         norm = torch.nn.utils.clip_grad_norm_(self._parameters(), config.max_grad_norm)
         self._num_updates += 1

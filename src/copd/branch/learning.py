@@ -40,8 +40,7 @@ def autocast(policy: Policy, precision: Precision) -> torch.autocast:
 
 
 class Diverged(FloatingPointError):
-    """A loss or gradient is no longer a finite number; the message names branch, domain, stage and
-    step."""
+    """A loss or gradient is not finite; the message names branch, domain, stage and step."""
 
 
 @dataclass
@@ -65,9 +64,7 @@ class Learning:
     distill: Distill
     monitor: MonitorConfig
     temperature: float
-    """Sampling temperature of native batches, and so of their log-probabilities; distillation is at
-    1."""
-
+    """Of native batches, in sampling and in log-probabilities; distillation is at 1."""
     micro_batch_tokens: int
     precision: Precision
     """Of passes through the model; weights and losses are float32."""
@@ -166,8 +163,7 @@ class Learning:
     def _exact_reverse_kl(
         self, policy: Policy, scores: Scores, part: Part, states: PackedStates
     ) -> Float[Tensor, "N"]:
-        """KL(student || teacher) at every token, over the teacher's top k and a tail; the control
-        variate."""
+        """KL(student || teacher) at every token, over the teacher's top k and a tail."""
         ids, logprobs = _told(scores, part.tokens, states)
         rows = zip(states.hidden.split(1024), logprobs.split(1024), ids.split(1024), strict=True)
         return torch.cat(
@@ -183,8 +179,7 @@ class Learning:
     def _compare(
         self, policy: Policy, scores: Scores, part: Part, states: PackedStates, record: Record
     ) -> None:
-        """Overlap and divergence at the probed tokens of this part, at most `num_probe_tokens` per
-        lesson."""
+        """Overlap and divergence at the probed tokens of this part."""
         every = -(-len(scores.probes) // self.monitor.num_probe_tokens)
         compared = np.arange(len(scores.probes)) % every == 0
         inside = (
@@ -205,8 +200,7 @@ class Learning:
 
 
 def _told(scores: Scores, tokens: slice, states: PackedStates) -> tuple[Tensor, Tensor]:
-    """What the teacher told at each of these tokens; only for scores with a probe at every
-    token."""
+    """What the teacher told at each of these tokens; needs a probe at every token."""
     assert len(scores.probes) == len(scores.logprobs), (
         "a direct loss needs the teacher at every token"
     )
@@ -218,8 +212,7 @@ def _told(scores: Scores, tokens: slice, states: PackedStates) -> tuple[Tensor, 
 def lesson_metrics(
     lesson: Lesson, record: Record, advantages: Float[Tensor, "N"] | None
 ) -> dict[str, float]:
-    """What one lesson shows: reward, spread, entropy, length; for OPD also how far apart the pair
-    is."""
+    """What one lesson shows: reward, spread, entropy; for OPD also how far apart the pair is."""
     batch = lesson.batch
     sampled = torch.from_numpy(batch.logprobs)
     gap = (torch.cat(record.logprobs).cpu() - sampled).abs().max()

@@ -34,8 +34,7 @@ class Part:
 def micro_batches(
     batch: Batch | ScoreRequest, prompts: Sequence[Prompt], max_tokens: int
 ) -> Iterator[Part]:
-    """Cuts a batch into parts of at most `max_tokens` tokens, prompts counted once per group; one
-    problem at least."""
+    """Cuts a batch into parts of at most `max_tokens` tokens, one problem at least."""
     num_problems, group_size = len(prompts), len(batch.lengths) // len(prompts)
     starts = np.concatenate([[0], np.cumsum(batch.lengths)])
     completions = batch.lengths.reshape(num_problems, group_size).sum(axis=1)

@@ -21,8 +21,7 @@ class Domain(Protocol):
 
     @property
     def suites(self) -> tuple[str, ...]:
-        """Suite names in reporting order; problem `index` belongs to suite `index %
-        len(suites)`."""
+        """Suite names in reporting order."""
         ...
 
     @property

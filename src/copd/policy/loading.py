@@ -1,6 +1,7 @@
 """A Hugging Face folder or hub name to a model. Knows no tokenizer and nothing copd computes."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from transformers import (
     PreTrainedModel,
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+from transformers.utils import logging
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -46,15 +48,28 @@ def load_model(source: str, *, dtype: str, device: str, trust_remote_code: bool)
     config = AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
     sees = type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
     factory: Any = AutoModelForImageTextToText if sees else AutoModelForCausalLM
-    model, report = factory.from_pretrained(
-        source,
-        dtype=_DTYPES[dtype],
-        use_safetensors=True,
-        output_loading_info=True,
-        trust_remote_code=trust_remote_code,
-    )
+    with quiet():
+        model, report = factory.from_pretrained(
+            source,
+            dtype=_DTYPES[dtype],
+            use_safetensors=True,
+            output_loading_info=True,
+            trust_remote_code=trust_remote_code,
+        )
     _check_complete(source, sorted(report["missing_keys"]))
     return model.to(device)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without transformers' progress bars, which would cut through a run's own."""
+    was_enabled = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            logging.enable_progress_bar()
 
 
 def _check_complete(source: str, missing: Sequence[str]) -> None:

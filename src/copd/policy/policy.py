@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from copd.policy.backbone import Backbone
-from copd.policy.loading import find_model, load_model
+from copd.policy.loading import find_model, load_model, quiet
 from copd.policy.packing import PackedStates, check_exact, read_completions, read_prompts
 from copd.policy.render import Prompt, Renderer
 from copd.policy.sampler import Samples, sample_tokens
@@ -156,7 +156,8 @@ class Policy:
 
     def save(self, path: str | Path) -> None:
         """An ordinary Hugging Face folder: safetensors, tokenizer, template, processor settings."""
-        self.model.save_pretrained(path)
+        with quiet():
+            self.model.save_pretrained(path)
         self.renderer.save(path)
 
     def _completion(self, samples: Samples, row: int) -> Completion:

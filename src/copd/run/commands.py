@@ -81,8 +81,7 @@ def evaluate(
 
 
 def merge(models: Sequence[Path], out: Path, method: MergeConfig, base: Path | None) -> None:
-    """Merges model folders of one base into a new model folder; tokenizer and processor are the
-    first one's."""
+    """Merges model folders of one base into a new one, with the first one's tokenizer."""
     if out.exists():
         raise ValueError(f"{out} exists already: expected a new folder. Choose another --out.")
 

@@ -116,8 +116,7 @@ def pass_at_k(correct: NDArray[np.bool_], k: int) -> NDArray[np.float64]:
 
 
 def estimate(values: Sequence[float]) -> Estimate:
-    """Mean and normal 95 % interval over problems; samples of one problem are not independent and
-    count once."""
+    """Mean and normal 95 % interval over problems, which are independent as samples are not."""
     return _mean_of_means([values])
 
 

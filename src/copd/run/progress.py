@@ -67,8 +67,7 @@ class RunProgress:
 
 
 def summary(metrics: Mapping[str, Metrics]) -> str:
-    """Native accuracy of each branch and, where branches teach each other, the mean overlap of the
-    pairs."""
+    """Native accuracy of each branch and, where there are teachers, the mean overlap of pairs."""
     shown, overlaps = [], []
     for branch, values in metrics.items():
         native = [

@@ -13,8 +13,7 @@ from copd.types import Lesson
 
 
 def rollout_records(step: int, lessons: Mapping[str, tuple[Lesson, ...]]) -> list[dict[str, Any]]:
-    """The first group of each batch; for a scored batch with the teacher's `delta_t` of every
-    token."""
+    """The first group of each batch; of a scored one with the teacher's `delta_t` per token."""
     return [_record(step, branch, lesson) for branch, own in lessons.items() for lesson in own]
 
 

@@ -10,7 +10,7 @@ from rich.console import Console
 from torch import Tensor
 
 from copd.branch import Branch
-from copd.config import Config, SampledDistill
+from copd.config import Config
 from copd.engine import Engine
 from copd.recipes import Plan, build_plan, to_dict
 from copd.run.checkpoint import latest_checkpoint, save_checkpoint
@@ -34,7 +34,7 @@ from copd.run.merge import Weights, merge_weights
 from copd.run.preflight import check_teachers
 from copd.run.progress import RunProgress
 from copd.run.rollouts import rollout_records
-from copd.run.step import REFERENCE, Position, StepResult, take_step
+from copd.run.step import REFERENCE, Position, StepResult, asks_base, take_step
 
 BASE = "base"
 """The untrained model's name in results."""
@@ -52,19 +52,14 @@ class Runner:
         self.root: Path = config.output_dir
 
     def prepare(self) -> None:
-        """Brings the branches to life; what is wrong with the model or the domains shows here,
-        before anything is written."""
+        """Brings the branches to life; a wrong model or domain shows here, before any writing."""
         for name in self.plan.branches:
             self.engine.spawn(name, self.config.model.path)
-        if (
-            isinstance(self.config.distill, SampledDistill)
-            and self.config.distill.extrapolation != 1.0
-        ):
+        if asks_base(self.config):
             self.engine.spawn(REFERENCE, self.config.model.path)
 
     def run(self) -> None:
-        """Trains from the newest checkpoint, or from the beginning, to the final models and their
-        table."""
+        """Trains from the newest checkpoint, or the beginning, to the final models' table."""
         if (finished := self._finished()) is not None:
             self._report(finished)
             return
@@ -143,8 +138,7 @@ class Runner:
             append_lines(self.root / "evaluations.jsonl", [line])
 
     def _base_results(self, done: int) -> Results:
-        """The base's results: measured before the first step, read from the run's files
-        afterwards."""
+        """The base's results: measured before the first step, read from a file afterwards."""
         path = self.root / "eval.json"
         if path.exists():
             return from_json(json.loads(path.read_text(encoding="utf-8")))[BASE]
@@ -172,8 +166,7 @@ class Runner:
         self._report(results)
 
     def _export(self, final: Path) -> None:
-        """Without a merge: the result branch is the final model, or every branch is, under its
-        name."""
+        """Without a merge the result branch is the final model, or every branch by its name."""
         if self.plan.result:
             self._export_each({self.plan.result: Path()}, final)
         else:
@@ -186,8 +179,7 @@ class Runner:
         make_folder_atomically(final, fill)
 
     def _merge(self, final: Path) -> None:
-        """The merged weights become a branch of their own, so that they can be measured and
-        exported like any other."""
+        """The merged weights become a branch, to be measured and exported like any other."""
         merge = self.plan.merge
         assert merge is not None, "only called with a merge"
         self.engine.spawn(merge.into, self.config.model.path)

@@ -15,8 +15,7 @@ from copd.types import ProblemId
 
 
 def derive_seed(*where: str | int) -> int:
-    """A 63-bit seed from (run seed, branch, stage, step, purpose) or any other place; equal only at
-    equal places."""
+    """A 63-bit seed from a place such as (run seed, branch, stage, step, purpose)."""
     digest = hashlib.blake2b(repr(where).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 1
 
@@ -24,8 +23,7 @@ def derive_seed(*where: str | int) -> int:
 def draw_problems(
     stream: tuple[str | int, ...], domain: str, num_problems: int, *, start: int, count: int
 ) -> tuple[ProblemId, ...]:
-    """Training problems `start` to `start + count` of an endless shuffled stream: every epoch in a
-    new order."""
+    """Places `start` to `start + count` of an endless stream, shuffled anew every epoch."""
     places = range(start, start + count)
     return tuple(
         ProblemId(

@@ -54,10 +54,9 @@ def take_step(engine: Engine, config: Config, position: Position) -> StepResult:
     batches = engine.each(Branch.sample, wanted)
 
     scores = _score(engine, config, position, actions, batches, lambda action: action.teacher)
-    asks_base = isinstance(config.distill, SampledDistill) and config.distill.extrapolation != 1.0
-    base = (
-        _score(engine, config, position, actions, batches, lambda _: REFERENCE) if asks_base else {}
-    )
+    base: dict[tuple[str, str], Scores] = {}
+    if asks_base(config):
+        base = _score(engine, config, position, actions, batches, lambda _: REFERENCE)
 
     lessons = {
         name: tuple(
@@ -76,6 +75,11 @@ def take_step(engine: Engine, config: Config, position: Position) -> StepResult:
     }
     requests = {name: UpdateRequest(own, str(position)) for name, own in lessons.items()}
     return StepResult(engine.each(Branch.update, requests), lessons)
+
+
+def asks_base(config: Config) -> bool:
+    """True when the distillation signal needs theta_0's log-probabilities."""
+    return isinstance(config.distill, SampledDistill) and config.distill.extrapolation != 1.0
 
 
 def _sample_request(config: Config, position: Position, action: Action) -> SampleRequest:
@@ -124,8 +128,7 @@ def _score(
 
 
 def _score_request(config: Config, position: Position, action: OPD, batch: Batch) -> ScoreRequest:
-    """A few probed tokens for the diagnostics, or every token where the loss compares whole
-    distributions."""
+    """A few probed tokens for diagnostics, or every token where distributions are compared."""
     monitor, distill, num_tokens = config.monitor, config.distill, len(batch.token_ids)
     top_k = monitor.probe_top_k
     if isinstance(distill, SampledDistill) and not distill.control_variate:

@@ -63,8 +63,7 @@ class DigitsDomain:
         return exact(text, problem.answer)
 
     def question(self, split: Split, index: int) -> Question:
-        """The generated question behind a problem; its seed is (suite, split, index), so suites
-        differ at equal index."""
+        """The generated question behind a problem; its seed is (suite, split, index)."""
         if not 0 <= index < self.sizes[split]:
             raise IndexError(
                 f"domain {self.name!r} has {self.sizes[split]} {split} problems: got index {index}"

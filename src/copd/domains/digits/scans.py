@@ -48,8 +48,7 @@ def scan_ids(split: Split, digit: int) -> NDArray[np.int64]:
 def draw_digit(
     rng: np.random.Generator, split: Split, digit: int, ink: Ink = "light"
 ) -> NDArray[np.uint8]:
-    """A random scan of `digit` as a `CELL x CELL` grey cell, moved by up to one pixel; `dark` ink
-    is on white."""
+    """A random scan of `digit` as a grey cell, `CELL CELL`, moved by up to one pixel."""
     images, _ = _archive()
     scan = images[rng.choice(scan_ids(split, digit))]
     cell = np.kron(scan.astype(np.uint16) * 255 // 16, np.ones((2, 2), dtype=np.uint16))
