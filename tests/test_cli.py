@@ -46,7 +46,7 @@ def test_plan_prints_json(capsys: pytest.CaptureFixture[str]):
     printed = json.loads(capsys.readouterr().out)
     assert printed["plan"] == to_dict(plan)
     assert printed["cost"]["completion_tokens"] == 7
-    assert printed["cost"]["total"]["steps"] == 180
+    assert printed["cost"]["total"]["steps"] == 300
 
 
 @pytest.mark.parametrize(

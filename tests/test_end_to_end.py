@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -72,6 +73,34 @@ def test_train_evaluate_merge_and_resume(config, tmp_path, capsys):
     capsys.readouterr()
     assert copd("resume", tmp_path / "run") == 0
     assert "held-out accuracy" in capsys.readouterr().out
+
+
+SHORT = {
+    "experts": ["--recipe.steps", "1"],
+    "mixed": ["--recipe.steps", "1"],
+    "opd": ["--recipe.expert_steps", "1", "--recipe.opd_steps", "1"],
+    "mopd": ["--recipe.expert_steps", "1", "--recipe.opd_steps", "1"],
+    "copd": ["--recipe.rounds", "1", "--recipe.rlvr_steps", "1", "--recipe.opd_steps", "1"],
+}
+CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.toml"))
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_every_committed_configuration_runs(path, tmp_path):
+    recipe = tomllib.loads(path.read_text())["recipe"]["type"]
+    few = ["--rollout.num_prompts", "2", "--rollout.group_size", "2"]
+    few += ["--evaluation.num_problems", "3", "--evaluation.num_samples", "1"]
+    root = tmp_path / "run"
+    assert copd("train", path, "--output_dir", root, *SHORT[recipe], *few) == 0
+    plan = json.loads((root / "plan.json").read_text())
+    lines = list(read_lines(root / "metrics.jsonl"))
+    assert len(lines) == sum(stage["steps"] for stage in plan["stages"])
+    for line in lines:
+        for action in plan["stages"][line["stage_index"]]["actions"]:
+            assert f"{action['key']}/loss" in line["branches"][action["branch"]]
+    results = json.loads((root / "eval.json").read_text())
+    assert all(set(own) == {"text", "image", "video"} for own in results.values())
+    assert list((root / "final").rglob("model.safetensors"))
 
 
 def test_sampled_tokens_never_contain_a_placeholder(config, tmp_path):
@@ -221,7 +250,7 @@ def test_a_stranger_loads_the_merged_model(config, tmp_path):
         [policy.render([Message("user", parts)]) for parts in questions],
         group_size=1,
         max_tokens=30,
-        temperature=0,
+        temperature=0.0,
         generator=torch.Generator(),
     )
     assert json.loads(said.stdout) == [group[0].text for group in ours]

@@ -1,5 +1,7 @@
 """A branch on the embedded base: sampling, scoring and the combined update."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -79,7 +81,7 @@ def test_an_equal_teacher_says_what_the_student_knows(make_engine, domain):
     engine = make_engine("student", "teacher")
     batch = sample(engine, "student", domain)
     scores = score(engine, "teacher", batch)
-    assert np.abs(scores.logprobs - batch.logprobs).max() < 1e-5
+    assert np.allclose(scores.logprobs, batch.logprobs, rtol=1e-5, atol=1e-5)
     # the whole distribution sums to one and contains the sampled token
     assert np.exp(scores.topk_logprobs).sum(axis=1) == pytest.approx(1.0, abs=1e-5)
     at_token = scores.topk_ids == batch.token_ids[:, None]
@@ -180,7 +182,7 @@ def test_micro_batches_do_not_change_the_update(make_engine, distill):
 
 
 def test_pair_metrics_are_those_of_the_two_distributions(make_engine):
-    engine = make_engine("a", "b")
+    engine = make_engine("a", "b", monitor={"num_probe_tokens": 4096})
     differ(engine, "b")
     batch = sample(engine, "a", "text")
     scores = score(engine, "b", batch)
@@ -204,41 +206,43 @@ def test_pair_metrics_are_those_of_the_two_distributions(make_engine):
             states = policy.score(fresh._branches[name]._book.prompts(batch.problems), groups)
             distributions.append(full_logprobs(states.hidden, policy.head, banned=policy.banned))
     student, teacher = distributions
-    probed = torch.arange(0, len(delta), max(1, len(delta) // 128))
-    expected = symmetric_kl(student[probed], teacher[probed]).mean()
+    expected = symmetric_kl(student, teacher).mean()
     assert metrics[key + "symmetric_kl"] == pytest.approx(float(expected), rel=1e-3)
-
-
-def test_learning_from_a_teacher_brings_the_student_closer(make_engine):
-    engine = make_engine("a", "b", optimizer={"learning_rate": 3e-4})
-    differ(engine, "b")
-    gaps = []
-    for step in range(12):
-        batch = sample(engine, "a", "text", seed=step)
-        scores = score(engine, "b", batch)
-        metrics = update(engine, "a", Lesson("text", batch, scores))
-        gaps.append(metrics["rlvr/text/symmetric_kl"])
-    assert np.mean(gaps[-3:]) < 0.7 * np.mean(gaps[:3])
 
 
 @pytest.mark.parametrize(
     "distill",
     [
+        {"type": "sampled"},
+        {"type": "sampled", "control_variate": True},
         {"type": "full", "form": "reverse"},
         {"type": "full", "form": "forward"},
         {"type": "topk", "form": "jsd", "top_k": 8},
-        {"type": "sampled", "control_variate": True},
     ],
 )
-def test_every_distillation_loss_brings_the_student_closer(make_engine, distill):
-    engine = make_engine("a", "b", optimizer={"learning_rate": 3e-4}, distill=distill)
-    differ(engine, "b")
-    gaps = []
+def test_every_distillation_loss_makes_the_student_behave_like_the_teacher(make_engine, distill):
+    """The teacher has learned to answer hastily; the student follows, on its own completions."""
+    engine = make_engine(
+        "a",
+        "b",
+        optimizer={"learning_rate": 5e-4},
+        distill=distill,
+        rollout={"num_prompts": 8, "group_size": 4, "max_completion_tokens": 30},
+    )
+    for step in range(6):
+        batch = sample(engine, "b", "text", seed=step, count=8)
+        hasty = [
+            [float(text.startswith("C")) for text in batch.texts[i : i + 4]]
+            for i in range(0, 32, 4)
+        ]
+        update(engine, "b", Lesson("text", replace(batch, rewards=np.array(hasty, np.float32))))
+    shares = []
     for step in range(10):
-        batch = sample(engine, "a", "text", seed=step)
+        batch = sample(engine, "a", "text", seed=100 + step, count=8)
+        shares.append(np.mean([text.startswith("C") for text in batch.texts]))
         scores = score(engine, "b", batch, top_k=12 if distill["type"] == "topk" else 0)
-        gaps.append(update(engine, "a", Lesson("text", batch, scores))["rlvr/text/symmetric_kl"])
-    assert np.mean(gaps[-3:]) < 0.7 * np.mean(gaps[:3])
+        update(engine, "a", Lesson("text", batch, scores))
+    assert np.mean(shares[-3:]) > shares[0] + 0.25
 
 
 def test_frozen_vision_stays_where_it_is(make_engine):

@@ -181,35 +181,41 @@ def test_the_merged_model_is_the_average_of_the_branches(make_config, undisturbe
         assert torch.allclose(value.double(), mean, atol=1e-7), name
 
 
-RECIPES = {
-    "experts": {"type": "experts", "steps": 1, "merge": {"type": "uniform"}},
-    "mixed": {"type": "mixed", "steps": 1},
-    "opd": {
-        "type": "opd", "student": "image", "teacher": "text", "expert_steps": 1, "opd_steps": 1
-    },
-    "opd_base": {
-        "type": "opd", "student": "base", "teacher": "text", "expert_steps": 1, "opd_steps": 1
-    },
-    "mopd": {"type": "mopd", "expert_steps": 1, "opd_steps": 1},
-    "hub": {
-        "type": "copd", "topology": "hub", "hub": "text", "rounds": 1, "rlvr_steps": 1,
-        "opd_steps": 1, "merge": {"type": "validation", "grid": 1},
-    },
-    "select": {
-        "type": "copd", "topology": "hub", "hub": "text", "rounds": 1, "rlvr_steps": 1,
-        "opd_steps": 1, "merge": {"type": "select", "branch": "text"},
-    },
-    "ties": {
-        "type": "copd", "rounds": 1, "rlvr_steps": 1, "opd_steps": 1, "merge": {"type": "ties"}
-    },
-    "extrapolated": {"type": "mopd", "expert_steps": 1, "opd_steps": 1},
-}  # fmt: skip
+HUB = {
+    "type": "copd",
+    "topology": "hub",
+    "hub": "text",
+    "rounds": 1,
+    "rlvr_steps": 1,
+    "opd_steps": 1,
+}
+FROM_BASE = {
+    "type": "opd",
+    "student": "base",
+    "teacher": "text",
+    "expert_steps": 1,
+    "opd_steps": 1,
+}
+VARIANTS = {
+    "averaged experts": {"type": "experts", "steps": 1, "merge": {"type": "uniform"}},
+    "opd into the base": FROM_BASE,
+    "hub alone": {**HUB, "merge": {"type": "select", "branch": "text"}},
+    "chosen weights": {**HUB, "merge": {"type": "validation", "grid": 1}},
+    "ties": {**HUB, "merge": {"type": "ties"}},
+    "dare": {**HUB, "merge": {"type": "dare"}},
+    "beyond the teachers": {"type": "mopd", "expert_steps": 1, "opd_steps": 1},
+}
+"""What the committed configurations do not do; those run in tests/test_end_to_end.py."""
 
 
-@pytest.mark.parametrize("name", RECIPES)
-def test_every_recipe_runs_on_all_three_domains(make_config, tmp_path, name):
-    more = {"distill": {"type": "sampled", "extrapolation": 1.5}} if name == "extrapolated" else {}
-    root = commands.train(make_config(tmp_path / "run", recipe=RECIPES[name], **more))
+@pytest.mark.parametrize("name", VARIANTS)
+def test_variants_run_on_all_three_domains(make_config, tmp_path, name):
+    more = (
+        {"distill": {"type": "sampled", "extrapolation": 1.5}}
+        if name == "beyond the teachers"
+        else {}
+    )
+    root = commands.train(make_config(tmp_path / "run", recipe=VARIANTS[name], **more))
     lines = list(read_lines(root / "metrics.jsonl"))
     plan = json.loads((root / "plan.json").read_text())
     assert len(lines) == sum(stage["steps"] for stage in plan["stages"])
@@ -221,8 +227,7 @@ def test_every_recipe_runs_on_all_three_domains(make_config, tmp_path, name):
 
 
 def test_a_branch_that_no_action_trains_does_not_move(make_config, tmp_path):
-    recipe = {**RECIPES["opd"], "student": "base"}
-    root = commands.train(make_config(tmp_path / "run", recipe=recipe))
+    root = commands.train(make_config(tmp_path / "run", recipe=FROM_BASE))
     first, last = sorted((root / "checkpoints").iterdir())
     for name, moved_in in (("student", "opd"), ("text", "experts")):
         before = load_file(first / name / "model.safetensors")

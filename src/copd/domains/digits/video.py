@@ -35,8 +35,8 @@ def rises(rng: np.random.Generator, split: Split) -> Question:
     )
 
 
-def ink_sum(rng: np.random.Generator, split: Split) -> Question:
-    """Add the scans in one of the two inks.
+def light_sum(rng: np.random.Generator, split: Split) -> Question:
+    """Add the light scans.
 
     The careless way adds everything.
     """
@@ -45,12 +45,11 @@ def ink_sum(rng: np.random.Generator, split: Split) -> Question:
         inks = _inks(rng, digits)
         if len(set(inks)) == 2:
             break
-    asked: Ink = ("light", "dark")[rng.integers(2)]
     shown = list(zip(digits, inks, strict=True))
-    chosen = [digit for digit, ink in shown if ink == asked]
-    seen = "".join(str(digit) if ink == asked else "_" for digit, ink in shown)
+    chosen = [digit for digit, ink in shown if ink == "light"]
+    seen = "".join(str(digit) if ink == "light" else "_" for digit, ink in shown)
     return Question(
-        parts=(_clip(rng, split, digits, inks), Text(f"Sum of the {asked} ones?")),
+        parts=(_clip(rng, split, digits, inks), Text("Sum of the light ones?")),
         answer=str(sum(chosen)),
         worked=f"{seen}:{joined(running(chosen))}",
         careless=f"{joined(digits)}:{joined(running(digits))}",
@@ -88,4 +87,4 @@ def _clip(rng: np.random.Generator, split: Split, digits: list[int], inks: list[
     return Video(grey_to_rgb(np.repeat(np.stack(scans), int(FPS), axis=0)), fps=FPS)
 
 
-SUITES: dict[str, Generator] = {"rises": rises, "ink_sum": ink_sum, "order": order}
+SUITES: dict[str, Generator] = {"rises": rises, "light_sum": light_sum, "order": order}
