@@ -166,3 +166,22 @@ def reading_folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]
         character_tokenizer(READING_TEMPLATE).save_pretrained(folder)
         folders[kind] = folder
     return folders
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
+    """A file system of a given size, or again with another size; only root can mount one."""
+    disk = tmp_path / "disk"
+
+    def mount(size: str) -> Path:
+        words = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(disk)]
+        if disk.is_mount():
+            words = ["mount", "-o", f"remount,size={size}", str(disk)]
+        disk.mkdir(exist_ok=True)
+        if os.geteuid() != 0 or subprocess.run(words, capture_output=True).returncode:
+            pytest.skip("mounting a small disk needs root")
+        return disk
+
+    yield mount
+    if disk.is_mount():
+        subprocess.run(["umount", str(disk)], check=True)

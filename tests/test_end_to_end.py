@@ -1,7 +1,6 @@
 """The command line for real: it trains, resumes, evaluates, merges, and says when it cannot."""
 
 import json
-import os
 import subprocess
 import sys
 import tomllib
@@ -174,29 +173,21 @@ def test_a_run_that_diverges_stops_in_one_sentence(config, capsys):
     assert "nan" in said or "inf" in said
 
 
-def test_a_full_disk_loses_nothing(config, tmp_path, capsys):
+def test_a_full_disk_loses_nothing(config, tmp_path, capsys, small_disk):
     """A real file system that has room for one checkpoint and not for the next."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", str(disk)]
-    if os.geteuid() != 0 or subprocess.run(mount, capture_output=True).returncode:
-        pytest.skip("mounting a small disk needs root")
-    try:
-        words = ("--output_dir", disk / "run")
-        assert copd("train", config, *words) == 1
-        said = capsys.readouterr().err
-        assert "The disk is full" in said
-        assert f"copd resume {disk / 'run'}" in said
-        assert [p.name for p in (disk / "run" / "checkpoints").iterdir()] == ["step_00000001"]
-        subprocess.run(["mount", "-o", "remount,size=200m", str(disk)], check=True)
-        assert copd("resume", disk / "run") == 0
-        assert "continuing after step 1 of 4" in capsys.readouterr().out
-        undisturbed = tmp_path / "undisturbed"
-        assert copd("train", config, "--output_dir", undisturbed) == 0
-        ends = [p / "final" / "model.safetensors" for p in (disk / "run", undisturbed)]
-        assert ends[0].read_bytes() == ends[1].read_bytes()
-    finally:
-        subprocess.run(["umount", str(disk)], check=True)
+    root = small_disk("24m") / "run"
+    assert copd("train", config, "--output_dir", root) == 1
+    said = capsys.readouterr().err
+    assert "The disk is full" in said
+    assert f"copd resume {root}" in said
+    assert [path.name for path in (root / "checkpoints").iterdir()] == ["step_00000001"]
+    small_disk("200m")
+    assert copd("resume", root) == 0
+    assert "continuing after step 1 of 4" in capsys.readouterr().out
+    undisturbed = tmp_path / "undisturbed"
+    assert copd("train", config, "--output_dir", undisturbed) == 0
+    ends = [run / "final" / "model.safetensors" for run in (root, undisturbed)]
+    assert ends[0].read_bytes() == ends[1].read_bytes()
 
 
 STRANGER = """
