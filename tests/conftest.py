@@ -1,5 +1,8 @@
 """Tiny random models with a character tokenizer, built in code: what any test may load."""
 
+import os
+import subprocess
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
