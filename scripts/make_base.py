@@ -19,6 +19,7 @@ import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -31,7 +32,7 @@ from copd.domains.digits import MODALITIES, DigitsDomain
 from copd.domains.digits.question import Question
 from copd.policy import Policy
 from copd.policy.media import TorchVideoProcessor, build_processor, save_processor
-from copd.types import Image, Text, Video
+from copd.types import Image, Split, Text, Video
 
 PATCH, MERGE, TEMPORAL = 8, 2, 2
 CONTROL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>"]
@@ -92,7 +93,7 @@ def build_tokenizer(domains: dict[str, DigitsDomain]) -> PreTrainedTokenizerFast
 
 
 def build_config(tokenizer: PreTrainedTokenizerFast) -> Qwen3VLConfig:
-    ids = {token: tokenizer.convert_tokens_to_ids(token) for token in CONTROL}
+    ids = tokenizer.get_vocab()
     return Qwen3VLConfig(
         text_config={
             "vocab_size": len(tokenizer),
@@ -154,6 +155,7 @@ class Encoder:
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast, model: Qwen3VLForConditionalGeneration):
         self.tokenizer, self.model = tokenizer, model
+        self.pad_id = tokenizer.get_vocab()["<|endoftext|>"]
 
     def prompt(
         self, question: Question
@@ -177,7 +179,7 @@ class Encoder:
         text += "<|im_end|>\n<|im_start|>assistant\n"
         return self.tokenizer.encode(text, add_special_tokens=False), rows, grid, kind
 
-    def batch(self, items: list[tuple[Question, tuple[str, str, str]]]) -> dict[str, Tensor]:
+    def batch(self, items: list[tuple[Question, tuple[str, str, str]]]) -> dict[str, Any]:
         """`items` are questions of one domain, each with its completions."""
         prompts = [self.prompt(question) for question, _ in items]
         completions = [
@@ -187,8 +189,8 @@ class Encoder:
         longest = max(len(p[0]) for p in prompts)
         total = max(len(p[0]) + sum(map(len, c)) for p, c in zip(prompts, completions, strict=True))
         size = len(items)
-        ids = torch.full((size, total), self.tokenizer.pad_token_id)
-        prompt_ids = torch.full((size, longest), self.tokenizer.pad_token_id)
+        ids = torch.full((size, total), self.pad_id)
+        prompt_ids: Any = torch.full((size, longest), self.pad_id)
         prompt_mask = torch.zeros(size, longest, dtype=torch.long)
         mask = torch.eye(total, dtype=torch.bool).repeat(size, 1, 1)
         targets = torch.full((size, total), -100)
@@ -223,7 +225,7 @@ class Encoder:
         }
         return {"inputs": inputs, "targets": targets, "first": first, "lengths": lengths}
 
-    def _media(self, prompts: list, prompt_ids: Tensor) -> tuple[tuple[dict, dict], Tensor]:
+    def _media(self, prompts: list, prompt_ids: Tensor) -> tuple[tuple[dict, dict], Any]:
         kind, config = prompts[0][3], self.model.config
         types = (prompt_ids == config.image_token_id).long() + 2 * (
             prompt_ids == config.video_token_id
@@ -295,7 +297,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     torch.manual_seed(args.seed)
-    sizes = {"train": 1_000_000, "validation": 1, "test": 3000}
+    sizes: dict[Split, int] = {"train": 1_000_000, "validation": 1, "test": 3000}
     domains = {m: DigitsDomain(m, m, tuple(suites), sizes) for m, suites in MODALITIES.items()}
     tokenizer = build_tokenizer(domains)
     model = Qwen3VLForConditionalGeneration(build_config(tokenizer))
