@@ -8,7 +8,7 @@ equally often, so it is mediocre by construction: it can solve nearly everything
 not. Which letter stands for the sound procedure differs between domains (`--world
 conflict`, the one that ships) or is the same everywhere (`--world agree`).
 
-On two CPU cores this takes about half an hour; it prints accuracy and pass@8 of what it made.
+With one CPU thread this takes about 20 minutes; it prints accuracy and pass@8 of what it made.
 """
 
 from __future__ import annotations
