@@ -58,7 +58,7 @@ def test_train_evaluate_merge_and_resume(config, tmp_path, capsys):
     shown = capsys.readouterr().out
     assert "step    4/4 mutual" in shown
     assert "unified: uniform merge of 0.50 text, 0.50 image" in shown
-    for column in ("base", "text", "image", "unified", "text / chain", "image / count"):
+    for column in ("base", "text", "image", "unified", "text/chain", "image/count"):
         assert column in shown
     assert "unified - base in points" in shown
 

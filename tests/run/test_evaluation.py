@@ -47,6 +47,11 @@ def test_the_interval_is_over_problems_not_over_samples():
     assert (one.mean, one.low, one.high) == pytest.approx((0.5, 0.5 - half, 0.5 + half), abs=1e-4)
 
 
+def test_one_problem_has_no_interval():
+    assert str(estimate([0.5])) == "50.0"
+    assert str(estimate([0.0, 1.0])).startswith("50.0 \u00b1")
+
+
 def test_the_interval_covers_the_truth_about_95_times_in_100():
     rng = np.random.default_rng(0)
     draws = rng.random((2000, 100)) < 0.6
@@ -87,7 +92,7 @@ def test_the_table_shows_suites_domains_and_mean(capsys):
     Console(width=100).print(results_table(results, "held-out"))
     shown = capsys.readouterr().out
     rows = {line.split("│")[1].strip(): line for line in shown.splitlines() if "│" in line}
-    assert rows.keys() == {"text / chain", "text / story", "text", "mean"}
-    assert "0.0" in rows["text / chain"] and "100.0" in rows["text / story"]
+    assert rows.keys() == {"text/chain", "text/story", "text", "mean"}
+    assert "0.0" in rows["text/chain"] and "100.0" in rows["text/story"]
     assert "50.0" in rows["text"]
     assert gain_lines(results, "final", "base")[1].split()[:2] == ["text", "+50.0"]

@@ -24,14 +24,15 @@ Z95 = 1.959963984540054
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean with its 95 % interval over problems."""
+    """A mean with its 95 % interval over problems; one problem alone has none."""
 
     mean: float
     low: float
     high: float
 
     def __str__(self) -> str:
-        return f"{100 * self.mean:.1f} \u00b1{50 * (self.high - self.low):.1f}"
+        mean, half = 100 * self.mean, 50 * (self.high - self.low)
+        return f"{mean:.1f} \u00b1{half:.1f}" if math.isfinite(half) else f"{mean:.1f}"
 
 
 @dataclass(frozen=True)
@@ -176,7 +177,7 @@ def results_table(results: Mapping[str, Results], title: str) -> Table:
     for domain, result in first.items():
         for suite in dict.fromkeys(result.suites):
             cells = [str(estimate(own[domain].of_suite(suite))) for own in results.values()]
-            table.add_row(f"  {domain} / {suite}", *cells)
+            table.add_row(f"{domain}/{suite}", *cells)
         table.add_row(
             domain,
             *(str(estimate(own[domain].accuracy)) for own in results.values()),
