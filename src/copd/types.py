@@ -103,6 +103,8 @@ class SampleRequest:
     problems: tuple[ProblemId, ...]
     temperature: float
     seed: int
+    position: str
+    """Stage and step in words, for error messages."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -22,7 +22,7 @@ DOMAINS = ("text", "image", "video")
 
 def request(domain, seed=0, count=4, action=None):
     problems = tuple(ProblemId(domain, "train", i) for i in range(count))
-    return SampleRequest(action or f"rlvr/{domain}", problems, 1.0, seed)
+    return SampleRequest(action or f"rlvr/{domain}", problems, 1.0, seed, "step 1")
 
 
 def question(batch, top_k=0):
@@ -81,7 +81,7 @@ def test_an_equal_teacher_says_what_the_student_knows(make_engine, domain):
     engine = make_engine("student", "teacher")
     batch = sample(engine, "student", domain)
     scores = score(engine, "teacher", batch)
-    assert np.allclose(scores.logprobs, batch.logprobs, rtol=1e-5, atol=1e-5)
+    assert np.abs(scores.logprobs - batch.logprobs).max() < 1e-5
     # the whole distribution sums to one and contains the sampled token
     assert np.exp(scores.topk_logprobs).sum(axis=1) == pytest.approx(1.0, abs=1e-5)
     at_token = scores.topk_ids == batch.token_ids[:, None]
@@ -93,7 +93,7 @@ def test_scores_do_not_depend_on_micro_batches(make_engine):
     parts = make_engine("a", optimizer={"micro_batch_tokens": 60})
     batch = sample(whole, "a", "image")
     a, b = (score(engine, "a", batch, top_k=5) for engine in (whole, parts))
-    assert np.allclose(a.logprobs, b.logprobs, rtol=1e-5, atol=1e-5)
+    assert np.abs(a.logprobs - b.logprobs).max() < 1e-5
     assert np.allclose(a.topk_logprobs, b.topk_logprobs, rtol=1e-5, atol=1e-5)
 
 
@@ -192,7 +192,7 @@ def test_pair_metrics_are_those_of_the_two_distributions(make_engine):
     assert metrics[key + "delta_mean"] == pytest.approx(delta.mean(), abs=1e-6)
     assert metrics[key + "delta_min"] == pytest.approx(delta.min(), abs=1e-6)
     assert metrics[key + "delta_max"] == pytest.approx(delta.max(), abs=1e-6)
-    assert metrics[key + "sampler_gap"] < 5e-5
+    assert metrics[key + "sampler_gap"] < 1e-5
     assert 0 < metrics[key + "overlap"] < 1
 
     fresh = make_engine("a", "b")
@@ -303,9 +303,9 @@ def test_temperature_is_the_native_batches_own(make_engine):
     """Tempered samples are scored at their temperature in the update; a teacher never is."""
     settings = {"num_prompts": 4, "group_size": 4, "temperature": 2.0, "max_completion_tokens": 12}
     hot, plain = make_engine("a", rollout=settings), make_engine("a")
-    wanted = SampleRequest("rlvr/text", request("text").problems, 2.0, 0)
+    wanted = SampleRequest("rlvr/text", request("text").problems, 2.0, 0, "step 1")
     [batch] = hot.each(Branch.sample, {"a": [wanted]})["a"]
     assert np.array_equal(score(hot, "a", batch).logprobs, score(plain, "a", batch).logprobs)
     assert np.abs(score(hot, "a", batch).logprobs - batch.logprobs).max() > 0.1
-    assert update(hot, "a", Lesson("text", batch))["rlvr/text/sampler_gap"] < 5e-5
+    assert update(hot, "a", Lesson("text", batch))["rlvr/text/sampler_gap"] < 1e-5
     assert update(plain, "a", Lesson("text", batch))["rlvr/text/sampler_gap"] > 0.1

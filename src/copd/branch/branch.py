@@ -156,14 +156,20 @@ class Branch:
 
     def _sample(self, request: SampleRequest) -> Batch:
         prompts = self._book.prompts(request.problems)
-        with autocast(self._policy, self._learning.precision):
-            groups = self._policy.sample(
-                prompts,
-                group_size=self._rollout.group_size,
-                max_tokens=self._rollout.max_completion_tokens,
-                temperature=request.temperature,
-                generator=torch.Generator(self._policy.device).manual_seed(request.seed),
-            )
+        try:
+            with autocast(self._policy, self._learning.precision):
+                groups = self._policy.sample(
+                    prompts,
+                    group_size=self._rollout.group_size,
+                    max_tokens=self._rollout.max_completion_tokens,
+                    temperature=request.temperature,
+                    generator=torch.Generator(self._policy.device).manual_seed(request.seed),
+                )
+        except FloatingPointError as error:
+            raise Diverged(
+                f"branch {self.name!r} cannot sample on domain {request.problems[0].domain!r} at "
+                f"{request.position}: {error}"
+            ) from error
         completions = [completion for group in groups for completion in group]
         rewards = [
             [self._book.verify(name, completion.text) for completion in group]

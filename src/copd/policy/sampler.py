@@ -170,7 +170,7 @@ def _choose(
     """Tokens drawn with `noise`, or the most probable ones, and their log-probabilities."""
     best = logprobs.max(dim=-1)
     if not best.values.isfinite().all():
-        raise ValueError(
+        raise FloatingPointError(
             "sampling needs finite logits: got nan or infinity from the model. "
             "Go back to weights from before they diverged."
         )

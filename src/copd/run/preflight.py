@@ -34,7 +34,7 @@ def check_teachers(engine: Engine, config: Config, plan: Plan) -> None:
             ProblemId(domain, "train", i) for i in range(min(2, config.domains[domain].num_train))
         )
         seed = derive_seed(config.seed, student, teacher, domain, "preflight")
-        request = SampleRequest("preflight", problems, 1.0, seed)
+        request = SampleRequest("preflight", problems, 1.0, seed, "the check")
         [batch] = engine.each(Branch.sample, {student: [request]})[student]
         probes = np.arange(1, dtype=np.int32)
         question = ScoreRequest(batch.problems, batch.token_ids, batch.lengths, probes, 1)

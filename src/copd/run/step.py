@@ -100,6 +100,7 @@ def _sample_request(config: Config, position: Position, action: Action) -> Sampl
         problems=problems,
         temperature=config.rollout.temperature if isinstance(action, RLVR) else 1.0,
         seed=derive_seed(*place, position.stage_index, position.step, "sample"),
+        position=str(position),
     )
 
 
