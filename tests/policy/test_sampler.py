@@ -225,7 +225,7 @@ def test_diverged_weights_are_noticed(seeing_folder, prompts_of):
     with torch.no_grad():
         policy.model.model.language_model.norm.weight[0] = torch.nan
     for temperature in (0.0, 1.0):
-        with pytest.raises(FloatingPointError, match="Go back to weights from before they diverged"):
+        with pytest.raises(FloatingPointError, match="Go back to weights from before"):
             policy.sample(
                 prompts_of(policy, "text"),
                 group_size=1,
