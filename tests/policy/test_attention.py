@@ -1,5 +1,6 @@
 """Rectangles and the shared-prompt softmax against loops written out."""
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -15,7 +16,9 @@ from transformers import (
     PhiForCausalLM,
 )
 
-from copd.policy.attention import Rectangle, attend_shared
+from copd.policy import group_attention
+from copd.policy.attention import Rectangle
+from copd.policy.group_attention import attend_shared
 from copd.policy.policy import Policy
 from copd.policy.render import Renderer
 
@@ -41,16 +44,17 @@ def test_rectangle_of_equal_lengths_copies_nothing():
     assert rectangle.pad(row).data_ptr() == row.data_ptr()
 
 
-def test_attend_shared_equals_a_loop_over_queries():
+@pytest.mark.parametrize("at_once", [1, 10**6], ids=["one key head at a time", "all at once"])
+def test_attend_shared_equals_a_loop_over_queries(at_once, monkeypatch):
+    monkeypatch.setattr(group_attention, "_SCORES_AT_ONCE", at_once)
     num_prompts, group, heads, key_heads, steps, length, width = 2, 3, 4, 2, 5, 6, 8
     generator = torch.Generator().manual_seed(0)
 
     def draw(*shape: int) -> torch.Tensor:
         return torch.randn(*shape, generator=generator, dtype=torch.float64)
 
-    slots = num_prompts * group
-    query = draw(slots, heads, steps, width)
-    own = draw(slots, key_heads, steps, width), draw(slots, key_heads, steps, width)
+    query = draw(num_prompts, heads, group, steps, width)
+    own = tuple(draw(num_prompts, key_heads, group, steps, width) for _ in range(2))
     prompt = (
         draw(num_prompts, key_heads, length, width),
         draw(num_prompts, key_heads, length, width),
@@ -59,24 +63,37 @@ def test_attend_shared_equals_a_loop_over_queries():
     padding = torch.arange(length) >= torch.tensor(prompt_lengths)[:, None]
     future = torch.ones(steps, steps, dtype=torch.bool).triu(1)
     mixed = attend_shared(query, own, prompt, 0.3, future=future, padding=padding)
-    for slot in range(slots):
-        which = slot // group
-        for head in range(heads):
-            key_head = head // (heads // key_heads)
-            for step in range(steps):
-                keys, values = (
-                    torch.cat(
-                        [
-                            prompt[part][which, key_head, : prompt_lengths[which]],
-                            own[part][slot, key_head, : step + 1],
-                        ]
-                    )
-                    for part in (0, 1)
-                )
-                weights = (0.3 * keys @ query[slot, head, step]).softmax(0)
-                torch.testing.assert_close(
-                    mixed[slot, head, step], weights @ values, atol=1e-6, rtol=0
-                )
+    for which, head, member, step in np.ndindex(num_prompts, heads, group, steps):
+        key_head = head // (heads // key_heads)
+        keys, values = (
+            torch.cat(
+                [
+                    prompt[part][which, key_head, : prompt_lengths[which]],
+                    own[part][which, key_head, member, : step + 1],
+                ]
+            )
+            for part in (0, 1)
+        )
+        weights = (0.3 * keys @ query[which, head, member, step]).softmax(0)
+        torch.testing.assert_close(mixed[which, head, member, step], weights @ values)
+
+
+def test_attend_shared_has_the_gradient_of_its_formula():
+    """The backward pass is written by hand: finite differences in float64."""
+    generator = torch.Generator().manual_seed(1)
+    shapes = [(2, 4, 2, 3, 4), *[(2, 2, 2, 3, 4)] * 2, *[(2, 2, 5, 4)] * 2]
+    inputs = [
+        torch.randn(shape, generator=generator, dtype=torch.float64, requires_grad=True)
+        for shape in shapes
+    ]
+    padding = torch.arange(5) >= torch.tensor([5, 3])[:, None]
+    future = torch.ones(3, 3, dtype=torch.bool).triu(1)
+
+    def attend(query, own_keys, own_values, prompt_keys, prompt_values):
+        own, prompt = (own_keys, own_values), (prompt_keys, prompt_values)
+        return attend_shared(query, own, prompt, 0.7, future=future, padding=padding)
+
+    assert torch.autograd.gradcheck(attend, inputs)
 
 
 SIZES = {

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
@@ -100,42 +100,12 @@ class Rectangle:
         cells = rectangle.transpose(1, 2).flatten(0, 1)
         return (cells if self.cell_of_token is None else cells[self.cell_of_token])[None]
 
+    def pad_groups(
+        self, row: Float[Tensor, "1 H N d"], num_prompts: int
+    ) -> Float[Tensor, "P H G W d"]:
+        """The rectangle prompt by prompt, where each has as many sequences."""
+        return self.pad(row).unflatten(0, (num_prompts, -1)).transpose(1, 2)
 
-def attend_shared(
-    query: Float[Tensor, "S H T d"],
-    own: tuple[Float[Tensor, "S Hk U d"], Float[Tensor, "S Hk U d"]],
-    prompt: tuple[Float[Tensor, "P Hk L d"], Float[Tensor, "P Hk L d"]],
-    scale: float,
-    *,
-    future: Bool[Tensor, "T U"] | None,
-    padding: Bool[Tensor, "P L"] | None,
-) -> Float[Tensor, "S H T d"]:
-    """One softmax over (prompt, own) keys, the prompt's never repeated; S = P * G slots.
-
-    The queries of a whole group, and of all query heads that share a key head, form one matrix
-    against the prompt's keys: `P Hk (G H/Hk T) d`. True in `future` hides an own key, in `padding`
-    one of the prompt's.
-    """
-    (own_keys, own_values), (prompt_keys, prompt_values) = own, prompt
-    num_prompts, num_key_heads, prompt_length, _ = prompt_keys.shape
-    group = query.shape[0] // num_prompts
-
-    by_slot = (query * scale).unflatten(1, (num_key_heads, -1))  # S Hk H/Hk T d
-    by_prompt = by_slot.unflatten(0, (num_prompts, group)).transpose(1, 2)  # P Hk G H/Hk T d
-    prompt_scores = by_prompt.flatten(2, 4) @ prompt_keys.mT  # P Hk (G H/Hk T) L
-    if padding is not None:
-        prompt_scores = prompt_scores.masked_fill(padding[:, None, None], -torch.inf)
-    own_scores = by_slot.flatten(2, 3) @ own_keys.mT  # S Hk (H/Hk T) U
-    if future is not None:
-        per_head = own_scores.unflatten(2, (-1, query.shape[2]))
-        own_scores = per_head.masked_fill(future, -torch.inf).flatten(2, 3)
-    own_scores = own_scores.unflatten(0, (num_prompts, group)).transpose(1, 2).flatten(2, 3)
-
-    scores = torch.cat([prompt_scores, own_scores], dim=-1)
-    weights = scores.softmax(dim=-1, dtype=torch.float32).to(prompt_values.dtype)
-    on_prompt, on_own = weights.split([prompt_length, own_keys.shape[2]], dim=-1)
-    on_own = on_own.unflatten(2, (group, -1)).transpose(1, 2).flatten(0, 1)  # S Hk (H/Hk T) U
-    from_own = on_own @ own_values
-    from_prompt = (on_prompt @ prompt_values).unflatten(2, (group, -1)).transpose(1, 2)
-    mixed = from_prompt.flatten(0, 1) + from_own  # S Hk (H/Hk T) d
-    return mixed.unflatten(2, (-1, query.shape[2])).flatten(1, 2)
+    def unpad_groups(self, groups: Float[Tensor, "P H G W d"]) -> Float[Tensor, "1 N H d"]:
+        """The inverse of `pad_groups`, as a row."""
+        return self.unpad(groups.transpose(1, 2).flatten(0, 1))

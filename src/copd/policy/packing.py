@@ -22,8 +22,9 @@ from jaxtyping import Bool, Float, Int
 from numpy.typing import NDArray
 from torch import Tensor
 
-from copd.policy.attention import Rectangle, attend_shared
+from copd.policy.attention import Rectangle
 from copd.policy.backbone import Backbone
+from copd.policy.group_attention import attend_shared
 from copd.policy.render import Prompt
 
 _MEDIA = ("pixel_values", "image_grid_thw", "pixel_values_videos", "video_grid_thw")
@@ -114,7 +115,10 @@ class CompletionAttention:
     def __call__(
         self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float
     ) -> Tensor:
-        queries, keys, values = (self.rectangle.pad(part) for part in (query, key, value))
+        num_prompts = len(self.prefix.last_states)
+        queries, keys, values = (
+            self.rectangle.pad_groups(part, num_prompts) for part in (query, key, value)
+        )
         mixed = attend_shared(
             queries,
             (keys, values),
@@ -123,7 +127,7 @@ class CompletionAttention:
             future=self.future,
             padding=self.prefix.padding,
         )
-        return self.rectangle.unpad(mixed)
+        return self.rectangle.unpad_groups(mixed)
 
 
 def read_prompts(backbone: Backbone, prompts: Sequence[Prompt]) -> SharedPrefix:

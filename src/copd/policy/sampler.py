@@ -11,8 +11,9 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from copd.functional.logprobs import full_logprobs
-from copd.policy.attention import Rectangle, attend_shared
+from copd.policy.attention import Rectangle
 from copd.policy.backbone import Backbone
+from copd.policy.group_attention import attend_shared
 from copd.policy.packing import SharedPrefix, read_prompts
 from copd.policy.render import Prompt
 
@@ -69,16 +70,23 @@ class Decoding:
         old = rows if self.rectangle.cell_of_token is None else self.rectangle.cell_of_token[rows]
         new = kept.rectangle.token_of_cell
         slots = old if new is None else old[new]
-        kept.own = {
-            layer: (keys[slots], values[slots]) for layer, (keys, values) in self.own.items()
-        }
+        for layer, own in self.own.items():
+            group = own[0].shape[2]
+            chosen = (part[slots // group, :, slots % group] for part in own)  # S Hk W d
+            keys, values = (
+                part.unflatten(0, (len(prompts), -1)).transpose(1, 2) for part in chosen
+            )
+            kept.own[layer] = (keys.contiguous(), values.contiguous())
         kept.num_steps = self.num_steps
         return kept
 
     def _attend(
         self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float
     ) -> Tensor:
-        queries, keys, values = (self.rectangle.pad(part) for part in (query, key, value))
+        num_prompts = len(self.prefix.last_states)
+        queries, keys, values = (
+            self.rectangle.pad_groups(part, num_prompts) for part in (query, key, value)
+        )
         mixed = attend_shared(
             queries,
             self._remember(layer, keys, values),
@@ -87,19 +95,19 @@ class Decoding:
             future=None,
             padding=self.prefix.padding,
         )
-        return self.rectangle.unpad(mixed)
+        return self.rectangle.unpad_groups(mixed)
 
     def _remember(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Own keys and values of a layer, this step's included."""
-        own_keys, own_values = self.own.get(layer, (keys[:, :, :0], values[:, :, :0]))
-        if own_keys.shape[2] == self.num_steps:
+        own_keys, own_values = self.own.get(layer, (keys[..., :0, :], values[..., :0, :]))
+        if own_keys.shape[3] == self.num_steps:
             room = (0, 0, 0, max(self.num_steps, _FIRST_WIDTH))
             own_keys, own_values = pad(own_keys, room), pad(own_values, room)
             self.own[layer] = (own_keys, own_values)
-        own_keys[:, :, self.num_steps] = keys[:, :, 0]
-        own_values[:, :, self.num_steps] = values[:, :, 0]
+        own_keys[..., self.num_steps, :] = keys[..., 0, :]
+        own_values[..., self.num_steps, :] = values[..., 0, :]
         end = self.num_steps + 1
-        return own_keys[:, :, :end], own_values[:, :, :end]
+        return own_keys[..., :end, :], own_values[..., :end, :]
 
 
 @torch.no_grad()
