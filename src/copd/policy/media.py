@@ -15,10 +15,11 @@ from numpy import generic, uint8
 from numpy.typing import NDArray
 from PIL.Image import Resampling
 from torch import Tensor
-from transformers import AutoImageProcessor, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 from transformers.image_processing_backends import TorchvisionBackend
 from transformers.image_processing_utils import BaseImageProcessor
 from transformers.image_utils import ChannelDimension, SizeDict
+from transformers.models.auto.image_processing_auto import AutoImageProcessor
 from transformers.models.qwen3_vl.processing_qwen3_vl import Qwen3VLProcessor
 from transformers.models.qwen3_vl.video_processing_qwen3_vl import Qwen3VLVideoProcessor
 from transformers.video_utils import VideoMetadata
