@@ -101,7 +101,7 @@ class FlexAttention:
     """Of the prompts by layer, `P Hk L d`, right-padded."""
     values: Mapping[int, Tensor]
     mask: BlockMask
-    attend: Callable[[Tensor, Tensor, Tensor, BlockMask, float], Tensor]
+    attend: Callable[[Tensor, Tensor, Tensor, BlockMask], Tensor]
 
     @classmethod
     def build(
@@ -126,7 +126,7 @@ class FlexAttention:
         dtype = value.dtype  # under autocast a norm leaves queries and keys wider than values
         keys = torch.cat([self._as_row(self.keys[layer]).to(dtype), key.to(dtype)], dim=2)
         values = torch.cat([self._as_row(self.values[layer]).to(dtype), value], dim=2)
-        return self.attend(query.to(dtype), keys, values, self.mask, scale).transpose(1, 2)
+        return self.attend((query * scale).to(dtype), keys, values, self.mask).transpose(1, 2)
 
     def _as_row(self, rectangle: Tensor) -> Tensor:
         """`P Hk L d` as `1 Hk (P blocks) d`, zeros where no token is."""
@@ -135,17 +135,18 @@ class FlexAttention:
         return whole.transpose(0, 1).flatten(1, 2)[None]
 
 
-def attend(query: Tensor, key: Tensor, value: Tensor, mask: BlockMask, scale: float) -> Tensor:
-    """Softmax attention over what the mask shows, query heads sharing key heads.
+def attend(query: Tensor, key: Tensor, value: Tensor, mask: BlockMask) -> Tensor:
+    """Softmax attention of scaled queries over what the mask shows, query heads sharing key heads.
 
-    The kernel for short queries is passed over, so that one serves all lengths.
+    A scale given to the kernel would be a number it is compiled for. The kernel for short queries
+    is passed over, so that one serves all lengths.
     """
     mixed = flex_attention(
         query,
         key,
         value,
         block_mask=mask,
-        scale=scale,
+        scale=1.0,
         enable_gqa=query.shape[1] != key.shape[1],
         kernel_options={"FORCE_USE_FLEX_ATTENTION": True},
     )
