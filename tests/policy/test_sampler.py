@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
 from copd.functional.logprobs import token_logprobs
 from copd.policy import Policy
-from copd.policy.sampler import draw, sample_tokens
+from copd.policy.sampler import Draw, draw_tokens, sample_tokens
 
 KINDS = ["text", "image", "video", "mixed"]
 
@@ -18,16 +18,27 @@ def seeded(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def sample_early_ends(policy: Policy, prompts, *, seed: int = 0, **settings):
+def sample_early_ends(
+    policy: Policy, prompts, *, seed: int = 0, max_tokens=40, drop_below=0.8, **settings
+):
     """A tenth of the vocabulary ends a completion, so lengths differ widely."""
-    settings = {"group_size": 5, "max_tokens": 40, "temperature": 1.0} | settings
+    draw = early_ends_draw(policy, prompts, seed=seed, **settings)
+    return sample_draws(policy, [draw], max_tokens=max_tokens, drop_below=drop_below)[0]
+
+
+def early_ends_draw(policy: Policy, prompts, *, seed: int, group_size=5, temperature=1.0) -> Draw:
+    with torch.no_grad():
+        return Draw(policy.read(prompts), group_size, temperature, seeded(seed))
+
+
+def sample_draws(policy: Policy, draws, *, max_tokens=40, drop_below=0.8):
     return sample_tokens(
         policy.backbone,
-        prompts,
-        **settings,
-        generator=seeded(seed),
+        draws,
+        max_tokens=max_tokens,
         banned=policy.banned,
         ends=frozenset(range(10, 20)),
+        drop_below=drop_below,
     )
 
 
@@ -68,13 +79,11 @@ def test_sampled_logprobs_equal_scored_ones_for_text_models(reading, prompts_of,
 
 def test_long_completions_outgrow_the_first_buffer(seeing, prompts_of):
     prompts = prompts_of(seeing, "image")
-    samples = sample_tokens(
+    draw = early_ends_draw(seeing, prompts, seed=0, group_size=2)
+    [samples] = sample_tokens(
         seeing.backbone,
-        prompts,
-        group_size=2,
+        [draw],
         max_tokens=70,
-        temperature=1.0,
-        generator=seeded(),
         banned=seeing.banned,
         ends=frozenset(range(10, 12)),
     )
@@ -105,6 +114,30 @@ def test_finished_rows_leave_the_batch(seeing, prompts_of):
         hook.remove()
     still_live = [int((samples.lengths > step).sum()) for step in range(1, samples.lengths.max())]
     assert widths == [sum(len(p.input_ids) for p in prompts), *still_live]
+
+
+def test_batches_written_together_have_the_tokens_of_each_alone(seeing, prompts_of):
+    """Other prompts, lengths, temperatures and group sizes in the loop change nothing."""
+
+    def draws():
+        settings = {"text": (3, 1.0), "video": (2, 0.7), "mixed": (4, 1.3)}
+        return [
+            early_ends_draw(
+                seeing, prompts_of(seeing, kind), seed=i, group_size=group, temperature=temperature
+            )
+            for i, (kind, (group, temperature)) in enumerate(settings.items())
+        ]
+
+    together = sample_draws(seeing, draws())
+    alone = [sample_draws(seeing, [draw])[0] for draw in draws()]
+    for found, expected in zip(together, alone, strict=True):
+        assert found.lengths.tolist() == expected.lengths.tolist()
+        for row, length in enumerate(found.lengths):
+            tokens = found.token_ids[row, :length]
+            assert tokens.tolist() == expected.token_ids[row, :length].tolist()
+            np.testing.assert_allclose(
+                found.logprobs[row, :length], expected.logprobs[row, :length], atol=1e-5, rtol=0
+            )
 
 
 def test_a_group_is_prefilled_once(seeing, prompts_of):
@@ -244,13 +277,13 @@ def test_works_under_autocast(seeing, prompts_of):
 def test_draw_inverts_the_cumulative_distribution():
     probabilities = torch.tensor([0.0, 0.25, 0.0, 0.5, 0.25, 0.0])
     noise = torch.tensor([0.0, 0.2499, 0.2501, 0.7499, 0.7501, 1 - 2**-53], dtype=torch.float64)
-    tokens = draw(probabilities.log().expand(6, -1), noise)
+    tokens = draw_tokens(probabilities.log().expand(6, -1), noise)
     assert tokens.tolist() == [1, 1, 3, 3, 4, 4]
 
 
 def test_draw_frequencies():
     probabilities = torch.tensor([0.1, 0.2, 0.7])
     noise = torch.rand(20_000, generator=seeded(), dtype=torch.float64)
-    tokens = draw(probabilities.log().expand(20_000, -1), noise)
+    tokens = draw_tokens(probabilities.log().expand(20_000, -1), noise)
     frequencies = tokens.bincount(minlength=3) / 20_000
     torch.testing.assert_close(frequencies, probabilities, atol=0.01, rtol=0)

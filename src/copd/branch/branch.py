@@ -13,13 +13,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from copd.branch.learning import Diverged, Learning, autocast, lesson_metrics
+from copd.branch.learning import Diverged, Learning, lesson_metrics
 from copd.branch.lesson import completions_of, micro_batches, token_advantages
+from copd.branch.precision import autocast
 from copd.branch.prompts import PromptBook
+from copd.branch.sampling import Sampled, Wanted, sample_batches
+from copd.branch.scoring import join_requests, split_scores
 from copd.branch.state import load_optimizer, load_weights, save_optimizer, save_weights
 from copd.config import Config, OptimizerConfig, SampledDistill
 from copd.functional import token_logprobs, topk_logprobs
-from copd.policy import Policy
+from copd.policy import Policy, Prompt, SharedPrefix
 from copd.types import (
     Answers,
     Batch,
@@ -33,9 +36,6 @@ from copd.types import (
     Scores,
     UpdateRequest,
 )
-
-_SAMPLED_TOGETHER = 1024
-"""Completions in flight at once while evaluating."""
 
 
 class Branch:
@@ -61,14 +61,44 @@ class Branch:
         policy.set_vision_trainable(not config.model.frozen_vision)
         self._optimizer = _adamw(policy, config.optimizer)
         self._num_updates = 0
+        self._read: dict[tuple[ProblemId, ...], SharedPrefix] = {}  # from sampling to update
 
     def sample(self, requests: Sequence[SampleRequest]) -> list[Batch]:
-        """A batch of rollouts per request, verified."""
-        return [self._sample(request) for request in requests]
+        """A batch of rollouts per request, verified.
+
+        The prompts as they were read stay for the next update, if one micro-batch holds them all.
+        """
+        self._read = {}
+        wanted = [
+            Wanted(
+                self._book.prompts(request.problems),
+                self._rollout.group_size,
+                request.temperature,
+                request.seed,
+            )
+            for request in requests
+        ]
+        try:
+            sampled = self._sample(wanted, self._rollout.max_completion_tokens, keep_graph=True)
+        except FloatingPointError as error:
+            domains = dict.fromkeys(repr(r.problems[0].domain) for r in requests)
+            raise Diverged(
+                f"branch {self.name!r} cannot sample on domain {', '.join(domains)} at "
+                f"{requests[0].position}: {error}"
+            ) from error
+        if sampled.prefixes is not None:
+            problems = [request.problems for request in requests]
+            self._read = dict(zip(problems, sampled.prefixes, strict=True))
+        return [
+            self._batch(request, batch.prompts, groups)
+            for request, batch, groups in zip(requests, wanted, sampled.groups, strict=True)
+        ]
 
     def score(self, requests: Sequence[ScoreRequest]) -> list[Scores]:
-        """What this branch, as a teacher at temperature 1, says about students' tokens."""
-        return [self._score(request) for request in requests]
+        """What this branch, as a teacher at temperature 1, says about its students' tokens."""
+        if not requests:
+            return []
+        return split_scores(self._score(join_requests(requests)), requests)
 
     def update(self, request: UpdateRequest) -> Metrics:
         """One optimizer update on all lessons, weighing the same; returns `action/name` metrics."""
@@ -82,7 +112,12 @@ class Branch:
         metrics: dict[str, float] = {}
         for lesson, advantages in zip(request.lessons, signals, strict=True):
             record = self._learning.backward(
-                self._policy, self._book, lesson, advantages, 1.0 / len(request.lessons)
+                self._policy,
+                lesson,
+                advantages,
+                1.0 / len(request.lessons),
+                prompts=self._book.prompts(lesson.batch.problems),
+                prefix=self._read.pop(lesson.batch.problems, None),
             )
             self._require_finite("loss", record.loss, lesson, request)
             self._require_finite("gradient", self._gradient_norm(), lesson, request)
@@ -90,6 +125,7 @@ class Branch:
                 f"{lesson.batch.action}/{key}": value
                 for key, value in lesson_metrics(lesson, record, advantages).items()
             }
+        self._read = {}
         metrics["update/grad_norm"] = self._step()
         metrics["update/learning_rate"] = self._optimizer.param_groups[0]["lr"]
         return metrics
@@ -97,18 +133,13 @@ class Branch:
     def evaluate(self, request: EvaluationRequest) -> Answers:
         """Rewards of `num_samples` completions for the first `num_problems` problems of a split."""
         names = [ProblemId(request.domain, request.split, i) for i in range(request.num_problems)]
-        generator = torch.Generator(self._policy.device).manual_seed(request.seed)
-        at_once = max(1, _SAMPLED_TOGETHER // request.num_samples)
-        groups: list[list[Completion]] = []
-        for start in range(0, len(names), at_once):
-            with autocast(self._policy, self._learning.precision):
-                groups += self._policy.sample(
-                    self._book.prompts(names[start : start + at_once]),
-                    group_size=request.num_samples,
-                    max_tokens=request.max_completion_tokens,
-                    temperature=request.temperature,
-                    generator=generator,
-                )
+        wanted = Wanted(
+            self._book.prompts(names),
+            request.num_samples,
+            request.temperature,
+            request.seed,
+        )
+        (groups,) = self._sample([wanted], request.max_completion_tokens).groups
         return Answers(
             suites=tuple(self._book.problem(name).suite for name in names),
             rewards=np.array(
@@ -130,6 +161,7 @@ class Branch:
     def set_weights(self, weights: Mapping[str, Tensor]) -> None:
         """Takes over weights of the same names and shapes; the optimizer starts afresh."""
         load_weights(self._policy.model, weights)
+        self._read = {}
         self._optimizer = _adamw(self._policy, self._optimizer_config)
         self._num_updates = 0
 
@@ -145,6 +177,7 @@ class Branch:
     def restore(self, folder: Path) -> None:
         """The inverse of `save`."""
         source = folder / self.name
+        self._read = {}
         load_weights(self._policy.model, source / "model.safetensors")
         self._num_updates = load_optimizer(
             self._policy.model, self._optimizer, source / "optimizer.safetensors"
@@ -154,22 +187,22 @@ class Branch:
         """The policy as an ordinary Hugging Face model folder."""
         self._policy.save(folder)
 
-    def _sample(self, request: SampleRequest) -> Batch:
-        prompts = self._book.prompts(request.problems)
-        try:
-            with autocast(self._policy, self._learning.precision):
-                groups = self._policy.sample(
-                    prompts,
-                    group_size=self._rollout.group_size,
-                    max_tokens=self._rollout.max_completion_tokens,
-                    temperature=request.temperature,
-                    generator=torch.Generator(self._policy.device).manual_seed(request.seed),
-                )
-        except FloatingPointError as error:
-            raise Diverged(
-                f"branch {self.name!r} cannot sample on domain {request.problems[0].domain!r} at "
-                f"{request.position}: {error}"
-            ) from error
+    def _sample(
+        self, wanted: Sequence[Wanted], max_completion_tokens: int, *, keep_graph: bool = False
+    ) -> Sampled:
+        return sample_batches(
+            self._policy,
+            wanted,
+            max_completion_tokens=max_completion_tokens,
+            max_prompt_tokens=self._learning.micro_batch_tokens,
+            precision=self._learning.precision,
+            keep_graph=keep_graph,
+        )
+
+    def _batch(
+        self, request: SampleRequest, prompts: Sequence[Prompt], groups: list[list[Completion]]
+    ) -> Batch:
+        """Verified rollouts, packed."""
         completions = [completion for group in groups for completion in group]
         rewards = [
             [self._book.verify(name, completion.text) for completion in group]

@@ -2,8 +2,8 @@
 the way."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal
 
 import numpy as np
 import torch
@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from copd.branch.lesson import Part, completions_of, micro_batches
-from copd.branch.prompts import PromptBook
+from copd.branch.precision import Precision, autocast
 from copd.config import FullDistill, LossConfig, MonitorConfig, SampledDistill, TopKDistill
 from copd.functional import (
     chunked_divergence_loss,
@@ -26,17 +26,10 @@ from copd.functional import (
     topk_buckets,
     topk_overlap,
 )
-from copd.policy import PackedStates, Policy
+from copd.policy import PackedStates, Policy, Prompt, SharedPrefix
 from copd.types import Lesson, Scores
 
-Precision = Literal["float32", "bfloat16"]
 Distill = SampledDistill | TopKDistill | FullDistill
-
-
-def autocast(policy: Policy, precision: Precision) -> torch.autocast:
-    """Passes in bfloat16 where asked; the weights stay float32."""
-    enabled = precision == "bfloat16"
-    return torch.autocast(policy.device.type, dtype=torch.bfloat16, enabled=enabled)
 
 
 class Diverged(FloatingPointError):
@@ -72,24 +65,35 @@ class Learning:
     def backward(
         self,
         policy: Policy,
-        book: PromptBook,
         lesson: Lesson,
         advantages: Float[Tensor, "N"] | None,
         share: float,
+        *,
+        prompts: Sequence[Prompt],
+        prefix: SharedPrefix | None,
     ) -> Record:
-        """Adds the gradient of `share` times the lesson's loss to the policy's parameters."""
+        """Adds the gradient of `share` times the lesson's loss to the policy's parameters.
+
+        Takes the prompts as sampling has read them, with `prefix`, or else reads them again.
+        """
         batch, record = lesson.batch, Record()
-        prompts = book.prompts(batch.problems)
+        leaves = None if prefix is None else prefix.cut()
         weights = share * token_weights(torch.from_numpy(batch.lengths), self.loss.aggregation)
         for part in micro_batches(batch, prompts, self.micro_batch_tokens):
             with autocast(policy, self.precision):
-                states = policy.score(prompts[part.problems], completions_of(batch, part))
+                if leaves is None:
+                    read = policy.read(prompts[part.problems])
+                else:
+                    read = leaves.select(part.problems)
+                states = policy.score_after(read, completions_of(batch, part))
                 losses = self._losses(policy, lesson, advantages, part, states, record)
             loss = (losses * weights[part.tokens].to(losses.device)).sum()
             loss.backward()
             record.loss += float(loss.detach()) / share
             if not math.isfinite(record.loss):
-                break
+                return record
+        if prefix is not None and leaves is not None:
+            prefix.backward(leaves)
         return record
 
     def _losses(

@@ -1,7 +1,8 @@
 """Policies: models that are asked, sampled, trained. Only this package knows transformers."""
 
-from copd.policy.packing import PackedStates
+from copd.policy.packing import PackedStates, SharedPrefix
 from copd.policy.policy import Policy
 from copd.policy.render import Prompt
+from copd.policy.sampler import Draw
 
-__all__ = ["PackedStates", "Policy", "Prompt"]
+__all__ = ["Draw", "PackedStates", "Policy", "Prompt", "SharedPrefix"]

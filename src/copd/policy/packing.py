@@ -21,6 +21,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn.functional import pad
 
 from copd.policy.attention import Rectangle
 from copd.policy.backbone import Backbone
@@ -43,7 +44,71 @@ class SharedPrefix:
     """What predicts each first token."""
     next_positions: Int[Tensor, "P"]
 
-    def select(self, prompts: Int[Tensor, "Q"]) -> "SharedPrefix":
+    @classmethod
+    def join(cls, prefixes: Sequence["SharedPrefix"]) -> "SharedPrefix":
+        """Several as one, padded to the longest prompt of all."""
+        if len(prefixes) == 1:
+            return prefixes[0]
+        width = max(prefix.is_padding.shape[1] for prefix in prefixes)
+        wide = [prefix.widened(width) for prefix in prefixes]
+        return cls(
+            {layer: torch.cat([prefix.keys[layer] for prefix in wide]) for layer in wide[0].keys},
+            {layer: torch.cat([prefix.values[layer] for prefix in wide]) for layer in wide[0].keys},
+            None
+            if all(prefix.padding is None for prefix in wide)
+            else torch.cat([prefix.is_padding for prefix in wide]),
+            torch.cat([prefix.last_states for prefix in prefixes]),
+            torch.cat([prefix.next_positions for prefix in prefixes]),
+        )
+
+    def widened(self, width: int) -> "SharedPrefix":
+        """The same with room for prompts of `width` tokens, all of it padding."""
+        room = width - self.is_padding.shape[1]
+        if room == 0:
+            return self
+        return SharedPrefix(
+            {layer: pad(keys, (0, 0, 0, room)) for layer, keys in self.keys.items()},
+            {layer: pad(values, (0, 0, 0, room)) for layer, values in self.values.items()},
+            pad(self.is_padding, (0, room), value=True),
+            self.last_states,
+            self.next_positions,
+        )
+
+    @property
+    def is_padding(self) -> Bool[Tensor, "P L"]:
+        """`padding`, or that there is none."""
+        if self.padding is not None:
+            return self.padding
+        num_prompts, _, width, _ = next(iter(self.keys.values())).shape
+        return torch.zeros(num_prompts, width, dtype=torch.bool, device=self.last_states.device)
+
+    def cut(self) -> "SharedPrefix":
+        """The same without its graph, as leaves that collect the gradient of several passes."""
+
+        def leaves(parts: dict[int, Tensor]) -> dict[int, Tensor]:
+            return {layer: part.detach().requires_grad_() for layer, part in parts.items()}
+
+        return SharedPrefix(
+            leaves(self.keys),
+            leaves(self.values),
+            self.padding,
+            self.last_states.detach().requires_grad_(),
+            self.next_positions,
+        )
+
+    def backward(self, leaves: "SharedPrefix") -> None:
+        """Carries what `leaves`, cut from this one, have collected on into the model."""
+        pairs = [
+            (part, leaf.grad)
+            for part, leaf in zip(self._tensors(), leaves._tensors(), strict=True)
+            if part.requires_grad and leaf.grad is not None
+        ]
+        torch.autograd.backward([part for part, _ in pairs], [grad for _, grad in pairs])
+
+    def _tensors(self) -> list[Tensor]:
+        return [*self.keys.values(), *self.values.values(), self.last_states]
+
+    def select(self, prompts: Int[Tensor, "Q"] | slice) -> "SharedPrefix":
         """The same for some of the prompts."""
         return SharedPrefix(
             {layer: keys[prompts] for layer, keys in self.keys.items()},

@@ -12,9 +12,15 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from copd.policy.backbone import Backbone
 from copd.policy.loading import find_model, load_model, quiet
-from copd.policy.packing import PackedStates, check_exact, read_completions, read_prompts
+from copd.policy.packing import (
+    PackedStates,
+    SharedPrefix,
+    check_exact,
+    read_completions,
+    read_prompts,
+)
 from copd.policy.render import Prompt, Renderer
-from copd.policy.sampler import Samples, sample_tokens
+from copd.policy.sampler import Draw, Samples, sample_tokens
 from copd.policy.tokens import banned_tokens, end_token_ids
 from copd.types import Completion, Message
 
@@ -93,6 +99,13 @@ class Policy:
         """Messages through the model's own template, up to where the assistant begins to speak."""
         return self.renderer.render(messages)
 
+    def read(self, prompts: Sequence[Prompt]) -> SharedPrefix:
+        """The prompts, once: what completions are sampled and scored after.
+
+        With their graph when gradients are enabled.
+        """
+        return read_prompts(self.backbone, prompts)
+
     def sample(
         self,
         prompts: Sequence[Prompt],
@@ -107,27 +120,30 @@ class Policy:
         Temperature 0 takes the most probable token; its log-probabilities are then reported at
         temperature 1.
         """
-        if group_size < 1 or max_tokens < 1 or temperature < 0:
-            raise ValueError(
-                "sampling needs group_size and max_tokens of at least 1 and a temperature of at "
-                f"least 0: got {group_size}, {max_tokens} and {temperature}. Correct the settings."
-            )
         if not prompts:
             return []
-        samples = sample_tokens(
-            self.backbone,
-            prompts,
-            group_size=group_size,
-            max_tokens=max_tokens,
-            temperature=temperature,
-            generator=generator,
-            banned=self.banned,
-            ends=self.end_tokens,
+        with torch.no_grad():
+            prefix = self.read(prompts)
+        draw = Draw(prefix, group_size, temperature, generator)
+        return self.sample_together([draw], max_tokens=max_tokens)[0]
+
+    def sample_together(
+        self, draws: Sequence[Draw], *, max_tokens: int
+    ) -> list[list[list[Completion]]]:
+        """Several batches in one loop: for each draw its groups of completions."""
+        for draw in draws:
+            if draw.group_size < 1 or max_tokens < 1 or draw.temperature < 0:
+                raise ValueError(
+                    "sampling needs group_size and max_tokens of at least 1 and a temperature of "
+                    f"at least 0: got {draw.group_size}, {max_tokens} and {draw.temperature}. "
+                    "Correct the settings."
+                )
+        sampled = sample_tokens(
+            self.backbone, draws, max_tokens=max_tokens, banned=self.banned, ends=self.end_tokens
         )
-        completions = [self._completion(samples, row) for row in range(len(samples.lengths))]
         return [
-            completions[first : first + group_size]
-            for first in range(0, len(completions), group_size)
+            self._groups(samples, draw.group_size)
+            for samples, draw in zip(sampled, draws, strict=True)
         ]
 
     def score(
@@ -140,9 +156,15 @@ class Policy:
         With their graph when gradients are enabled; log-probabilities follow by
         `functional.logprobs.token_logprobs(hidden, policy.head, token_ids, banned=policy.banned)`.
         """
-        if len(prompts) != len(completions):
+        return self.score_after(self.read(prompts), completions)
+
+    def score_after(
+        self, prefix: SharedPrefix, completions: Sequence[Sequence[NDArray[np.int32]]]
+    ) -> PackedStates:
+        """The same after prompts that have been read with the weights as they are now."""
+        if len(prefix.last_states) != len(completions):
             raise ValueError(
-                f"every prompt needs its completions: got {len(prompts)} prompts and "
+                f"every prompt needs its completions: got {len(prefix.last_states)} prompts and "
                 f"{len(completions)} groups. Pass one group per prompt."
             )
         shortest = min((len(ids) for group in completions for ids in group), default=0)
@@ -152,13 +174,20 @@ class Policy:
                 f"{[[len(ids) for ids in group] for group in completions]} tokens. "
                 "Leave out prompts and completions without tokens."
             )
-        return read_completions(self.backbone, read_prompts(self.backbone, prompts), completions)
+        return read_completions(self.backbone, prefix, completions)
 
     def save(self, path: str | Path) -> None:
         """An ordinary Hugging Face folder: safetensors, tokenizer, template, processor settings."""
         with quiet():
             self.model.save_pretrained(path)
         self.renderer.save(path)
+
+    def _groups(self, samples: Samples, group_size: int) -> list[list[Completion]]:
+        completions = [self._completion(samples, row) for row in range(len(samples.lengths))]
+        return [
+            completions[first : first + group_size]
+            for first in range(0, len(completions), group_size)
+        ]
 
     def _completion(self, samples: Samples, row: int) -> Completion:
         token_ids = samples.token_ids[row, : samples.lengths[row]]

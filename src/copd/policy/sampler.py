@@ -14,11 +14,38 @@ from copd.functional.logprobs import full_logprobs
 from copd.policy.attention import Rectangle
 from copd.policy.backbone import Backbone
 from copd.policy.group_attention import attend_shared
-from copd.policy.packing import SharedPrefix, read_prompts
-from copd.policy.render import Prompt
+from copd.policy.packing import SharedPrefix
 
 _FIRST_WIDTH = 32
 """How many tokens a fresh key buffer has room for; it doubles whenever it is full."""
+
+
+@dataclass(frozen=True, eq=False)
+class Draw:
+    """One batch to sample: G completions after each of P prompts, with its own randomness."""
+
+    prefix: SharedPrefix
+    group_size: int
+    temperature: float
+    """0 takes the most probable token, its log-probability at temperature 1; then every draw of a
+    loop must."""
+    generator: torch.Generator
+    first_prompt: int = 0
+    num_prompts: int | None = None
+    """Where these prompts stand in a batch that is sampled in pieces, and how many that has: a
+    piece draws the numbers of the whole batch, so the cut changes no token."""
+
+    @property
+    def num_rows(self) -> int:
+        return len(self.prefix.last_states) * self.group_size
+
+    def noise(self) -> Float[Tensor, "B"]:
+        """One number in [0, 1) per row, in float64."""
+        first = self.first_prompt * self.group_size
+        num_rows = self.num_rows if self.num_prompts is None else self.num_prompts * self.group_size
+        device = self.generator.device
+        numbers = torch.rand(num_rows, generator=self.generator, dtype=torch.float64, device=device)
+        return numbers[first : first + self.num_rows]
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,6 +58,12 @@ class Samples:
     """Shape `B T`."""
     lengths: NDArray[np.int64]
     """Shape `B`, the end token included."""
+
+    def split(self, num_rows: Sequence[int]) -> list["Samples"]:
+        """The same in runs of rows."""
+        ends = np.cumsum(num_rows)[:-1]
+        parts = (np.split(part, ends) for part in (self.token_ids, self.logprobs, self.lengths))
+        return [Samples(*part) for part in zip(*parts, strict=True)]
 
 
 class Decoding:
@@ -113,24 +146,24 @@ class Decoding:
 @torch.no_grad()
 def sample_tokens(
     backbone: Backbone,
-    prompts: Sequence[Prompt],
+    draws: Sequence[Draw],
     *,
-    group_size: int,
     max_tokens: int,
-    temperature: float,
-    generator: torch.Generator,
     banned: Bool[Tensor, "V"],
     ends: frozenset[int],
     drop_below: float = 0.8,
-) -> Samples:
-    """Draw G completions for each prompt, or the most probable tokens at temperature 0.
+) -> list[Samples]:
+    """Completions for every prompt of every draw, all written side by side in one loop.
 
     Every step draws one number for every row, finished or not, so that no row depends on how long
     the others are. Finished rows leave the batch once the share of live ones is under `drop_below`.
     """
     device = backbone.device
-    prefix = read_prompts(backbone, prompts)
-    prompt_of_row = torch.arange(len(prompts), device=device).repeat_interleave(group_size)
+    prefix = SharedPrefix.join([draw.prefix for draw in draws])
+    group_sizes = [draw.group_size for draw in draws for _ in draw.prefix.last_states]
+    prompts = torch.arange(len(group_sizes))
+    prompt_of_row = prompts.repeat_interleave(torch.tensor(group_sizes)).to(device)
+    choice = _Choice.build(draws, device)
     decoding = Decoding(backbone, prefix, prompt_of_row)
     states = prefix.last_states[prompt_of_row]
     num_rows = len(prompt_of_row)
@@ -141,11 +174,8 @@ def sample_tokens(
     rows = torch.arange(num_rows, device=device)  # those still in the batch
     end_tokens = torch.tensor(sorted(ends), device=device)
     for step in range(max_tokens):
-        noise = torch.rand(
-            num_rows, generator=generator, dtype=torch.float64, device=generator.device
-        )
-        scores = full_logprobs(states, backbone.head, banned=banned, temperature=temperature or 1.0)
-        tokens, chosen = _choose(scores, noise.to(device)[rows] if temperature > 0 else None)
+        scores = full_logprobs(states, backbone.head, banned=banned)
+        tokens, chosen = choice.next_tokens(scores, rows)
         token_ids[rows, step], logprobs[rows, step] = tokens, chosen
         lengths += is_live
         is_live[rows] &= ~torch.isin(tokens, end_tokens)
@@ -155,14 +185,15 @@ def sample_tokens(
         if len(kept) < drop_below * len(rows):
             decoding, rows, tokens = decoding.keep(kept), rows[kept], tokens[kept]
         states = decoding.step(tokens)
-    return Samples(
+    samples = Samples(
         token_ids.to(torch.int32).numpy(force=True),
         logprobs.numpy(force=True),
         lengths.numpy(force=True),
     )
+    return samples.split([draw.num_rows for draw in draws])
 
 
-def draw(logprobs: Float[Tensor, "R V"], noise: Float[Tensor, "R"]) -> Int[Tensor, "R"]:
+def draw_tokens(logprobs: Float[Tensor, "R V"], noise: Float[Tensor, "R"]) -> Int[Tensor, "R"]:
     """The token at which the cumulative probability passes `noise`, uniform in [0, 1).
 
     A token of probability zero adds nothing to the sum and so is never the one that passes it.
@@ -172,17 +203,34 @@ def draw(logprobs: Float[Tensor, "R V"], noise: Float[Tensor, "R"]) -> Int[Tenso
     return torch.searchsorted(cumulative, target, right=True)[:, 0]
 
 
-def _choose(
-    logprobs: Float[Tensor, "R V"], noise: Float[Tensor, "R"] | None
-) -> tuple[Int[Tensor, "R"], Float[Tensor, "R"]]:
-    """Tokens drawn with `noise`, or the most probable ones, and their log-probabilities."""
-    best = logprobs.max(dim=-1)
-    if not best.values.isfinite().all():
-        raise FloatingPointError(
-            "sampling needs finite logits: got nan or infinity from the model. "
-            "Go back to weights from before they diverged."
-        )
-    if noise is None:
-        return best.indices, best.values
-    tokens = draw(logprobs, noise)
-    return tokens, logprobs.gather(1, tokens[:, None])[:, 0]
+@dataclass(frozen=True, eq=False)
+class _Choice:
+    """How the next tokens are chosen."""
+
+    draws: Sequence[Draw]
+    temperature: Float[Tensor, "B 1"] | None
+    """None when every row is sampled at 1 or takes the most probable token."""
+
+    @classmethod
+    def build(cls, draws: Sequence[Draw], device: torch.device) -> "_Choice":
+        of_row = [draw.temperature for draw in draws for _ in range(draw.num_rows)]
+        plain = all(draw.temperature in (0.0, 1.0) for draw in draws)
+        return cls(draws, None if plain else torch.tensor(of_row, device=device)[:, None])
+
+    def next_tokens(
+        self, logprobs: Float[Tensor, "R V"], rows: Int[Tensor, "R"]
+    ) -> tuple[Int[Tensor, "R"], Float[Tensor, "R"]]:
+        """A token for each of the rows still written, and its log-probability."""
+        best = logprobs.max(dim=-1)
+        if not best.values.isfinite().all():
+            raise FloatingPointError(
+                "sampling needs finite logits: got nan or infinity from the model. "
+                "Go back to weights from before they diverged."
+            )
+        if self.draws[0].temperature == 0:
+            return best.indices, best.values
+        if self.temperature is not None:
+            logprobs = (logprobs / self.temperature[rows]).log_softmax(dim=-1)
+        noise = torch.cat([draw.noise() for draw in self.draws]).to(logprobs.device)
+        tokens = draw_tokens(logprobs, noise[rows])
+        return tokens, logprobs.gather(1, tokens[:, None])[:, 0]

@@ -38,7 +38,8 @@ def check_teachers(engine: Engine, config: Config, plan: Plan) -> None:
         [batch] = engine.each(Branch.sample, {student: [request]})[student]
         probes = np.arange(1, dtype=np.int32)
         question = ScoreRequest(batch.problems, batch.token_ids, batch.lengths, probes, 1)
-        first, again = engine.each(Branch.score, {teacher: [question, question]})[teacher]
+        [first] = engine.each(Branch.score, {teacher: [question]})[teacher]
+        [again] = engine.each(Branch.score, {teacher: [question]})[teacher]
         where = f"branch {teacher!r} as a teacher of {student!r} on domain {domain!r}"
         _require(
             bool((first.logprobs == again.logprobs).all()),

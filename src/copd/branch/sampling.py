@@ -1,0 +1,98 @@
+"""Batches of prompts to completions: all in one decode loop where they fit, each prompt read once.
+
+Knows no rewards and no losses.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from copd.branch.precision import Precision, autocast
+from copd.policy import Draw, Policy, Prompt, SharedPrefix
+from copd.types import Completion
+
+_MAX_ROWS = 1024
+"""Completions in flight at once."""
+
+
+@dataclass(frozen=True, eq=False)
+class Wanted:
+    """G completions for each prompt, all randomness from the seed."""
+
+    prompts: Sequence[Prompt]
+    group_size: int
+    temperature: float
+    seed: int
+
+    def draw(self, policy: Policy, prefix: SharedPrefix, part: slice) -> Draw:
+        """What is asked of the policy for some of the prompts."""
+        generator = torch.Generator(policy.device).manual_seed(self.seed)
+        return Draw(
+            prefix,
+            self.group_size,
+            self.temperature,
+            generator,
+            first_prompt=part.start,
+            num_prompts=len(self.prompts),
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Sampled:
+    """The groups of every batch; where all prompts were read in one pass, also what was read."""
+
+    groups: list[list[list[Completion]]]
+    prefixes: list[SharedPrefix] | None
+
+
+def sample_batches(
+    policy: Policy,
+    batches: Sequence[Wanted],
+    *,
+    max_completion_tokens: int,
+    max_prompt_tokens: int,
+    precision: Precision,
+    keep_graph: bool = False,
+) -> Sampled:
+    """Completions for all batches, in as few loops as `max_prompt_tokens` and memory allow.
+
+    With `keep_graph` the prefixes of a single loop can carry a gradient: a first update on these
+    completions needs no second pass over the prompts.
+    """
+    groups: list[list[list[Completion]]] = [[] for _ in batches]
+    loops = list(cut_loops(batches, max_rows=_MAX_ROWS, max_tokens=max_prompt_tokens))
+    keep_graph = keep_graph and len(loops) == 1
+    prefixes: list[SharedPrefix] = []
+    for loop in loops:
+        with torch.set_grad_enabled(keep_graph), autocast(policy, precision):
+            prefixes = [policy.read(batches[index].prompts[part]) for index, part in loop]
+        draws = [
+            batches[index].draw(policy, prefix, part)
+            for (index, part), prefix in zip(loop, prefixes, strict=True)
+        ]
+        with autocast(policy, precision):
+            sampled = policy.sample_together(draws, max_tokens=max_completion_tokens)
+        for (index, _), found in zip(loop, sampled, strict=True):
+            groups[index] += found
+    return Sampled(groups, prefixes if keep_graph else None)
+
+
+def cut_loops(
+    batches: Sequence[Wanted], *, max_rows: int, max_tokens: int
+) -> Iterator[list[tuple[int, slice]]]:
+    """Runs of prompts, as (batch, prompts), that share a loop: one prompt at least."""
+    loop: list[tuple[int, slice]] = []
+    rows = tokens = 0
+    for index, batch in enumerate(batches):
+        first = 0
+        for place, prompt in enumerate(batch.prompts):
+            size = len(prompt.input_ids)
+            if rows and (rows + batch.group_size > max_rows or tokens + size > max_tokens):
+                yield loop if place == first else [*loop, (index, slice(first, place))]
+                loop, rows, tokens, first = [], 0, 0, place
+            rows, tokens = rows + batch.group_size, tokens + size
+        if len(batch.prompts) > first:
+            loop.append((index, slice(first, len(batch.prompts))))
+    if loop:
+        yield loop
