@@ -77,7 +77,7 @@ def test_the_mask_is_the_one_torch_finds_by_looking_at_all_pairs(block):
     groups = [(9, [3, 40, 1]), (30, []), (16, [16, 16]), (5, [2, 70])]
     prompt_of, completion_of, lengths = layout(groups)
     built = block_mask(prompt_of, completion_of, lengths, -(-30 // block), block=block)
-    found = create_block_mask(built.mask_mod, None, None, *built.shape[2:], "cpu", BLOCK_SIZE=block)
+    found = create_block_mask(built.mask_mod, None, None, *built.shape[2:], "cpu", BLOCK_SIZE=block)  # pyright: ignore[reportCallIssue]
     assert built.BLOCK_SIZE == found.BLOCK_SIZE == (block, block)
     assert built.seq_lengths == found.seq_lengths
     for name in ("kv", "full_kv", "q", "full_q"):

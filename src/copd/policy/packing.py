@@ -23,8 +23,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import pad
 
-from copd.policy.attention import Rectangle
+from copd.policy.attention import Rectangle, RowAttention
 from copd.policy.backbone import Backbone
+from copd.policy.flex import FlexAttention
 from copd.policy.group_attention import attend_shared
 from copd.policy.render import Prompt
 
@@ -228,22 +229,29 @@ def read_completions(
     lengths = np.array([len(ids) for group in completions for ids in group])  # B
     prompts = np.repeat(np.arange(len(completions)), [len(group) for group in completions])  # B
     token_ids = np.concatenate([ids for group in completions for ids in group]).astype(np.int64)
-    prompt_of = torch.from_numpy(prompts.repeat(lengths)).to(device)  # N
-    steps = torch.from_numpy(np.concatenate([np.arange(length) for length in lengths])).to(device)
-    is_run = steps < torch.from_numpy(lengths.repeat(lengths)).to(device) - 1  # all but the last
-    tokens = torch.from_numpy(token_ids).to(device)
+    prompt_of = prompts.repeat(lengths)  # N
+    steps = np.concatenate([np.arange(length) for length in lengths])
+    is_run = steps < lengths.repeat(lengths) - 1  # all but the last
+
+    def put(values: NDArray[np.int64]) -> Tensor:
+        return torch.from_numpy(values).to(device, non_blocking=True)
 
     states = prefix.last_states
     if is_run.any():
-        positions = (prefix.next_positions[prompt_of] + steps)[is_run]
-        attention = CompletionAttention.build(prefix, completions)
-        own = backbone.forward(tokens[is_run], backbone.on_axes(positions), attention, {})
+        completion_of = np.arange(len(lengths)).repeat(lengths)
+        runs = put(prompt_of[is_run]), put(completion_of[is_run])
+        attention: RowAttention = (
+            FlexAttention.build(prefix.keys, prefix.values, prefix.padding, *runs)
+            if device.type == "cuda"  # elsewhere it has no backward pass
+            else CompletionAttention.build(prefix, completions)
+        )
+        positions = prefix.next_positions[runs[0]] + put(steps[is_run])
+        axes = backbone.on_axes(positions)
+        own = backbone.forward(put(token_ids[is_run]), axes, attention, {})
         states = torch.cat([states, own])
-    predecessor = len(prefix.last_states) + (is_run.cumsum(0) - 1).roll(1)
-    predictor = torch.where(steps == 0, prompt_of, predecessor)
-    return PackedStates(
-        states.index_select(0, predictor), tokens, torch.from_numpy(lengths).to(device)
-    )
+    predecessor = len(prefix.last_states) + np.roll(is_run.cumsum() - 1, 1)
+    predictor = put(np.where(steps == 0, prompt_of, predecessor))
+    return PackedStates(states.index_select(0, predictor), put(token_ids), put(lengths))
 
 
 @torch.no_grad()
