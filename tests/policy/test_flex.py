@@ -69,7 +69,8 @@ def test_the_mask_shows_every_visible_pair_and_no_other(groups, block):
     assert mask.shape == (1, 1, *pairs.shape)
     query, key = (torch.arange(size) for size in pairs.shape)
     nothing = torch.zeros((), dtype=torch.int64)
-    assert torch.equal(mask.mask_mod(nothing, nothing, query[:, None], key), pairs)
+    shown = mask.mask_mod(nothing, nothing, query[:, None], key)  # pyright: ignore[reportCallIssue]
+    assert torch.equal(shown, pairs)
 
 
 @pytest.mark.parametrize("block", [4, 16])
@@ -77,7 +78,8 @@ def test_the_mask_is_the_one_torch_finds_by_looking_at_all_pairs(block):
     groups = [(9, [3, 40, 1]), (30, []), (16, [16, 16]), (5, [2, 70])]
     prompt_of, completion_of, lengths = layout(groups)
     built = block_mask(prompt_of, completion_of, lengths, -(-30 // block), block=block)
-    found = create_block_mask(built.mask_mod, None, None, *built.shape[2:], "cpu", BLOCK_SIZE=block)  # pyright: ignore[reportCallIssue]
+    _, _, queries, keys = built.shape
+    found = create_block_mask(built.mask_mod, None, None, queries, keys, "cpu", BLOCK_SIZE=block)
     assert built.BLOCK_SIZE == found.BLOCK_SIZE == (block, block)
     assert built.seq_lengths == found.seq_lengths
     for name in ("kv", "full_kv", "q", "full_q"):

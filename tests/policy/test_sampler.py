@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
 from copd.functional.logprobs import token_logprobs
 from copd.policy import Policy
-from copd.policy.sampler import Draw, draw_tokens, sample_tokens
+from copd.policy.sampler import Draw, Pace, draw_tokens, sample_tokens
 
 KINDS = ["text", "image", "video", "mixed"]
 
@@ -19,11 +19,11 @@ def seeded(seed: int = 0) -> torch.Generator:
 
 
 def sample_early_ends(
-    policy: Policy, prompts, *, seed: int = 0, max_tokens=40, drop_below=0.8, **settings
+    policy: Policy, prompts, *, seed: int = 0, max_tokens=40, pace=None, **settings
 ):
     """A tenth of the vocabulary ends a completion, so lengths differ widely."""
     draw = early_ends_draw(policy, prompts, seed=seed, **settings)
-    return sample_draws(policy, [draw], max_tokens=max_tokens, drop_below=drop_below)[0]
+    return sample_draws(policy, [draw], max_tokens=max_tokens, pace=pace)[0]
 
 
 def early_ends_draw(policy: Policy, prompts, *, seed: int, group_size=5, temperature=1.0) -> Draw:
@@ -31,14 +31,14 @@ def early_ends_draw(policy: Policy, prompts, *, seed: int, group_size=5, tempera
         return Draw(policy.read(prompts), group_size, temperature, seeded(seed))
 
 
-def sample_draws(policy: Policy, draws, *, max_tokens=40, drop_below=0.8):
+def sample_draws(policy: Policy, draws, *, max_tokens=40, pace=None):
     return sample_tokens(
         policy.backbone,
         draws,
         max_tokens=max_tokens,
         banned=policy.banned,
         ends=frozenset(range(10, 20)),
-        drop_below=drop_below,
+        pace=pace,
     )
 
 
@@ -91,15 +91,26 @@ def test_long_completions_outgrow_the_first_buffer(seeing, prompts_of):
     assert_scored_alike(seeing, prompts, samples, 1.0)
 
 
-@pytest.mark.parametrize("drop_below", [0.8, 1.0])
+PACES = {
+    "by four fifths": Pace(look_every=1, drop_below=0.8, is_static=False),
+    "at once": Pace(look_every=1, drop_below=1.0, is_static=False),
+    "seldom": Pace(look_every=7, drop_below=1.0, is_static=False),
+    "static": Pace(look_every=5, drop_below=0.5, is_static=True),
+}
+
+
+@pytest.mark.parametrize("pace", PACES)
 @pytest.mark.parametrize("kind", KINDS)
-def test_dropping_finished_rows_changes_no_token(seeing, prompts_of, kind, drop_below):
+def test_the_pace_changes_no_token(seeing, prompts_of, kind, pace):
     prompts = prompts_of(seeing, kind)
-    kept = sample_early_ends(seeing, prompts, drop_below=0.0)
-    dropped = sample_early_ends(seeing, prompts, drop_below=drop_below)
-    assert kept.lengths.tolist() == dropped.lengths.tolist()
+    kept = sample_early_ends(seeing, prompts, pace=Pace(1, 0.0, False))
+    paced = sample_early_ends(seeing, prompts, pace=PACES[pace])
+    assert kept.lengths.tolist() == paced.lengths.tolist()
     for row, length in enumerate(kept.lengths):
-        assert kept.token_ids[row, :length].tolist() == dropped.token_ids[row, :length].tolist()
+        assert kept.token_ids[row, :length].tolist() == paced.token_ids[row, :length].tolist()
+        np.testing.assert_allclose(
+            kept.logprobs[row, :length], paced.logprobs[row, :length], atol=1e-5, rtol=0
+        )
 
 
 def test_finished_rows_leave_the_batch(seeing, prompts_of):
@@ -109,7 +120,7 @@ def test_finished_rows_leave_the_batch(seeing, prompts_of):
         lambda module, args: widths.append(args[0].shape[1])
     )
     try:
-        samples = sample_early_ends(seeing, prompts, drop_below=1.0)
+        samples = sample_early_ends(seeing, prompts, pace=PACES["at once"])
     finally:
         hook.remove()
     still_live = [int((samples.lengths > step).sum()) for step in range(1, samples.lengths.max())]
@@ -268,9 +279,21 @@ def test_diverged_weights_are_noticed(seeing_folder, prompts_of):
             )
 
 
-def test_works_under_autocast(seeing, prompts_of):
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_divergence_is_noticed_at_the_next_look(seeing_folder, prompts_of, temperature):
+    policy = Policy.load(seeing_folder)
+    prompts = prompts_of(policy, "text")
+    with torch.no_grad():
+        draw = Draw(policy.read(prompts), 2, temperature, seeded())
+        policy.model.model.language_model.norm.weight[0] = torch.nan
+    with pytest.raises(FloatingPointError, match="Go back to weights from before"):
+        sample_draws(policy, [draw], pace=PACES["static"])
+
+
+@pytest.mark.parametrize("pace", ["by four fifths", "static"])
+def test_works_under_autocast(seeing, prompts_of, pace):
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        samples = sample_early_ends(seeing, prompts_of(seeing, "mixed"))
+        samples = sample_early_ends(seeing, prompts_of(seeing, "mixed"), pace=PACES[pace])
     assert np.isfinite(samples.logprobs).all()
 
 

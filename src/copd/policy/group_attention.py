@@ -12,6 +12,9 @@ _SCORES_AT_ONCE = 2**18
 """Attention scores in memory at a time, one prompt and key head at least: what a core's cache
 holds."""
 
+_SCORES_AT_ONCE_ON_GPU = 2**28
+"""The same where few kernels should have much to do: 1 GB of them."""
+
 
 def attend_shared(
     query: Float[Tensor, "P H G T d"],
@@ -115,7 +118,8 @@ def _parts(query: Tensor, own_keys: Tensor, prompt_keys: Tensor) -> Iterator[sli
     """Runs of the axis B with few enough scores."""
     num_batches, group, num_rows, _ = query.shape
     scores = group * num_rows * (prompt_keys.shape[1] + own_keys.shape[2])
-    size = max(1, _SCORES_AT_ONCE // scores)
+    at_once = _SCORES_AT_ONCE if query.device.type == "cpu" else _SCORES_AT_ONCE_ON_GPU
+    size = max(1, at_once // scores)
     return (slice(start, start + size) for start in range(0, num_batches, size))
 
 

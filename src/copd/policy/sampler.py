@@ -8,16 +8,12 @@ import torch
 from jaxtyping import Bool, Float, Int
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn.functional import pad
 
 from copd.functional.logprobs import full_logprobs
-from copd.policy.attention import Rectangle
 from copd.policy.backbone import Backbone
-from copd.policy.group_attention import attend_shared
+from copd.policy.decode_graph import as_computed
+from copd.policy.decoding import Decoding
 from copd.policy.packing import SharedPrefix
-
-_FIRST_WIDTH = 32
-"""How many tokens a fresh key buffer has room for; it doubles whenever it is full."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,6 +44,26 @@ class Draw:
         return numbers[first : first + self.num_rows]
 
 
+@dataclass(frozen=True)
+class Pace:
+    """When the host looks at what was drawn, and what it does then.
+
+    A look at its tensors makes a GPU wait, and rows that leave cost it the capture of a graph.
+    """
+
+    look_every: int
+    """Steps; until the next look, rows that have ended go on unheard."""
+    drop_below: float
+    """Finished rows leave the batch once the share of live ones is under this."""
+    is_static: bool
+    """Of `Decoding`."""
+
+    @classmethod
+    def on(cls, device: torch.device) -> "Pace":
+        """What suits a device."""
+        return cls(16, 0.5, True) if device.type == "cuda" else cls(1, 0.8, False)
+
+
 @dataclass(frozen=True, eq=False)
 class Samples:
     """What was drawn for B = P * G rows, right-padded with whatever was drawn after the end."""
@@ -66,83 +82,6 @@ class Samples:
         return [Samples(*part) for part in zip(*parts, strict=True)]
 
 
-class Decoding:
-    """Rows being written one token at a time; each attends to its prompt's keys and its own.
-
-    Rows stand in slots, as many for every prompt as the largest group still has; when rows are
-    dropped some slots stay empty. Own keys are written in place: for sampling, not for gradients.
-    """
-
-    def __init__(
-        self, backbone: Backbone, prefix: SharedPrefix, prompt_of_row: Int[Tensor, "R"]
-    ) -> None:
-        self.backbone = backbone
-        self.prefix = prefix
-        self.prompt_of_row = prompt_of_row
-        counts = prompt_of_row.bincount(minlength=len(prefix.last_states)).tolist()
-        group_size = max(counts)
-        slots = [int(rank < count) for count in counts for rank in range(group_size)]
-        self.rectangle = Rectangle.build(slots, backbone.device)
-        self.own: dict[int, tuple[Tensor, Tensor]] = {}
-        self.num_steps = 0
-
-    def step(self, token_ids: Int[Tensor, "R"]) -> Float[Tensor, "R D"]:
-        """The states after one more token in every row."""
-        positions = self.prefix.next_positions[self.prompt_of_row] + self.num_steps
-        axes = self.backbone.on_axes(positions)
-        states = self.backbone.forward(token_ids, axes, self._attend, {})
-        self.num_steps += 1
-        return states
-
-    def keep(self, rows: Int[Tensor, "K"]) -> "Decoding":
-        """The same without the other rows, nor the prompts that have none left."""
-        prompts, prompt_of_row = self.prompt_of_row[rows].unique(return_inverse=True)
-        everyone = len(prompts) == len(self.prefix.last_states)
-        prefix = self.prefix if everyone else self.prefix.select(prompts)
-        kept = Decoding(self.backbone, prefix, prompt_of_row)
-        old = rows if self.rectangle.cell_of_token is None else self.rectangle.cell_of_token[rows]
-        new = kept.rectangle.token_of_cell
-        slots = old if new is None else old[new]
-        for layer, own in self.own.items():
-            group = own[0].shape[2]
-            chosen = (part[slots // group, :, slots % group] for part in own)  # S Hk W d
-            keys, values = (
-                part.unflatten(0, (len(prompts), -1)).transpose(1, 2) for part in chosen
-            )
-            kept.own[layer] = (keys.contiguous(), values.contiguous())
-        kept.num_steps = self.num_steps
-        return kept
-
-    def _attend(
-        self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float
-    ) -> Tensor:
-        num_prompts = len(self.prefix.last_states)
-        queries, keys, values = (
-            self.rectangle.pad_groups(part, num_prompts) for part in (query, key, value)
-        )
-        mixed = attend_shared(
-            queries,
-            self._remember(layer, keys, values),
-            (self.prefix.keys[layer], self.prefix.values[layer]),
-            scale,
-            future=None,
-            padding=self.prefix.padding,
-        )
-        return self.rectangle.unpad_groups(mixed)
-
-    def _remember(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Own keys and values of a layer, this step's included."""
-        own_keys, own_values = self.own.get(layer, (keys[..., :0, :], values[..., :0, :]))
-        if own_keys.shape[3] == self.num_steps:
-            room = (0, 0, 0, max(self.num_steps, _FIRST_WIDTH))
-            own_keys, own_values = pad(own_keys, room), pad(own_values, room)
-            self.own[layer] = (own_keys, own_values)
-        own_keys[..., self.num_steps, :] = keys[..., 0, :]
-        own_values[..., self.num_steps, :] = values[..., 0, :]
-        end = self.num_steps + 1
-        return own_keys[..., :end, :], own_values[..., :end, :]
-
-
 @torch.no_grad()
 def sample_tokens(
     backbone: Backbone,
@@ -151,20 +90,22 @@ def sample_tokens(
     max_tokens: int,
     banned: Bool[Tensor, "V"],
     ends: frozenset[int],
-    drop_below: float = 0.8,
+    pace: Pace | None = None,
 ) -> list[Samples]:
     """Completions for every prompt of every draw, all written side by side in one loop.
 
     Every step draws one number for every row, finished or not, so that no row depends on how long
-    the others are. Finished rows leave the batch once the share of live ones is under `drop_below`.
+    the others are, and no token on the pace.
     """
     device = backbone.device
+    pace = Pace.on(device) if pace is None else pace
     prefix = SharedPrefix.join([draw.prefix for draw in draws])
     group_sizes = [draw.group_size for draw in draws for _ in draw.prefix.last_states]
     prompts = torch.arange(len(group_sizes))
     prompt_of_row = prompts.repeat_interleave(torch.tensor(group_sizes)).to(device)
     choice = _Choice.build(draws, device)
-    decoding = Decoding(backbone, prefix, prompt_of_row)
+    decoding = Decoding(backbone, prefix, prompt_of_row, is_static=pace.is_static)
+    head = as_computed(backbone.head)
     states = prefix.last_states[prompt_of_row]
     num_rows = len(prompt_of_row)
     token_ids = torch.zeros(num_rows, max_tokens, dtype=torch.int64, device=device)
@@ -174,16 +115,19 @@ def sample_tokens(
     rows = torch.arange(num_rows, device=device)  # those still in the batch
     end_tokens = torch.tensor(sorted(ends), device=device)
     for step in range(max_tokens):
-        scores = full_logprobs(states, backbone.head, banned=banned)
+        scores = full_logprobs(states, head, banned=banned)
         tokens, chosen = choice.next_tokens(scores, rows)
         token_ids[rows, step], logprobs[rows, step] = tokens, chosen
         lengths += is_live
-        is_live[rows] &= ~torch.isin(tokens, end_tokens)
-        if step + 1 == max_tokens or not is_live.any():
-            break
-        kept = is_live[rows].nonzero()[:, 0]
-        if len(kept) < drop_below * len(rows):
-            decoding, rows, tokens = decoding.keep(kept), rows[kept], tokens[kept]
+        is_live[rows] &= (tokens[:, None] != end_tokens).all(dim=1)
+        is_last = step + 1 == max_tokens
+        if is_last or (step + 1) % pace.look_every == 0:
+            choice.check_finite()
+            kept = is_live[rows].nonzero()[:, 0]
+            if is_last or len(kept) == 0:
+                break
+            if len(kept) < pace.drop_below * len(rows):
+                decoding, rows, tokens = decoding.keep(kept), rows[kept], tokens[kept]
         states = decoding.step(tokens)
     samples = Samples(
         token_ids.to(torch.int32).numpy(force=True),
@@ -197,10 +141,12 @@ def draw_tokens(logprobs: Float[Tensor, "R V"], noise: Float[Tensor, "R"]) -> In
     """The token at which the cumulative probability passes `noise`, uniform in [0, 1).
 
     A token of probability zero adds nothing to the sum and so is never the one that passes it.
+    What nan gives is a token, too: divergence is noticed only at the next look.
     """
     cumulative = logprobs.double().exp().cumsum(dim=-1)
     target = noise[:, None] * cumulative[:, -1:]
-    return torch.searchsorted(cumulative, target, right=True)[:, 0]
+    found = torch.searchsorted(cumulative, target, right=True)[:, 0]
+    return found.clamp(max=logprobs.shape[1] - 1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -210,23 +156,30 @@ class _Choice:
     draws: Sequence[Draw]
     temperature: Float[Tensor, "B 1"] | None
     """None when every row is sampled at 1 or takes the most probable token."""
+    is_finite: Bool[Tensor, ""]
+    """Whether all log-probabilities so far were."""
 
     @classmethod
     def build(cls, draws: Sequence[Draw], device: torch.device) -> "_Choice":
         of_row = [draw.temperature for draw in draws for _ in range(draw.num_rows)]
         plain = all(draw.temperature in (0.0, 1.0) for draw in draws)
-        return cls(draws, None if plain else torch.tensor(of_row, device=device)[:, None])
+        temperature = None if plain else torch.tensor(of_row, device=device)[:, None]
+        return cls(draws, temperature, torch.ones((), dtype=torch.bool, device=device))
+
+    def check_finite(self) -> None:
+        """Refuse to go on from weights that have diverged."""
+        if not self.is_finite:
+            raise FloatingPointError(
+                "sampling needs finite logits: got nan or infinity from the model. "
+                "Go back to weights from before they diverged."
+            )
 
     def next_tokens(
         self, logprobs: Float[Tensor, "R V"], rows: Int[Tensor, "R"]
     ) -> tuple[Int[Tensor, "R"], Float[Tensor, "R"]]:
         """A token for each of the rows still written, and its log-probability."""
         best = logprobs.max(dim=-1)
-        if not best.values.isfinite().all():
-            raise FloatingPointError(
-                "sampling needs finite logits: got nan or infinity from the model. "
-                "Go back to weights from before they diverged."
-            )
+        self.is_finite.logical_and_(best.values.isfinite().all())
         if self.draws[0].temperature == 0:
             return best.indices, best.values
         if self.temperature is not None:
