@@ -151,6 +151,12 @@ def save_seeing(folder: Path) -> None:
     save_processor(processor, folder)
 
 
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Tests marked `gpu` run where there is one."""
+    if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
+
+
 @pytest.fixture(scope="session")
 def seeing_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny random Qwen3-VL that reads text, images and videos."""

@@ -1,10 +1,12 @@
 """Policies over the tiny models, and prompts of every kind for them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
 
 from copd.policy import Policy, Prompt
@@ -17,6 +19,27 @@ KINDS = ("text", "image", "video", "mixed")
 def seeing(seeing_folder: Path) -> Policy:
     """Shared: a test that changes weights loads its own."""
     return Policy.load(seeing_folder)
+
+
+@pytest.fixture
+def exact_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Convolutions of a GPU in full float32, as its matrix products are by default."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+
+
+@pytest.fixture
+def no_waiting() -> Callable[[], AbstractContextManager[None]]:
+    """A context in which an operation that makes the host wait for the GPU is an error."""
+
+    @contextmanager
+    def context() -> Iterator[None]:
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            yield
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+    return context
 
 
 @pytest.fixture(scope="session")

@@ -1,9 +1,12 @@
 """Decoding on storage that never moves against decoding that grows."""
 
+import pytest
 import torch
 
+from copd.functional.logprobs import full_logprobs
 from copd.policy.decoding import Decoding
 from copd.policy.policy import Policy
+from copd.policy.sampler import draw_tokens
 
 
 def both(policy: Policy, prompts) -> tuple[Decoding, Decoding]:
@@ -40,3 +43,22 @@ def test_storage_stays_where_it_is_until_it_is_full(seeing, prompts_of, monkeypa
     assert [len(set(map(tuple, places[a:b]))) for a, b in ((0, 4), (4, 8))] == [1, 1]
     assert places[3] != places[4] and places[7] != places[8]
     assert static.own[0][0].shape[3] == 16
+
+
+@pytest.mark.gpu
+@torch.no_grad()
+def test_a_gpu_never_waits_between_looks(seeing_folder, prompts_of, no_waiting):
+    policy = Policy.load(seeing_folder, device="cuda")
+    prefix = policy.read(prompts_of(policy, "mixed"))
+    prompt_of_row = torch.tensor([0, 0, 1, 2, 2, 2, 3], device="cuda")
+    decoding = Decoding(policy.backbone, prefix, prompt_of_row, is_static=True)
+    tokens = torch.zeros(7, dtype=torch.int64, device="cuda")
+    noise = torch.rand(7, dtype=torch.float64, device="cuda")
+    for _ in range(2):  # warms up, then captures
+        decoding.step(tokens)
+    with no_waiting():
+        for _ in range(3):
+            states = decoding.step(tokens)
+            scores = full_logprobs(states, policy.head, banned=policy.banned)
+            tokens = draw_tokens(scores, noise)
+    assert tokens.shape == (7,)

@@ -14,6 +14,7 @@ from copd.policy import Policy, Prompt
 EQUAL = [[5, 5, 5], [5, 5, 5], [5, 5, 5], [5, 5, 5]]
 RAGGED = [[1, 9, 4], [6], [2, 3, 12, 1], [7, 1]]
 ONE_TOKEN = [[1, 1], [1], [1, 1, 1], [1]]
+LONG = [[200, 3], [129], [1, 300], [128, 5]]
 
 
 @pytest.fixture(scope="module")
@@ -53,12 +54,14 @@ def padded_logprobs(
     }
     if media:
         media["mm_token_type_ids"] = kinds
-    logits = model(input_ids=input_ids, attention_mask=mask, **media).logits
+    inputs = {"input_ids": input_ids, "attention_mask": mask, **media}
+    inputs = {name: tensor.to(model.device) for name, tensor in inputs.items()}
+    logits = model(**inputs).logits
     logprobs = logits.masked_fill(banned, -torch.inf).log_softmax(-1)
     return torch.cat(
         [
             logprobs[row, start - 1 : start - 1 + len(ids)].gather(
-                1, torch.from_numpy(ids).long()[:, None]
+                1, torch.from_numpy(ids).long().to(model.device)[:, None]
             )[:, 0]
             for row, (start, (_, ids)) in enumerate(zip(starts, rows, strict=True))
         ]
@@ -72,7 +75,7 @@ def packed_logprobs(policy: Policy, prompts: Sequence[Prompt], completions) -> T
 
 def gradients(model, logprobs: Tensor) -> dict[str, Tensor]:
     """Of a weighted sum in which no two tokens count the same."""
-    weights = torch.linspace(-1.0, 2.0, len(logprobs))
+    weights = torch.linspace(-1.0, 2.0, len(logprobs), device=logprobs.device)
     model.zero_grad()
     (weights * logprobs).sum().backward()
     return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
@@ -101,6 +104,52 @@ def test_packed_equals_padded(seeing, plain_seeing, prompts_of, invent, kind, le
     assert_same_gradients(grads, gradients(plain_seeing, plain))
     sees = any(".visual." in name and grad.norm() > 0 for name, grad in grads.items())
     assert sees == (kind != "text")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("lengths", [EQUAL, RAGGED, LONG, ONE_TOKEN], ids=str)
+@pytest.mark.parametrize("kind", ["text", "image", "video", "mixed"])
+def test_a_gpu_agrees_with_its_padded_pass_and_the_cpu(
+    seeing, seeing_folder, prompts_of, invent, exact_gpu, kind, lengths
+):
+    policy = Policy.load(seeing_folder, device="cuda")
+    plain_model = AutoModelForImageTextToText.from_pretrained(seeing_folder).eval().to("cuda")
+    prompts = prompts_of(policy, kind)
+    completions = invent(seeing, lengths[: len(prompts)])
+    packed = packed_logprobs(policy, prompts, completions)
+    plain = padded_logprobs(plain_model, policy.banned, prompts, completions, "right")
+    on_cpu = packed_logprobs(seeing, prompts, completions)
+    torch.testing.assert_close(packed, plain, atol=5e-5, rtol=0)
+    torch.testing.assert_close(packed.cpu(), on_cpu, atol=5e-5, rtol=0)
+    grads = gradients(policy.model, packed)
+    assert_same_gradients(grads, gradients(plain_model, plain))
+    at_home = {name: grad.cpu() for name, grad in grads.items()}
+    assert_same_gradients(at_home, gradients(seeing.model, on_cpu))
+
+
+@pytest.mark.gpu
+def test_a_gpu_works_under_autocast(seeing_folder, seeing, prompts_of, invent):
+    policy = Policy.load(seeing_folder, device="cuda")
+    prompts, completions = prompts_of(policy, "mixed"), invent(seeing, RAGGED)
+    with torch.autocast("cuda", dtype=torch.bfloat16):
+        logprobs = packed_logprobs(policy, prompts, completions)
+    logprobs.sum().backward()
+    exact = packed_logprobs(seeing, prompts, completions)
+    torch.testing.assert_close(logprobs.float().cpu(), exact, atol=0.5, rtol=0)
+    assert all(p.grad.isfinite().all() for p in policy.model.parameters() if p.grad is not None)
+
+
+@pytest.mark.gpu
+def test_a_gpu_never_waits_in_the_pass_over_completions(
+    seeing_folder, seeing, prompts_of, invent, no_waiting
+):
+    policy = Policy.load(seeing_folder, device="cuda")
+    completions = invent(seeing, RAGGED)
+    with torch.no_grad():
+        prefix = policy.read(prompts_of(policy, "mixed"))
+        policy.score_after(prefix, completions)  # compiles
+        with no_waiting():
+            policy.score_after(prefix, completions)
 
 
 @pytest.mark.parametrize("kind", ["text", "mixed"])

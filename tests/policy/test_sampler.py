@@ -42,7 +42,9 @@ def sample_draws(policy: Policy, draws, *, max_tokens=40, pace=None):
     )
 
 
-def assert_scored_alike(policy: Policy, prompts, samples, temperature: float) -> None:
+def assert_scored_alike(
+    policy: Policy, prompts, samples, temperature: float, *, atol: float = 1e-5
+) -> None:
     group_size = len(samples.lengths) // len(prompts)
     rows = [ids[:n] for ids, n in zip(samples.token_ids, samples.lengths, strict=True)]
     groups = [rows[i : i + group_size] for i in range(0, len(rows), group_size)]
@@ -58,7 +60,7 @@ def assert_scored_alike(policy: Policy, prompts, samples, temperature: float) ->
     sampled = np.concatenate(
         [row[:n] for row, n in zip(samples.logprobs, samples.lengths, strict=True)]
     )
-    np.testing.assert_allclose(sampled, scored.numpy(), atol=1e-5, rtol=0)
+    np.testing.assert_allclose(sampled, scored.numpy(force=True), atol=atol, rtol=0)
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
@@ -75,6 +77,33 @@ def test_sampled_logprobs_equal_scored_ones_for_text_models(reading, prompts_of,
     prompts = prompts_of(reading[model], "text")
     samples = sample_early_ends(reading[model], prompts)
     assert_scored_alike(reading[model], prompts, samples, 1.0)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_gpu_samples_what_it_scores(seeing_folder, prompts_of, exact_gpu, kind, temperature):
+    policy = Policy.load(seeing_folder, device="cuda")
+    prompts = prompts_of(policy, kind)
+    with torch.no_grad():
+        generator = torch.Generator("cuda").manual_seed(0)
+        draw = Draw(policy.read(prompts), 12, temperature, generator)
+    samples = sample_draws(policy, [draw], max_tokens=60)[0]
+    assert len(set(samples.lengths.tolist())) > 3
+    assert_scored_alike(policy, prompts, samples, temperature, atol=5e-5)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_gpu_is_as_greedy_as_the_cpu(seeing, seeing_folder, prompts_of, exact_gpu, kind):
+    policy = Policy.load(seeing_folder, device="cuda")
+    settings = {"group_size": 1, "max_tokens": 300, "temperature": 0.0}
+    there, here = (
+        who.sample(prompts_of(who, kind), **settings, generator=torch.Generator(who.device))
+        for who in (policy, seeing)
+    )
+    for group, expected in zip(there, here, strict=True):
+        assert group[0].token_ids.tolist() == expected[0].token_ids.tolist()
 
 
 def test_long_completions_outgrow_the_first_buffer(seeing, prompts_of):
