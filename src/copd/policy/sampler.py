@@ -90,7 +90,7 @@ class Decoding:
         """The states after one more token in every row."""
         positions = self.prefix.next_positions[self.prompt_of_row] + self.num_steps
         axes = self.backbone.on_axes(positions)
-        states = self.backbone.forward(token_ids, axes, self._attend, {})
+        states = self.backbone.forward(token_ids, axes, self._attend)
         self.num_steps += 1
         return states
 
