@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from copd.branch import Branch, Diverged
+from copd.branch.prompts import PromptBook
 from copd.functional import full_logprobs, symmetric_kl
 from copd.types import (
     EvaluationRequest,
@@ -179,6 +180,79 @@ def test_micro_batches_do_not_change_the_update(make_engine, distill):
     # Adam divides by the gradient's own size, so compare the bulk of the weights
     moved = torch.cat([(whole[k] - parts[k]).abs().flatten() for k in whole])
     assert moved.quantile(0.99) < 1e-3
+
+
+def test_prompts_read_while_sampling_give_the_gradient_of_reading_them_again(make_engine):
+    """Native and cross batch, picture and clip; the vision tower's gradient included."""
+    gradients = []
+    for again in (False, True):
+        engine = make_engine("a", "b")
+        differ(engine, "b")
+        branch = engine._branches["a"]
+        visual = branch._policy.model.model.visual
+        passes = []
+        hook = visual.register_forward_pre_hook(lambda *_, seen=passes: seen.append(1))
+        requests = [request("image"), request("video", seed=1)]
+        native, cross = engine.each(Branch.sample, {"a": requests})["a"]
+        scores = score(engine, "b", cross)
+        if again:
+            branch._read.clear()
+        branch._optimizer.step = lambda: None
+        update(engine, "a", Lesson("image", native), Lesson("video", cross, scores))
+        hook.remove()
+        assert len(passes) == (4 if again else 2)
+        assert branch._read == {}
+        gradients.append({n: p.grad for n, p in branch._policy.model.named_parameters()})
+    kept, read_again = gradients
+    for name, gradient in read_again.items():
+        difference = (kept[name] - gradient).norm() / gradient.norm()
+        assert difference < 1e-4, name
+
+
+def test_a_changed_policy_forgets_what_it_has_read(make_engine, tmp_path):
+    engine = make_engine("a")
+    branch = engine._branches["a"]
+    sample(engine, "a", "text")
+    assert len(branch._read) == 1
+    engine.each(Branch.set_weights, {"a": weights(engine, "a")})
+    assert branch._read == {}
+    sample(engine, "a", "text")
+    engine.each(Branch.save, {"a": tmp_path})
+    engine.each(Branch.restore, {"a": tmp_path})
+    assert branch._read == {}
+
+
+def test_a_teacher_answers_several_students_in_one_pass(make_engine):
+    engine = make_engine("a", "b")
+    differ(engine, "b")
+    batches = [sample(engine, "a", "image", seed=seed, count=2) for seed in range(2)]
+    alone = [score(engine, "b", batch, top_k=3) for batch in batches]
+    passes = []
+    teacher = engine._branches["b"]._policy.model.model.language_model
+    hook = teacher.register_forward_pre_hook(lambda *_: passes.append(1))
+    questions = [question(batch, top_k=3) for batch in batches]
+    together = engine.each(Branch.score, {"b": questions})["b"]
+    hook.remove()
+    assert len(passes) == 2  # prompts, completions
+    for one, other in zip(alone, together, strict=True):
+        np.testing.assert_allclose(one.logprobs, other.logprobs, atol=1e-5, rtol=1e-5)
+        assert one.topk_ids[:, 0].tolist() == other.topk_ids[:, 0].tolist()
+
+
+def test_the_book_forgets_the_oldest_when_full(make_engine):
+    engine = make_engine("a")
+    book = engine._branches["a"]._book
+    names = [ProblemId("image", "train", i) for i in range(4)]
+    largest = max(prompt.num_bytes for prompt in book.prompts(names))
+    small = PromptBook(book.domains, book._render, max_bytes=2 * largest)
+    first = small.prompts(names)
+    assert len(first) == 4
+    assert 1 <= len(small._entries) <= 3
+    assert small.prompts(names[-1:])[0] is first[-1]
+    assert small.prompts(names[:1])[0] is not first[0]
+    few = PromptBook(book.domains, book._render, size=2)
+    few.prompts(names)
+    assert list(few._entries) == names[-2:]
 
 
 def test_pair_metrics_are_those_of_the_two_distributions(make_engine):

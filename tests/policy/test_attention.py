@@ -54,7 +54,8 @@ def test_attend_shared_equals_a_loop_over_queries(at_once, monkeypatch):
         return torch.randn(*shape, generator=generator, dtype=torch.float64)
 
     query = draw(num_prompts, heads, group, steps, width)
-    own = tuple(draw(num_prompts, key_heads, group, steps, width) for _ in range(2))
+    own_shape = (num_prompts, key_heads, group, steps, width)
+    own = draw(*own_shape), draw(*own_shape)
     prompt = (
         draw(num_prompts, key_heads, length, width),
         draw(num_prompts, key_heads, length, width),

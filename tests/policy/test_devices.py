@@ -35,7 +35,7 @@ class OneDevice(TorchDispatchMode):
 def away(seeing_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Policy]:
     """A policy whose weights are on another device, one that knows no autocast."""
     policy = Policy.load(seeing_folder)
-    policy.model.to("meta")
+    torch.nn.Module.to(policy.model, "meta")
     monkeypatch.setattr(torch, "is_autocast_enabled", lambda device_type=None: False)
     with OneDevice():
         yield policy
@@ -63,9 +63,8 @@ def test_decoding(away, prompts_of, is_static):
     decoding = Decoding(away.backbone, prefix, prompt_of_row, is_static=is_static)
     decoding.prompt_of_row = prompt_of_row.to("meta")  # it asked how many rows a prompt has
     tokens = torch.zeros(4, dtype=torch.int64, device="meta")
-    for _ in range(3):
-        states = decoding.step(tokens)
-        scores = full_logprobs(states, away.head, banned=away.banned)
+    states = [decoding.step(tokens) for _ in range(3)]
+    scores = full_logprobs(states[-1], away.head, banned=away.banned)
     assert scores.shape == (4, away.vocab_size) and scores.device.type == "meta"
 
 

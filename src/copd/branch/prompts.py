@@ -14,9 +14,10 @@ from copd.types import Message, Problem, ProblemId
 
 
 class PromptBook:
-    """Rebuilds problems from their names.
+    """Rebuilds problems from their names, and keeps the latest ones while there is room.
 
-    Branches of one base share a book, so a picture is prepared once for all.
+    Branches of one base share a book, so a picture is prepared once for all, and seen once by a
+    frozen vision tower.
     """
 
     def __init__(
@@ -25,17 +26,21 @@ class PromptBook:
         render: Callable[[Sequence[Message]], Prompt],
         *,
         size: int = 2048,
+        max_bytes: int = 2**30,
     ) -> None:
         self.domains = domains
         self._render = render
         self._size = size
+        self._max_bytes = max_bytes
         self._entries: OrderedDict[ProblemId, tuple[Problem, Prompt]] = OrderedDict()
 
     def problem(self, name: ProblemId) -> Problem:
         return self._entry(name)[0]
 
     def prompts(self, names: Sequence[ProblemId]) -> list[Prompt]:
-        return [self._entry(name)[1] for name in names]
+        prompts = [self._entry(name)[1] for name in names]
+        self._forget()
+        return prompts
 
     def verify(self, name: ProblemId, text: str) -> float:
         """The reward of a completion; a verifier that fails is a bug and says where."""
@@ -54,6 +59,11 @@ class PromptBook:
             problem = self.domains[name.domain].problem(name.split, name.index)
             entry = (problem, self._render(problem.messages))
         self._entries[name] = entry
-        if len(self._entries) > self._size:
-            self._entries.popitem(last=False)
         return entry
+
+    def _forget(self) -> None:
+        """Drops the oldest; prompts grow when a frozen tower has read them, so all are counted."""
+        num_bytes = sum(prompt.num_bytes for _, prompt in self._entries.values())
+        while len(self._entries) > self._size or num_bytes > self._max_bytes:
+            _, (_, prompt) = self._entries.popitem(last=False)
+            num_bytes -= prompt.num_bytes

@@ -3,8 +3,9 @@
 The only caller of a transformers model. Knows no tokenizer and no sampling.
 """
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from transformers import PreTrainedModel
 from copd.policy.attention import RowAttention, install
 from copd.policy.media import MODEL_TYPES
 from copd.policy.render import Prompt
+from copd.policy.vision import Vision
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,6 +34,18 @@ class Backbone:
             )
         install(self.model)
 
+    @cached_property
+    def vision(self) -> Vision | None:
+        """The vision tower of a model that sees."""
+        config = self.model.config
+        if config.model_type not in MODEL_TYPES:
+            return None
+        return Vision(
+            self.model.base_model.get_submodule("visual"),
+            image_token=config.image_token_id,
+            video_token=config.video_token_id,
+        )
+
     @property
     def device(self) -> torch.device:
         return self.model.device
@@ -46,7 +60,7 @@ class Backbone:
     @property
     def num_axes(self) -> int:
         """Axes of a rotary position: 3 (time, height, width) for Qwen3-VL, else 1."""
-        return 3 if self.model.config.model_type in MODEL_TYPES else 1
+        return 1 if self.vision is None else 3
 
     def on_axes(self, positions: Int[Tensor, "N"]) -> Int[Tensor, "A N"]:
         """Positions of plain text: the same on every axis."""
@@ -71,12 +85,16 @@ class Backbone:
         )
         return positions[:, 0]
 
+    def features(self, prompts: Sequence[Prompt]) -> Float[Tensor, "F n D"] | None:
+        """What the visual tokens of these prompts carry, where there are any."""
+        return None if self.vision is None else self.vision.features(prompts)
+
     def forward(
         self,
         token_ids: Int[Tensor, "N"],
         positions: Int[Tensor, "A N"],
         attention: RowAttention,
-        media: Mapping[str, Tensor],
+        features: Float[Tensor, "F n D"] | None = None,
     ) -> Float[Tensor, "N D"]:
         """The last hidden states of one row, every text layer attending through `attention`."""
         self._check_mode()
@@ -87,14 +105,25 @@ class Backbone:
             return attention(layer, query, key, value, scale)
 
         device = self.device
-        positions = positions.to(device)
-        output = self.model.base_model(
-            input_ids=token_ids.to(device)[None],
-            position_ids=positions if self.num_axes == 1 else positions[:, None],
+        token_ids, positions = token_ids.to(device), positions.to(device)
+        body: Any = self.model.base_model
+        embeddings = body.get_input_embeddings()(token_ids)
+        deepstack: dict[str, Any] = {}
+        if features is not None:
+            assert self.vision is not None, "pixels need a tower"
+            is_visual = self.vision.is_visual(token_ids)
+            embeddings = embeddings.masked_scatter(
+                is_visual[:, None], features[0].to(embeddings.dtype)
+            )
+            deepstack["visual_pos_masks"] = is_visual[None]
+            deepstack["deepstack_visual_embeds"] = list(features[1:])
+        output = (body if self.vision is None else body.language_model)(
+            inputs_embeds=embeddings[None],
+            position_ids=positions if self.vision is None else positions[:, None],
             attention_mask=torch.ones(1, 1, 1, 1, dtype=torch.bool, device=device),
             use_cache=False,
             row_attention=counted,
-            **{name: tensor.to(device) for name, tensor in media.items()},
+            **deepstack,
         )
         self._check_layers(layers)
         return output.last_hidden_state[0]

@@ -68,7 +68,7 @@ class StaticStep:
         unwritten = torch.arange(self.room, device=self.column.device) > self.column
         attention = partial(self._attend, unwritten[None])
         axes = self.backbone.on_axes(self.positions)
-        states = self.backbone.forward(self.token_ids, axes, attention, {})
+        states = self.backbone.forward(self.token_ids, axes, attention)
         self.positions.add_(1)
         self.column.add_(1)
         return states

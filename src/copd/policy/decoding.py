@@ -54,7 +54,7 @@ class Decoding:
         else:
             positions = self.prefix.next_positions[self.prompt_of_row] + self.num_steps
             axes = self.backbone.on_axes(positions)
-            states = self.backbone.forward(token_ids, axes, self._attend, {})
+            states = self.backbone.forward(token_ids, axes, self._attend)
         self.num_steps += 1
         return states
 

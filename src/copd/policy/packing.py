@@ -29,8 +29,6 @@ from copd.policy.flex import FlexAttention
 from copd.policy.group_attention import attend_shared
 from copd.policy.render import Prompt
 
-_MEDIA = ("pixel_values", "image_grid_thw", "pixel_values_videos", "video_grid_thw")
-
 
 @dataclass(frozen=True, eq=False)
 class SharedPrefix:
@@ -206,7 +204,7 @@ def read_prompts(backbone: Backbone, prompts: Sequence[Prompt]) -> SharedPrefix:
         torch.cat([prompt.input_ids for prompt in prompts]),
         torch.cat(positions, dim=1),
         attention,
-        _join_media(prompts),
+        backbone.features(prompts),
     )
     is_padding = torch.arange(int(lengths.max())) >= lengths[:, None]
     next_positions = torch.stack([position.max() + 1 for position in positions])
@@ -247,7 +245,7 @@ def read_completions(
         )
         positions = prefix.next_positions[runs[0]] + put(steps[is_run])
         axes = backbone.on_axes(positions)
-        own = backbone.forward(put(token_ids[is_run]), axes, attention, {})
+        own = backbone.forward(put(token_ids[is_run]), axes, attention)
         states = torch.cat([states, own])
     predecessor = len(prefix.last_states) + np.roll(is_run.cumsum() - 1, 1)
     predictor = put(np.where(steps == 0, prompt_of, predecessor))
@@ -283,13 +281,3 @@ def check_exact(backbone: Backbone, token_ids: Int[Tensor, "tokens"]) -> None:
             f"differ by {(packed - expected).abs().max():.2g}, expected plain attention and logits "
             "that are states times the vocabulary head. Choose a model like Qwen3 or Llama."
         )
-
-
-def _join_media(prompts: Sequence[Prompt]) -> dict[str, Tensor]:
-    """Pixel rows and grids of all prompts, each kind end to end."""
-    joined = {}
-    for name in _MEDIA:
-        parts = [prompt.media[name] for prompt in prompts if name in prompt.media]
-        if parts:
-            joined[name] = torch.cat(parts)
-    return joined

@@ -67,9 +67,8 @@ class Policy:
 
     def set_vision_trainable(self, trainable: bool) -> None:
         """Freezes or frees the vision tower, where there is one."""
-        tower = getattr(self.model.base_model, "visual", None)
-        if tower is not None:
-            tower.requires_grad_(trainable)
+        if self.backbone.vision is not None:
+            self.backbone.vision.tower.requires_grad_(trainable)
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:

@@ -30,6 +30,15 @@ class Prompt:
     """`pixel_values`, `image_grid_thw`, `pixel_values_videos`, `video_grid_thw` as far as there are
     any, and `mm_token_type_ids` of shape `Lp`; empty for text."""
 
+    features: dict[str, Tensor] = field(default_factory=dict)
+    """What frozen vision towers made of the pixels, by tower: filled when the prompt is read."""
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory it holds."""
+        tensors = (self.input_ids, *self.media.values(), *self.features.values())
+        return sum(tensor.nbytes for tensor in tensors)
+
 
 @dataclass(frozen=True, eq=False)
 class Renderer:

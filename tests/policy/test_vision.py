@@ -1,0 +1,91 @@
+"""A frozen vision tower sees a prompt once, whoever asks; a trained one sees it every time."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+import torch
+
+from copd.policy import Policy
+
+
+@pytest.fixture
+def policies(seeing_folder) -> list[Policy]:
+    return [Policy.load(seeing_folder) for _ in range(2)]
+
+
+@contextmanager
+def pixel_rows_seen(*policies: Policy) -> Iterator[list[int]]:
+    rows: list[int] = []
+    hooks = [
+        policy.model.model.visual.register_forward_pre_hook(
+            lambda module, args: rows.append(len(args[0]))
+        )
+        for policy in policies
+    ]
+    try:
+        yield rows
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+@pytest.mark.parametrize("kind", ["image", "video", "mixed"])
+def test_frozen_towers_of_equal_weights_share_what_one_has_seen(policies, prompts_of, kind):
+    first, second = policies
+    expected = first.read(prompts_of(first, kind)).last_states
+    for policy in policies:
+        policy.set_vision_trainable(False)
+    prompts = prompts_of(first, kind)
+    with pixel_rows_seen(first, second) as rows:
+        found = first.read(prompts)
+        again = second.read(prompts[::-1])
+    num_rows = sum(
+        len(p.media[name])
+        for p in prompts
+        for name in ("pixel_values", "pixel_values_videos")
+        if name in p.media
+    )
+    assert rows == [num_rows]
+    torch.testing.assert_close(found.last_states, expected, atol=1e-5, rtol=0)
+    torch.testing.assert_close(again.last_states.flip(0), expected, atol=1e-5, rtol=0)
+
+
+def test_only_new_prompts_are_seen(policies, prompts_of):
+    policy, _ = policies
+    policy.set_vision_trainable(False)
+    prompts = prompts_of(policy, "image")
+    policy.read(prompts[:1])
+    before = prompts[1].num_bytes
+    with pixel_rows_seen(policy) as rows:
+        policy.read(prompts)
+    assert rows == [sum(len(prompt.media["pixel_values"]) for prompt in prompts[1:])]
+    assert prompts[1].num_bytes > before
+
+
+def test_other_weights_or_precision_see_for_themselves(policies, prompts_of):
+    first, second = policies
+    for policy in policies:
+        policy.set_vision_trainable(False)
+    prompts = prompts_of(first, "image")
+    first.read(prompts)
+    with torch.no_grad():
+        second.model.model.visual.patch_embed.proj.weight[0, 0, 0, 0, 0] += 1.0
+    with pixel_rows_seen(second) as rows:
+        changed = second.read(prompts).last_states
+        assert len(rows) == 1
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            second.read(prompts)
+        assert len(rows) == 2
+    assert not torch.allclose(changed, first.read(prompts).last_states, atol=1e-5)
+
+
+def test_a_trained_tower_gets_its_gradient_every_time(policies, prompts_of):
+    policy, _ = policies
+    prompts = prompts_of(policy, "mixed")
+    with pixel_rows_seen(policy) as rows:
+        for _ in range(2):
+            policy.read(prompts).last_states.sum().backward()
+    assert len(rows) == 2
+    assert all(p.grad is not None for p in policy.model.model.visual.parameters())
+    assert not any(prompt.features for prompt in prompts)
