@@ -151,10 +151,13 @@ def save_seeing(folder: Path) -> None:
     save_processor(processor, folder)
 
 
-def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Tests marked `gpu` run where there is one."""
-    if item.get_closest_marker("gpu") and not torch.cuda.is_available():
-        pytest.skip("needs a CUDA device")
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests marked `gpu` run where there is one, and the compiler's warnings there are no errors."""
+    absent = not torch.cuda.is_available()
+    for item in items:
+        if item.get_closest_marker("gpu"):
+            item.add_marker(pytest.mark.skipif(absent, reason="needs a CUDA device"))
+            item.add_marker(pytest.mark.filterwarnings("default"))
 
 
 @pytest.fixture(scope="session")
