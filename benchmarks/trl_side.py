@@ -12,7 +12,12 @@ import numpy as np
 import PIL.Image
 from datasets import Dataset  # pyright: ignore[reportMissingImports]
 from numpy.typing import NDArray
-from transformers import AutoConfig, AutoModelForImageTextToText, TrainerCallback
+from transformers import (
+    AutoConfig,
+    AutoModelForImageTextToText,
+    PrinterCallback,
+    TrainerCallback,
+)
 from trl import (  # pyright: ignore[reportMissingImports]
     DistillationConfig,
     DistillationTrainer,
@@ -24,6 +29,7 @@ from benchmarks.cases import Case, Shapes, digit_share, planned_lengths
 from benchmarks.lengths import PlannedGenerate, control_tokens
 from benchmarks.turns import Turns
 from copd.config import OptimizerConfig
+from copd.policy.loading import quiet
 from copd.policy.render import Renderer
 from copd.types import Image, Text
 
@@ -55,6 +61,7 @@ def take_turns(case: Case, folder: Path, turns: Turns, *, micro_batch: int) -> N
         settings = shared_settings(case, output, micro_batch or case.num_rows)
         build = _distillation if case.work == "distill" else _grpo
         trainer = build(case, folder, settings, Wait(turns))
+        trainer.remove_callback(PrinterCallback)
         plan_generation(trainer, case, turns)
         trainer.train()
 
@@ -135,7 +142,8 @@ def _distillation(
 
 
 def load_model(folder: Path) -> Any:
-    return AutoModelForImageTextToText.from_pretrained(folder, dtype="float32")
+    with quiet():
+        return AutoModelForImageTextToText.from_pretrained(folder, dtype="float32")
 
 
 def processing_class(case: Case, folder: Path) -> Any:

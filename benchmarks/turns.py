@@ -59,7 +59,7 @@ class Turns:
             return False
         self.step, self._phases, self._tokens = command["step"], {}, 0
         if command["count_flops"]:
-            self._counter = _flop_counter()
+            self._counter = flop_counter()
             self._counter.__enter__()
         self._started = _now()
         return True
@@ -128,7 +128,7 @@ def _difference(late: Clocks, early: Clocks) -> Clocks:
     return late[0] - early[0], late[1] - early[1]
 
 
-def _flop_counter() -> FlopCounterMode:
+def flop_counter() -> FlopCounterMode:
     """Torch's counter, taught the CPU's attention kernels: it would count nothing for them."""
 
     def forward(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
