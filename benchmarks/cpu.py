@@ -68,7 +68,7 @@ class Worker:
 
     def stop(self) -> None:
         self._send({"stop": True})
-        self._process.wait()
+        self._process.communicate()
 
     def _send(self, message: dict[str, Any]) -> None:
         assert self._process.stdin is not None, "opened as a pipe"
@@ -78,6 +78,7 @@ class Worker:
         assert self._process.stdout is not None, "opened as a pipe"
         line = self._process.stdout.readline()
         if not line:
+            self._process.communicate()
             raise SystemExit(f"the {self.side} worker of case {self.case.name} ended: see above.")
         return json.loads(line)
 

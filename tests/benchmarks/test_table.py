@@ -100,7 +100,7 @@ def test_more_memory_than_the_reference_is_marked() -> None:
 def test_work_is_set_against_the_least_and_the_matmul_rate() -> None:
     """4 GFLOP in 1 s, at 10 GFLOP in 0.5 s."""
     work = page(RECORD | {"measured": [measured("text", [2.0])]}, "wall").split("| matmul")[1]
-    cells = ["GRPO, text", "25%", "0%", "0%", "4.0", "8.0", "2.0", "2.00", "20", "20%"]
+    cells = ["GRPO, text", "25%", "0%", "0%", "4.0", "8.0", "2.0", "2.00", "4.00", "20", "20%"]
     assert row(work, "GRPO, text") == cells
 
 
