@@ -18,12 +18,14 @@ from transformers import (
     PrinterCallback,
     TrainerCallback,
 )
-from trl import (  # pyright: ignore[reportMissingImports]
+from trl.trainer.distillation_config import (  # pyright: ignore[reportMissingImports]
     DistillationConfig,
-    DistillationTrainer,
-    GRPOConfig,
-    GRPOTrainer,
 )
+from trl.trainer.distillation_trainer import (  # pyright: ignore[reportMissingImports]
+    DistillationTrainer,
+)
+from trl.trainer.grpo_config import GRPOConfig  # pyright: ignore[reportMissingImports]
+from trl.trainer.grpo_trainer import GRPOTrainer  # pyright: ignore[reportMissingImports]
 
 from benchmarks.cases import Case, Shapes, digit_share, planned_lengths
 from benchmarks.lengths import PlannedGenerate, control_tokens
@@ -101,7 +103,7 @@ def _grpo(case: Case, folder: Path, settings: dict[str, Any], wait: Wait) -> GRP
     Token-mean loss over the whole batch, as ours.
     """
 
-    def reward(completions: list[Any], **_: Any) -> list[float]:
+    def reward(completions: list[Any], **_: Any) -> list[float | None]:
         return [digit_share(completion[0]["content"]) for completion in completions]
 
     return GRPOTrainer(
