@@ -106,17 +106,19 @@ def repeated_logprobs(
         video_grid_thw=rows.media.get("video_grid_thw"),
         attention_mask=mask,
     )
-    states = body(
-        input_ids=input_ids,
-        attention_mask=mask,
-        position_ids=positions,
-        mm_token_type_ids=kinds,
-        use_cache=False,
+    inputs = {
+        "input_ids": input_ids,
+        "attention_mask": mask,
+        "position_ids": positions,
+        "mm_token_type_ids": kinds,
         **rows.media,
-    ).last_hidden_state[:, rows.input_ids.shape[1] - 1 : -1]
+    }
+    inputs = {name: tensor.to(model.device) for name, tensor in inputs.items()}
+    states = body(**inputs, use_cache=False).last_hidden_state[:, rows.input_ids.shape[1] - 1 : -1]
     head: Any = model.get_output_embeddings()
     logits = head(states).masked_fill(banned, -torch.inf)
-    return logits.log_softmax(dim=-1).gather(-1, completions[..., None])[..., 0]
+    chosen = completions[..., None].to(model.device)
+    return logits.log_softmax(dim=-1).gather(-1, chosen)[..., 0]
 
 
 class Repeated:

@@ -152,7 +152,7 @@ def save_seeing(folder: Path) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests marked `gpu` run where there is one, and the compiler's warnings there are no errors."""
+    """Tests marked `gpu` run where there is one; a compiler's warnings there are no errors."""
     absent = not torch.cuda.is_available()
     for item in items:
         if item.get_closest_marker("gpu"):
