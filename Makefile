@@ -1,9 +1,10 @@
 # make demo: environment + CoPD on three domains.   make test: environment + tests + lint + types.
+# make bench: side by side with TRL on an idle machine, into docs/benchmarks.md.
 PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test unit lint format clean
+.PHONY: demo test unit lint format bench clean
 
 demo: .venv/installed
 	@if [ -e runs/laptop/config.json ]; then $(BIN)/copd resume runs/laptop; \
@@ -24,6 +25,9 @@ format: .venv/installed-dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+bench: .venv/installed-bench
+	$(BIN)/python -m benchmarks.cpu
+
 clean:
 	rm -rf .venv runs
 
@@ -36,4 +40,8 @@ clean:
 
 .venv/installed-dev: .venv/installed
 	$(PIP) --editable '.[dev]'
+	touch $@
+
+.venv/installed-bench: .venv/installed
+	$(PIP) --editable '.[bench]'
 	touch $@

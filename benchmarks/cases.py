@@ -1,0 +1,149 @@
+"""What is measured: shapes, targets, planned lengths and problems. Knows neither side."""
+
+from __future__ import annotations
+
+import zlib
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from copd.types import Image, Message, Problem, ProblemId, Split, Text, Video
+
+Side = Literal["ours", "trl", "repeated", "parts", "matmul"]
+
+
+@dataclass(frozen=True)
+class Case:
+    """One shape, and what copd is compared with on it."""
+
+    name: str
+    title: str
+    reference: Side
+    target: float
+    """What reference time / our time should reach at least."""
+
+    media: tuple[int, ...] = ()
+    """Nothing for text, `H W` of a picture, `F H W` of a clip."""
+
+    work: Literal["grpo", "distill", "mutual"] = "grpo"
+    group_size: int = 8
+    lengths: tuple[int, int] = (24, 24)
+    """Shortest and longest completion; geometric between them."""
+
+    num_prompts: int = 16
+    """Prompts of a step, of all domains together."""
+
+    @property
+    def domains(self) -> tuple[str, ...]:
+        """What a step draws problems from, a batch each."""
+        return ("shapes",) if self.work == "grpo" else ("native", "cross")
+
+    @property
+    def prompts_per_batch(self) -> int:
+        return self.num_prompts // len(self.domains)
+
+    @property
+    def num_rows(self) -> int:
+        """Completions of a step."""
+        return self.num_prompts * self.group_size
+
+
+CASES = {
+    case.name: case
+    for case in (
+        Case("text", "GRPO, text", "trl", 1.9),
+        Case("image64", "GRPO, image 64x64", "trl", 2.9, (64, 64)),
+        Case("image256", "GRPO, image 256x256 (256 visual tokens)", "trl", 8.0, (256, 256)),
+        Case("ragged", "GRPO, text, ragged lengths 4 to 96", "trl", 2.5, lengths=(4, 96)),
+        Case("video32", "GRPO, video 8x32x32", "repeated", 3.5, (8, 32, 32)),
+        Case(
+            "video128",
+            "GRPO, video 8x128x128 (256 visual tokens)",
+            "repeated",
+            8.0,
+            (8, 128, 128),
+        ),
+        Case(
+            "distill1",
+            "distillation, text, two teachers, one completion",
+            "trl",
+            1.2,
+            work="distill",
+            group_size=1,
+        ),
+        Case(
+            "distill8",
+            "distillation, text, two teachers, eight completions",
+            "trl",
+            2.0,
+            work="distill",
+        ),
+        Case(
+            "mutual",
+            "mutual step of a branch, text, against its parts",
+            "parts",
+            1 / 1.1,
+            work="mutual",
+            num_prompts=32,
+        ),
+    )
+}
+
+
+def planned_lengths(case: Case, step: int) -> NDArray[np.int64]:
+    """Tokens of each completion of a step, shape `B`; the same for both sides.
+
+    Ragged ones are geometric with a mean of 24 before the cut at the longest.
+    """
+    shortest, longest = case.lengths
+    rng = np.random.default_rng([zlib.crc32(case.name.encode()), step])
+    if shortest == longest:
+        return np.full(case.num_rows, longest)
+    lengths = shortest - 1 + rng.geometric(1 / (25 - shortest), size=case.num_rows)
+    return np.minimum(lengths, longest)
+
+
+@dataclass(frozen=True)
+class Shapes:
+    """A domain whose problems have the shape of a case and a cheap verifier."""
+
+    name: str
+    media: tuple[int, ...]
+    suites: tuple[str, ...] = ("shapes",)
+
+    @property
+    def modality(self) -> str:
+        return ("text", "image", "video")[max(0, len(self.media) - 1)]
+
+    def num_problems(self, split: Split) -> int:
+        return 100_000
+
+    def problem(self, split: Split, index: int) -> Problem:
+        return _problem(self.name, self.media, split, index)
+
+    def verify(self, problem: Problem, text: str) -> float:
+        return digit_share(text)
+
+
+def digit_share(text: str) -> float:
+    """The share of digits in a text: cheap, in [0, 1], and seldom equal within a group."""
+    return sum(character.isdigit() for character in text) / max(1, len(text))
+
+
+@lru_cache(maxsize=64)  # TRL asks for a row once per completion, and would pay for each
+def _problem(name: str, media: tuple[int, ...], split: Split, index: int) -> Problem:
+    rng = np.random.default_rng([zlib.crc32(name.encode()), index])
+    left, right = rng.integers(10, 100, size=2)
+    question = Text(f"{left} + {right}=")
+    pixels = rng.integers(0, 256, size=(*media, 3), dtype=np.uint8) if media else None
+    if pixels is None:
+        content = (question,)
+    elif len(media) == 2:
+        content = (Image(pixels), question)
+    else:
+        content = (Video(pixels, fps=2.0), question)
+    messages = (Message("user", content),)
+    return Problem(ProblemId(name, split, index), "shapes", messages, str(left + right))

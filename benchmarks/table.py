@@ -1,0 +1,145 @@
+"""The results file as Markdown. Measures nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.cases import CASES, Case
+
+Record = dict[str, Any]
+
+_REFERENCES = {"trl": "TRL", "repeated": "repeated", "parts": "its parts"}
+_NOTES = Path(__file__).with_name("notes.md")
+
+
+def page(record: Record, clock: str) -> str:
+    """docs/benchmarks.md, its times on one of the two clocks."""
+    sections = [
+        "# Against TRL, on a CPU",
+        f"Written by `make bench`. {_machine(record)}",
+        _NOTES.read_text(encoding="utf-8").rstrip(),
+        *(_section(record, threads, clock) for threads in _threads(record)),
+    ]
+    return "\n\n".join(sections) + "\n"
+
+
+def line(measured: Record, clock: str) -> str:
+    """One case in a line, for the terminal."""
+    case, numbers = CASES[measured["case"]], measured["clocks"][clock]
+    parts = ", ".join(f"{name} {share:.0%}" for name, share in numbers["shares"].items())
+    return (
+        f"{case.name}, {measured['threads']} thread(s): {_ratio(case, numbers)} "
+        f"(target {_target(case)}), {verdict(case, numbers['ratio']['median'])}; {parts}"
+    )
+
+
+def verdict(case: Case, ratio: float) -> str:
+    """Whether the median reaches the target."""
+    return "met" if ratio >= case.target else "**missed**"
+
+
+def _section(record: Record, threads: int, clock: str) -> str:
+    rows = [m for m in record["measured"] if m["threads"] == threads]
+    title = f"## {threads} thread{'s' if threads > 1 else ''}, {clock} time"
+    return "\n\n".join([title, _speed(rows, clock), _memory(rows), _work(rows, clock)])
+
+
+def _speed(rows: Sequence[Record], clock: str) -> str:
+    header = ["case", "against", "target", "ratio", "quartiles", "extremes", "", "ours, s"]
+
+    def cells(case: Case, row: Record) -> list[str]:
+        numbers = row["clocks"][clock]
+        spread = numbers["ratio"]
+        against = _REFERENCES[case.reference]
+        if case.reference != "parts":
+            against += f", {row['micro_batch']} rows"
+        return [
+            case.title,
+            against,
+            _target(case),
+            _ratio(case, numbers),
+            _range(case, spread["lower"], spread["upper"]),
+            _range(case, spread["least"], spread["most"]),
+            verdict(case, spread["median"]),
+            f"{numbers['seconds']['median']:.3f}",
+        ]
+
+    return _table(header, rows, cells)
+
+
+def _memory(rows: Sequence[Record]) -> str:
+    header = ["case", "peak, MB", "reference", "growth, MB", "reference", ""]
+
+    def cells(case: Case, row: Record) -> list[str]:
+        ours, theirs = row["memory"]["ours"], row["memory"]["reference"]
+        sizes = [ours["peak"], theirs["peak"], ours["growth"], theirs["growth"]]
+        is_above = ours["growth"] > theirs["growth"] or ours["peak"] > theirs["peak"]
+        found = "**missed**" if is_above else "met"
+        return [
+            case.title,
+            *(f"{size / 1e6:.0f}" for size in sizes),
+            "" if case.reference == "parts" else found,
+        ]
+
+    return _table(header, rows, cells)
+
+
+def _work(rows: Sequence[Record], clock: str) -> str:
+    header = ["case", "sampling", "scoring", "update", "GFLOP", "reference", "least"]
+    header += ["ours / least", "reference / least", "matmul, GFLOP/s", "reached"]
+
+    def cells(case: Case, row: Record) -> list[str]:
+        numbers, flops = row["clocks"][clock], row["flops"]
+        reached = flops["ours"] / numbers["seconds"]["median"] / numbers["matmul_rate"]
+        return [
+            case.title,
+            *(f"{numbers['shares'].get(n, 0):.0%}" for n in ("sampling", "scoring", "update")),
+            *(f"{flops[name] / 1e9:.1f}" for name in ("ours", "reference", "least")),
+            *(f"{flops[name] / flops['least']:.2f}" for name in ("ours", "reference")),
+            f"{numbers['matmul_rate'] / 1e9:.0f}",
+            f"{reached:.0%}",
+        ]
+
+    return _table(header, rows, cells)
+
+
+def _ratio(case: Case, numbers: Record) -> str:
+    median = numbers["ratio"]["median"]
+    return f"{1 / median:.2f}" if case.reference == "parts" else f"{median:.2f}"
+
+
+def _target(case: Case) -> str:
+    return f"<= {1 / case.target:.1f}" if case.reference == "parts" else f">= {case.target:g}"
+
+
+def _range(case: Case, low: float, high: float) -> str:
+    if case.reference == "parts":
+        low, high = 1 / high, 1 / low
+    return f"{low:.2f} to {high:.2f}"
+
+
+def _table(
+    header: Sequence[str], rows: Sequence[Record], cells: Callable[[Case, Record], list[str]]
+) -> str:
+    body = [cells(CASES[row["case"]], row) for row in rows]
+    return "\n".join(map(_row, [header, ["---"] * len(header), *body]))
+
+
+def _row(cells: Iterable[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
+
+
+def _threads(record: Record) -> list[int]:
+    return list(dict.fromkeys(row["threads"] for row in record["measured"]))
+
+
+def _machine(record: Record) -> str:
+    machine = record["machine"]
+    packages = ", ".join(f"{name} {number}" for name, number in machine["packages"].items())
+    return (
+        f"{machine['date']}, {record['rounds']} rounds; {machine['processor']}, "
+        f"{machine['cores']} cores, {machine['memory'] / 2**30:.0f} GiB, {machine['system']}, load "
+        f"average {machine['load']:.1f} at the start; Python {machine['python']}, {packages}."
+    )
