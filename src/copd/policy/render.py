@@ -68,18 +68,17 @@ class Renderer:
         parts = [part for message in messages for part in message.content]
         images = [part for part in parts if isinstance(part, Image)]
         videos = [part for part in parts if isinstance(part, Video)]
-        if self.processor is None:
-            if images or videos:
-                raise ValueError(
-                    f"this model reads text only: got {len(images)} images and {len(videos)} "
-                    f"videos. Choose a model of {', '.join(sorted(MODEL_TYPES))}, or a text domain."
-                )
-            ids = self.tokenizer(self._apply_template(messages), add_special_tokens=False).input_ids
+        if self.processor is None and (images or videos):
+            raise ValueError(
+                f"this model reads text only: got {len(images)} images and {len(videos)} "
+                f"videos. Choose a model of {', '.join(sorted(MODEL_TYPES))}, or a text domain."
+            )
+        text = self._apply_template(messages)
+        if self.processor is None or not (images or videos):
+            ids = self.tokenizer(text, add_special_tokens=False).input_ids
             return Prompt(torch.tensor(ids, dtype=torch.int64))
-        inputs = read_media(self.processor, self._apply_template(messages), images, videos)
+        inputs = read_media(self.processor, text, images, videos)
         input_ids = inputs.pop("input_ids")[0]
-        if not images and not videos:
-            return Prompt(input_ids)
         del inputs["attention_mask"]
         return Prompt(input_ids, inputs | {"mm_token_type_ids": inputs["mm_token_type_ids"][0]})
 
