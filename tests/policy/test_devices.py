@@ -21,14 +21,21 @@ RAGGED = [[1, 9, 4], [6], [2, 3, 12, 1]]
 
 
 class OneDevice(TorchDispatchMode):
-    """Refuses an operation on tensors of two devices, numbers excepted, as a GPU would."""
+    """Refuses an operation on tensors of two devices, numbers excepted, as a GPU would.
+
+    Copies from one to the other are counted.
+    """
+
+    num_copies = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         tensors = [x for x in tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor)]
         devices = {tensor.device.type for tensor in tensors if tensor.ndim > 0}
         assert func in _COPIES or len(devices) <= 1, f"{func} on {devices}"
-        return func(*args, **kwargs)
+        result = func(*args, **kwargs)
+        self.num_copies += func in _COPIES and {result.device.type} != devices
+        return result
 
 
 @pytest.fixture
@@ -42,8 +49,11 @@ def away(seeing_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Polic
 
 
 def test_devices_that_meet_are_noticed():
-    with OneDevice(), pytest.raises(AssertionError, match="on"):
+    with OneDevice() as devices, pytest.raises(AssertionError, match="on"):
         torch.zeros(2, device="meta") + torch.zeros(2)
+    with devices:
+        torch.zeros(2).to("meta")
+    assert devices.num_copies == 1
 
 
 def test_packed_passes_and_their_gradient(away, prompts_of):
@@ -63,7 +73,9 @@ def test_decoding(away, prompts_of, is_static):
     decoding = Decoding(away.backbone, prefix, prompt_of_row, is_static=is_static)
     decoding.prompt_of_row = prompt_of_row.to("meta")  # it asked how many rows a prompt has
     tokens = torch.zeros(4, dtype=torch.int64, device="meta")
-    states = [decoding.step(tokens) for _ in range(3)]
+    with OneDevice() as devices:
+        states = [decoding.step(tokens) for _ in range(3)]
+    assert devices.num_copies == 0  # a graph could not replay one
     scores = full_logprobs(states[-1], away.head, banned=away.banned)
     assert scores.shape == (4, away.vocab_size) and scores.device.type == "meta"
 

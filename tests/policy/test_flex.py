@@ -113,9 +113,9 @@ def both_ways(groups: list[tuple[int, list[int]]], compiled, dtype=torch.float64
     is_padding = torch.arange(width) >= lengths[:, None]
     padding = is_padding if is_padding.any() else None
     keys, values = ({7: draw(len(groups), 2, width, 16)} for _ in range(2))
-    query, key, value = draw(1, 4, size, 16), draw(1, 2, size, 16), draw(1, 2, size, 16)
+    query, key, value = (draw(1, size, heads, 16).transpose(1, 2) for heads in (4, 2, 2))
     flex = FlexAttention.build(keys, values, padding, prompt_of, completion_of)
-    flex = FlexAttention(flex.keys, flex.values, flex.mask, compiled)
+    flex = FlexAttention(flex.keys, flex.values, flex.mask, flex.num_padding, compiled)
 
     nothing = torch.zeros(len(groups), 1)
     prefix = SharedPrefix(keys, values, padding, nothing, nothing[:, 0].long())
@@ -146,7 +146,12 @@ def test_one_graph_serves_all_lengths():
         [(140, [200]), (300, [2])],
         [(9, [130]), (8, [1, 1]), (1000, [64, 512])],
         [(20, [300] * 3)] * 2,
+        [(3, [1])],
+        EQUAL,
+        [(128, [128])],
     ):
         flex, matmul = both_ways(groups, captured)
         torch.testing.assert_close(flex, matmul, atol=1e-6, rtol=0)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            both_ways(groups, captured)
     assert counter.frame_count == 1

@@ -101,6 +101,9 @@ class FlexAttention:
     """Of the prompts by layer, `P Hk L d`, right-padded."""
     values: Mapping[int, Tensor]
     mask: BlockMask
+    num_padding: int
+    """Tokens added to a row of few: with one block of queries, or one query, torch would compile
+    kernels of their own."""
     attend: Callable[[Tensor, Tensor, Tensor, BlockMask], Tensor]
 
     @classmethod
@@ -112,21 +115,36 @@ class FlexAttention:
         prompt_of: Int[Tensor, "N"],
         completion_of: Int[Tensor, "N"],
     ) -> "FlexAttention":
-        """For a row of tokens whose prompts and completions are numbered from 0, ascending."""
+        """For a row of tokens whose prompts and completions are numbered from 0, ascending.
+
+        Added tokens are one more completion of the last prompt.
+        """
         num_prompts, _, width, _ = next(iter(keys.values())).shape
         lengths = torch.full((num_prompts,), width, device=prompt_of.device)
         if padding is not None:
             lengths = lengths - padding.sum(dim=1)
+        missing = max(0, BLOCK + 1 - len(prompt_of))
+        prompt_of = pad(prompt_of, (0, missing), value=num_prompts - 1)
+        completion_of = pad(completion_of, (0, missing), value=torch.iinfo(torch.int16).max)
         mask = block_mask(prompt_of, completion_of, lengths, -(-width // BLOCK))
-        return cls(keys, values, mask, attend_compiled)
+        return cls(keys, values, mask, missing, attend_compiled)
 
     def __call__(
         self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float
     ) -> Tensor:
         dtype = value.dtype  # under autocast a norm leaves queries and keys wider than values
-        keys = torch.cat([self._as_row(self.keys[layer]).to(dtype), key.to(dtype)], dim=2)
-        values = torch.cat([self._as_row(self.values[layer]).to(dtype), value], dim=2)
-        return self.attend((query * scale).to(dtype), keys, values, self.mask).transpose(1, 2)
+        queries, *own = (self._filled(part.to(dtype)) for part in (query * scale, key, value))
+        prompt = (self._as_row(rows[layer]).to(dtype) for rows in (self.keys, self.values))
+        keys, values = (torch.cat(parts, dim=2) for parts in zip(prompt, own, strict=True))
+        with torch.autocast(query.device.type, enabled=False):  # or it would be compiled for both
+            mixed = self.attend(queries, keys, values, self.mask)
+        return mixed[:, :, : query.shape[2]].transpose(1, 2)
+
+    def _filled(self, row: Tensor) -> Tensor:
+        """A row `1 H N d` with the added tokens, laid out in memory as it was: token by token."""
+        if self.num_padding == 0:
+            return row
+        return pad(row.transpose(1, 2), (0, 0, 0, 0, 0, self.num_padding)).transpose(1, 2)
 
     def _as_row(self, rectangle: Tensor) -> Tensor:
         """`P Hk L d` as `1 Hk (P blocks) d`, zeros where no token is."""
