@@ -13,7 +13,7 @@ from torch import Tensor
 
 from copd.policy.attention import Rectangle
 from copd.policy.backbone import Backbone
-from copd.policy.group_attention import attend_shared
+from copd.policy.group_attention import attend_step
 from copd.policy.packing import SharedPrefix
 
 OwnKeys = dict[int, tuple[Tensor, Tensor]]
@@ -89,12 +89,12 @@ class StaticStep:
         )
         own_keys.index_copy_(3, self.column, keys.to(own_keys.dtype))
         own_values.index_copy_(3, self.column, values.to(own_values.dtype))
-        mixed = attend_shared(
+        mixed = attend_step(
             queries,
             (own_keys, own_values),
             self.prompt[layer],
             scale,
-            future=unwritten,
+            unwritten=unwritten,
             padding=self.padding,
         )
         return self.rectangle.unpad_groups(mixed)

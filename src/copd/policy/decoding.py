@@ -9,7 +9,7 @@ from torch.nn.functional import pad
 from copd.policy.attention import Rectangle
 from copd.policy.backbone import Backbone
 from copd.policy.decode_graph import OwnKeys, Replay, StaticStep, as_computed
-from copd.policy.group_attention import attend_shared
+from copd.policy.group_attention import attend_step
 from copd.policy.packing import SharedPrefix
 
 _FIRST_WIDTH = 32
@@ -114,12 +114,12 @@ class Decoding:
         queries, keys, values = (
             self.rectangle.pad_groups(part, num_prompts) for part in (query, key, value)
         )
-        mixed = attend_shared(
+        mixed = attend_step(
             queries,
             self._remember(layer, keys, values),
             (self.prefix.keys[layer], self.prefix.values[layer]),
             scale,
-            future=None,
+            unwritten=None,
             padding=self.prefix.padding,
         )
         return self.rectangle.unpad_groups(mixed)

@@ -45,6 +45,38 @@ def attend_shared(
     return by_head.transpose(2, 3).flatten(1, 2)
 
 
+def attend_step(
+    query: Float[Tensor, "P H G 1 d"],
+    own: tuple[Float[Tensor, "P Hk G U d"], Float[Tensor, "P Hk G U d"]],
+    prompt: tuple[Float[Tensor, "P Hk L d"], Float[Tensor, "P Hk L d"]],
+    scale: float,
+    *,
+    unwritten: Bool[Tensor, "1 U"] | None,
+    padding: Bool[Tensor, "P L"] | None,
+) -> Float[Tensor, "P H G 1 d"]:
+    """`attend_shared` for one new token per completion, in few operations and without gradient.
+
+    There the scores are small, and what costs is how many operations there are.
+    """
+    num_prompts, num_key_heads, group_size, _, width = own[0].shape
+    shared = (query * scale).unflatten(1, (num_key_heads, -1)).transpose(2, 3)
+    queries = shared.reshape(num_prompts * num_key_heads, -1, width)  # B (G H/Hk) d
+    on_prompt = queries @ prompt[0].flatten(0, 1).mT
+    if padding is not None:
+        by_prompt = on_prompt.unflatten(0, (num_prompts, -1))
+        by_prompt.masked_fill_(padding[:, None, None], -torch.inf)
+    on_own = queries.unflatten(1, (group_size, -1)).flatten(0, 1) @ own[0].flatten(0, 2).mT
+    if unwritten is not None:
+        on_own.masked_fill_(unwritten, -torch.inf)
+    scores = torch.cat([on_prompt, on_own.view(*on_prompt.shape[:2], -1)], dim=-1)
+    weights = scores.softmax(dim=-1, dtype=torch.float32).to(scores.dtype)
+    to_prompt, to_own = weights.tensor_split([on_prompt.shape[2]], dim=-1)
+    from_prompt = (to_prompt @ prompt[1].flatten(0, 1)).view(*on_own.shape[:2], width)
+    mixed = torch.baddbmm(from_prompt, to_own.view(on_own.shape), own[1].flatten(0, 2))
+    by_head = mixed.view(num_prompts, num_key_heads, group_size, -1, width)
+    return by_head.transpose(2, 3).flatten(1, 2)[:, :, :, None]
+
+
 class _GroupAttention(torch.autograd.Function):
     """`softmax([q k_prompt, q k_own]) [v_prompt, v_own]`, of which only the log-sum-exp is kept.
 
