@@ -29,6 +29,9 @@ class Case:
     """Nothing for text, `H W` of a picture, `F H W` of a clip."""
 
     work: Literal["grpo", "distill", "mutual"] = "grpo"
+    num_teachers: int = 2
+    """Of a distillation; each has a domain of its own."""
+
     group_size: int = 8
     lengths: tuple[int, int] = (24, 24)
     """Shortest and longest completion; geometric between them."""
@@ -39,7 +42,9 @@ class Case:
     @property
     def domains(self) -> tuple[str, ...]:
         """What a step draws problems from, a batch each."""
-        return ("shapes",) if self.work == "grpo" else ("native", "cross")
+        if self.work == "grpo":
+            return ("shapes",)
+        return ("native", "cross")[: self.num_teachers]
 
     @property
     def prompts_per_batch(self) -> int:
@@ -68,10 +73,11 @@ CASES = {
         ),
         Case(
             "distill1",
-            "distillation, text, two teachers, one completion",
+            "distillation, text, one teacher, one completion",
             "trl",
             1.2,
             work="distill",
+            num_teachers=1,
             group_size=1,
         ),
         Case(

@@ -29,8 +29,8 @@ LEARNER = "learner"
 class TimedEngine:
     """The local engine over benchmark problems; every verb is a phase."""
 
-    def __init__(self, case: Case, folder: Path, turns: Turns) -> None:
-        self.config = build_config(case, folder)
+    def __init__(self, case: Case, folder: Path, turns: Turns, micro_batch: int = 0) -> None:
+        self.config = build_config(case, folder, micro_batch)
         self._turns = turns
         domains = {name: Shapes(name, case.media) for name in case.domains}
         policies = {name: Policy.load(folder) for name in (LEARNER, *teachers(case))}
@@ -61,8 +61,11 @@ def teachers(case: Case) -> tuple[str, ...]:
     return {"grpo": (), "distill": case.domains, "mutual": case.domains[1:]}[case.work]
 
 
-def build_config(case: Case, folder: Path) -> Config:
-    """The defaults of a run but for sizes; a group of one is refused there and needs a copy."""
+def build_config(case: Case, folder: Path, micro_batch: int) -> Config:
+    """The defaults of a run but for sizes; a group of one is refused there and needs a copy.
+
+    `micro_batch` is in tokens; 0 leaves the default.
+    """
     config = Config.model_validate(
         {
             "model": {"path": str(folder), "device": "cpu"},
@@ -75,6 +78,7 @@ def build_config(case: Case, folder: Path) -> Config:
                 "num_prompts": case.prompts_per_batch,
                 "max_completion_tokens": case.lengths[1],
             },
+            "optimizer": {"micro_batch_tokens": micro_batch} if micro_batch else {},
         }
     )
     rollout = config.rollout.model_copy(update={"group_size": case.group_size})
@@ -87,10 +91,10 @@ def actions(case: Case) -> tuple[Action, ...]:
     return lessons if case.work == "distill" else (RLVR(LEARNER, case.domains[0]), *lessons)
 
 
-def take_turns(case: Case, folder: Path, turns: Turns) -> None:
+def take_turns(case: Case, folder: Path, turns: Turns, *, micro_batch: int = 0) -> None:
     """A step of a run per turn."""
     turns.model_comes_now()
-    engine = TimedEngine(case, folder, turns)
+    engine = TimedEngine(case, folder, turns, micro_batch)
     stage = Stage("measured", 1, actions(case))
     turns.ready()
     while turns.next():

@@ -48,13 +48,14 @@ def _section(record: Record, threads: int, clock: str) -> str:
 
 def _speed(rows: Sequence[Record], clock: str) -> str:
     header = ["case", "against", "target", "ratio", "quartiles", "extremes", "", "ours, s"]
+    header += ["micro-batch"]
 
     def cells(case: Case, row: Record) -> list[str]:
         numbers = row["clocks"][clock]
         spread = numbers["ratio"]
         against = _REFERENCES[case.reference]
         if case.reference != "parts":
-            against += f", {row['micro_batch']} rows"
+            against += f", {row['micro_batch'][case.reference]} rows"
         return [
             case.title,
             against,
@@ -64,6 +65,7 @@ def _speed(rows: Sequence[Record], clock: str) -> str:
             _range(case, spread["least"], spread["most"]),
             verdict(case, spread["median"]),
             f"{numbers['seconds']['median']:.3f}",
+            f"{row['micro_batch']['ours'] or 'default'}",
         ]
 
     return _table(header, rows, cells)

@@ -19,11 +19,13 @@ def main() -> None:
     parser.add_argument("side", choices=get_args(Side))
     parser.add_argument("case", choices=list(CASES))
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--micro-batch", type=int, default=0, help="rows; 0 is all of them")
+    parser.add_argument(
+        "--micro-batch", type=int, default=0, help="rows, or tokens of ours; 0 is all"
+    )
     words = parser.parse_args()
     case, turns = CASES[words.case], open_turns()
     if words.side == "ours":
-        ours.take_turns(case, words.folder, turns)
+        ours.take_turns(case, words.folder, turns, micro_batch=words.micro_batch)
     elif words.side == "parts":
         ours.take_turns_in_parts(case, words.folder, turns)
     elif words.side == "repeated":

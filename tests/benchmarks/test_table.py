@@ -30,7 +30,8 @@ def measured(name: str, theirs: list[float], *, peak: int = 100, threads: int = 
         ([answer(0.5)], answer(9.0, flops=10 * 10**9)),
         2 * 10**9,
     )
-    return {"case": name, "threads": threads, "micro_batch": 64} | numbers
+    sizes = {CASES[name].reference: 64, "ours": 2048}
+    return {"case": name, "threads": threads, "micro_batch": sizes} | numbers
 
 
 RECORD = {

@@ -26,7 +26,7 @@ class PromptBook:
         render: Callable[[Sequence[Message]], Prompt],
         *,
         size: int = 2048,
-        max_bytes: int = 2**30,
+        max_bytes: int = 2**28,
     ) -> None:
         self.domains = domains
         self._render = render
