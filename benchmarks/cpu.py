@@ -27,7 +27,7 @@ from benchmarks.model import save_model
 from benchmarks.ratios import CLOCKS, Answer, summary
 
 _WARM_UP = 2
-_TRIALS, _TRIAL_SECONDS = 4, 15.0
+_TRIALS, _TRIAL_SECONDS = 4, 10.0
 _OUR_MICRO_BATCHES = (0, 2048)
 _BUSY = 0.5
 """Load average above which the machine is not ours alone."""
@@ -84,12 +84,12 @@ class Worker:
         return json.loads(line)
 
 
-def measure(case: Case, folder: Path, *, threads: int, rounds: int, clock: int) -> dict[str, Any]:
-    """All numbers of one case."""
-    tried = {
-        side: try_micro_batches(side, case, folder, threads=threads, clock=clock)
-        for side in (case.reference, "ours")
-    }
+Tried = dict[str, dict[int, dict[str, float]]]
+"""By side and size of its micro-batches: seconds of a step, and growth."""
+
+
+def measure(case: Case, folder: Path, tried: Tried, *, threads: int, rounds: int) -> dict[str, Any]:
+    """All numbers of one case, each side at its fastest micro-batch."""
     best = {side: min(own, key=lambda size: own[size]["seconds"]) for side, own in tried.items()}
     theirs, ours = (Worker(side, case, folder, threads, size) for side, size in best.items())
     pair = [theirs, ours]
@@ -128,7 +128,8 @@ def try_micro_batches(
     """Time and memory of a side by the size of its micro-batches.
 
     In rows, all, a half, a quarter or an eighth; ours in tokens, 0 being the default. Each side is
-    then measured with what is fastest for it. Long steps need no warm-up to be told apart.
+    then measured with what is fastest for it, at the first number of threads. Long steps need no
+    warm-up to be told apart.
     """
     if case.reference == "parts":
         return {0: {"seconds": 0.0}}
@@ -196,12 +197,18 @@ def measure_all(given: argparse.Namespace, results: Path) -> None:
         print(f"warning: load average is {machine['load']:.1f}; wall times will be noise.")
     record: dict[str, Any] = {"machine": machine, "rounds": given.rounds, "measured": []}
     clock = CLOCKS.index(given.clock)
+    tried: dict[str, Tried] = {}
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         save_model(folder)
         for threads, name in itertools.product(given.threads, given.cases):
             started, case = time.perf_counter(), CASES[name]
-            measured = measure(case, folder, threads=threads, rounds=given.rounds, clock=clock)
+            if name not in tried:
+                tried[name] = {
+                    side: try_micro_batches(side, case, folder, threads=threads, clock=clock)
+                    for side in (case.reference, "ours")
+                }
+            measured = measure(case, folder, tried[name], threads=threads, rounds=given.rounds)
             minutes = (time.perf_counter() - started) / 60
             print(table.line(measured, given.clock), f"({minutes:.1f} min)", flush=True)
             record["measured"].append(measured)

@@ -82,6 +82,7 @@ def test_a_target_is_met_or_marked_as_missed() -> None:
         "1.80 to 2.00",
         "met",
         "1.000",
+        "2048",
     ]
     assert row(text, "GRPO, image 64x64")[6] == "**missed**"
 

@@ -50,7 +50,7 @@ def away(seeing_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Polic
 
 def test_devices_that_meet_are_noticed():
     with OneDevice() as devices, pytest.raises(AssertionError, match="on"):
-        torch.zeros(2, device="meta") + torch.zeros(2)
+        torch.add(torch.zeros(2, device="meta"), torch.zeros(2))
     with devices:
         torch.zeros(2).to("meta")
     assert devices.num_copies == 1

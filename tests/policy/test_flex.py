@@ -122,8 +122,7 @@ def both_ways(groups: list[tuple[int, list[int]]], compiled, dtype=torch.float64
     group_size = max(len(group) for _, group in groups)
     slots = [n for _, group in groups for n in [*group, *[0] * (group_size - len(group))]]
     rectangle = Rectangle.build(slots, torch.device("cpu"))
-    future = torch.ones(rectangle.width, rectangle.width, dtype=torch.bool).triu(1)
-    matmul = CompletionAttention(prefix, rectangle, future)
+    matmul = CompletionAttention(prefix, rectangle, [max(group, default=0) for _, group in groups])
     return tuple(attention(7, query, key, value, 0.3) for attention in (flex, matmul))
 
 

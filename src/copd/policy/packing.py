@@ -15,6 +15,7 @@ Knows no sampling, no losses and no text.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 
 import numpy as np
 import torch
@@ -158,23 +159,21 @@ class CompletionAttention:
 
     prefix: SharedPrefix
     rectangle: Rectangle
-    future: Bool[Tensor, "T T"]
+    widths: list[int]
+    """Tokens run of each prompt's longest completion."""
 
     @classmethod
     def build(
         cls, prefix: SharedPrefix, completions: Sequence[Sequence[NDArray[np.int32]]]
     ) -> "CompletionAttention":
         """Groups smaller than the largest are filled up with empty slots."""
-        device = prefix.last_states.device
         group_size = max(len(group) for group in completions)
         slots = [
-            len(group[rank]) - 1 if rank < len(group) else 0
+            [len(group[rank]) - 1 if rank < len(group) else 0 for rank in range(group_size)]
             for group in completions
-            for rank in range(group_size)
         ]
-        rectangle = Rectangle.build(slots, device)
-        square = torch.ones(rectangle.width, rectangle.width, dtype=torch.bool, device=device)
-        return cls(prefix, rectangle, square.triu(1))
+        rectangle = Rectangle.build([*chain(*slots)], prefix.last_states.device)
+        return cls(prefix, rectangle, [max(group) for group in slots])
 
     def __call__(
         self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float
@@ -188,7 +187,7 @@ class CompletionAttention:
             (keys, values),
             (self.prefix.keys[layer], self.prefix.values[layer]),
             scale,
-            future=self.future,
+            widths=self.widths,
             padding=self.prefix.padding,
         )
         return self.rectangle.unpad_groups(mixed)
