@@ -27,7 +27,8 @@ from benchmarks.model import save_model
 from benchmarks.ratios import CLOCKS, Answer, summary
 
 _WARM_UP = 2
-_TRIALS, _TRIAL_SECONDS = 4, 10.0
+_TRIALS, _TRIAL_SECONDS = 3, 10.0
+_MEASURED_SECONDS = 30.0
 _OUR_MICRO_BATCHES = (0, 2048)
 _BUSY = 0.5
 """Load average above which the machine is not ours alone."""
@@ -89,16 +90,17 @@ Tried = dict[str, dict[int, dict[str, float]]]
 
 
 def measure(case: Case, folder: Path, tried: Tried, *, threads: int, rounds: int) -> dict[str, Any]:
-    """All numbers of one case, each side at its fastest micro-batch."""
-    best = {side: min(own, key=lambda size: own[size]["seconds"]) for side, own in tried.items()}
+    """All numbers of one case: at least so many rounds, and more where they are short."""
+    best = choose_micro_batches(case, tried)
     theirs, ours = (Worker(side, case, folder, threads, size) for side, size in best.items())
     pair = [theirs, ours]
     answers: dict[str, list[Answer]] = {theirs.side: [], ours.side: []}
-    for step in range(_WARM_UP + rounds):
-        for worker in pair if step % 2 else reversed(pair):
-            answers[worker.side].append(worker.take(step))
+    last, started = 0, time.perf_counter()
+    while last < _WARM_UP + rounds or time.perf_counter() - started < _MEASURED_SECONDS:
+        for worker in pair if last % 2 else reversed(pair):
+            answers[worker.side].append(worker.take(last))
         check_same_work(case, answers[theirs.side][-1], answers[ours.side][-1])
-    last = _WARM_UP + rounds
+        last += 1
     counted = (theirs.take(last, count_flops=True), ours.take(last, count_flops=True))
     for worker in pair:
         worker.stop()
@@ -114,6 +116,15 @@ def measure(case: Case, folder: Path, tried: Tried, *, threads: int, rounds: int
     return facts | measured
 
 
+def choose_micro_batches(case: Case, tried: Tried) -> dict[str, int]:
+    """The other side's fastest; of ours the fastest that needs no more memory than that."""
+    theirs, ours = tried[case.reference], tried["ours"]
+    best = min(theirs, key=lambda size: theirs[size]["seconds"])
+    limit = theirs[best]["growth"]
+    frugal = [size for size in ours if ours[size]["growth"] <= limit] or list(ours)
+    return {case.reference: best, "ours": min(frugal, key=lambda size: ours[size]["seconds"])}
+
+
 def check_same_work(case: Case, theirs: Answer, ours: Answer) -> None:
     if theirs["tokens"] != ours["tokens"]:
         raise SystemExit(
@@ -125,14 +136,13 @@ def check_same_work(case: Case, theirs: Answer, ours: Answer) -> None:
 def try_micro_batches(
     side: str, case: Case, folder: Path, *, threads: int, clock: int
 ) -> dict[int, dict[str, float]]:
-    """Time and memory of a side by the size of its micro-batches.
+    """Time and memory of a side by the size of its micro-batches, at the first number of threads.
 
-    In rows, all, a half, a quarter or an eighth; ours in tokens, 0 being the default. Each side is
-    then measured with what is fastest for it, at the first number of threads. Long steps need no
-    warm-up to be told apart.
+    In rows, all, a half, a quarter or an eighth; ours in tokens, 0 being the default. Long steps
+    need no warm-up to be told apart.
     """
     if case.reference == "parts":
-        return {0: {"seconds": 0.0}}
+        return {0: {"seconds": 0.0, "growth": 0.0}}
     found = {}
     rows = (case.num_rows // n for n in (1, 2, 4, 8))
     for size in _OUR_MICRO_BATCHES if side == "ours" else rows:
@@ -143,6 +153,8 @@ def try_micro_batches(
         worker.stop()
         seconds = min(a["seconds"][clock] for a in answers)
         found[size] = {"seconds": seconds, "growth": answers[-1]["growth"]}
+        if seconds > 1.1 * min(one["seconds"] for one in found.values()):
+            break  # smaller ones only get slower
     return found
 
 

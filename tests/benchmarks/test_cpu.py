@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.cases import CASES
-from benchmarks.cpu import Worker, check_same_work, parse
+from benchmarks.cpu import Worker, check_same_work, choose_micro_batches, parse
 from benchmarks.turns import memory
 
 
@@ -29,6 +29,18 @@ def test_sides_that_sampled_differently_are_not_compared() -> None:
     check_same_work(CASES["text"], {"tokens": 7}, {"tokens": 7})
     with pytest.raises(SystemExit, match="planned lengths did not hold"):
         check_same_work(CASES["text"], {"tokens": 7}, {"tokens": 8})
+
+
+def test_ours_may_be_fast_only_within_the_memory_of_the_other() -> None:
+    def cost(seconds: float, growth: float) -> dict[str, float]:
+        return {"seconds": seconds, "growth": growth}
+
+    theirs = {128: cost(2.0, 9.0), 64: cost(1.0, 5.0)}
+    ours = {0: cost(0.5, 6.0), 2048: cost(0.6, 4.0)}
+    tried = {"trl": theirs, "ours": ours}
+    assert choose_micro_batches(CASES["text"], tried) == {"trl": 64, "ours": 2048}
+    tried["ours"] = {0: cost(0.5, 6.0), 2048: cost(0.6, 7.0)}
+    assert choose_micro_batches(CASES["text"], tried) == {"trl": 64, "ours": 0}
 
 
 def test_quick_leaves_out_long_prompts_and_the_second_thread() -> None:
