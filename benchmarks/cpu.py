@@ -174,7 +174,10 @@ def describe_machine() -> dict[str, Any]:
         names = [line.split(":")[1].strip() for line in file if line.startswith("model name")]
     with open("/proc/meminfo", encoding="utf-8") as file:
         kilobytes = int(file.readline().split()[1])
+    words = ["git", "describe", "--always", "--dirty"]
+    commit = subprocess.run(words, capture_output=True, text=True, check=False).stdout.strip()
     return {
+        "commit": commit or "unknown",
         "processor": names[0] if names else platform.processor(),
         "cores": os.cpu_count(),
         "memory": kilobytes * 1024,

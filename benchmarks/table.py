@@ -141,7 +141,8 @@ def _machine(record: Record) -> str:
     machine = record["machine"]
     packages = ", ".join(f"{name} {number}" for name, number in machine["packages"].items())
     return (
-        f"{machine['date']}, {record['rounds']} rounds; {machine['processor']}, "
+        f"{machine['date']}, commit {machine['commit']}, at least {record['rounds']} rounds; "
+        f"{machine['processor']}, "
         f"{machine['cores']} cores, {machine['memory'] / 2**30:.0f} GiB, {machine['system']}, load "
         f"average {machine['load']:.1f} at the start; Python {machine['python']}, {packages}."
     )

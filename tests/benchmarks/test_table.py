@@ -36,6 +36,7 @@ def measured(name: str, theirs: list[float], *, peak: int = 100, threads: int = 
 
 RECORD = {
     "machine": {
+        "commit": "0123abc",
         "processor": "a processor",
         "cores": 2,
         "memory": 2**34,

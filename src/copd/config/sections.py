@@ -92,7 +92,8 @@ class OptimizerConfig(Section):
     warmup_steps: NonNegativeInt = 0
     """Updates of linear warmup (framework: none)."""
     micro_batch_tokens: Count = 16_384
-    """Tokens per forward and backward; changes memory, never the gradient."""
+    """Tokens per forward and backward; changes memory, never the gradient. If it holds all prompts
+    of a step, they are read once for sampling and update."""
 
 
 class LossConfig(Section):

@@ -40,7 +40,7 @@ class Policy:
         self.end_tokens = end_token_ids(generation, tokenizer, self.vocab_size)
         self._banned = banned_tokens(
             model.config, generation, tokenizer, self.end_tokens, self.vocab_size
-        )
+        ).to(model.device)
         # nothing trains the logit of a banned token, so `generate` must not sample it either
         generation.suppress_tokens = self._banned.nonzero()[:, 0].tolist() or None
         generation.eos_token_id = sorted(self.end_tokens)

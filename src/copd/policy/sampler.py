@@ -82,7 +82,7 @@ class Samples:
         return [Samples(*part) for part in zip(*parts, strict=True)]
 
 
-@torch.no_grad()
+@torch.inference_mode()
 def sample_tokens(
     backbone: Backbone,
     draws: Sequence[Draw],
