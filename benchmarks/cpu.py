@@ -181,7 +181,7 @@ def describe_machine() -> dict[str, Any]:
         "processor": names[0] if names else platform.processor(),
         "cores": os.cpu_count(),
         "memory": kilobytes * 1024,
-        "system": platform.platform(terse=True),
+        "system": platform.system(),
         "python": platform.python_version(),
         "packages": {name: version(name) for name in _PACKAGES},
         "load": os.getloadavg()[0],

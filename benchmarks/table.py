@@ -20,6 +20,7 @@ def page(record: Record, clock: str) -> str:
         "# Against TRL, on a CPU",
         f"Written by `make bench`. {_machine(record)}",
         _NOTES.read_text(encoding="utf-8").rstrip(),
+        *_missing(record),
         *(_section(record, threads, clock) for threads in _threads(record)),
     ]
     return "\n\n".join(sections) + "\n"
@@ -38,6 +39,18 @@ def line(measured: Record, clock: str) -> str:
 def verdict(case: Case, ratio: float) -> str:
     """Whether the median reaches the target."""
     return "met" if ratio >= case.target else "**missed**"
+
+
+def _missing(record: Record) -> list[str]:
+    """What the command measures and this record does not have."""
+    measured = {(m["threads"], m["case"]) for m in record["measured"]}
+    parts = []
+    for threads in (1, 2):
+        names = [name for name in CASES if (threads, name) not in measured]
+        if names:
+            what = "all cases" if len(names) == len(CASES) else ", ".join(names)
+            parts.append(f"{what} with {threads} thread{'s' if threads > 1 else ''}")
+    return [f"Not measured in this run: {'; '.join(parts)}."] if parts else []
 
 
 def _section(record: Record, threads: int, clock: str) -> str:

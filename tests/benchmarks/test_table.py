@@ -119,3 +119,10 @@ def test_a_page_names_machine_and_versions_and_has_a_section_per_thread_count() 
 @pytest.mark.parametrize("clock", ["wall", "cpu"])
 def test_shares_are_of_the_clock_that_is_shown(clock: str) -> None:
     assert "sampling 25%" in line(measured("text", [2.0]), clock)
+
+
+def test_what_was_not_measured_is_named() -> None:
+    text = page(RECORD | {"measured": [measured(n, [2.0]) for n in CASES if n != "text"]}, "wall")
+    assert "Not measured in this run: text with 1 thread; all cases with 2 threads." in text
+    everything = [measured(n, [2.0], threads=t) for n in CASES for t in (1, 2)]
+    assert "Not measured" not in page(RECORD | {"measured": everything}, "wall")
