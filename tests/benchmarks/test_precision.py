@@ -22,7 +22,7 @@ def test_a_run_in_bfloat16_is_read_back(tmp_path: Path) -> None:
     train(Path("configs/laptop.toml"), folder, words)
     run = read_run(folder)
     assert len(run["reward"]) == len(run["gap"]) == 2
-    assert set(run["accuracy"]) == {"base", "text", "image", "video", "merged"}
+    assert set(run["accuracy"]) == {"base", "text", "image", "video", "unified"}
     assert min(run["gap"]) > 1e-5  # bfloat16 was really used
     train(Path("configs/laptop.toml"), folder, words)  # finished: resumed without a step
     assert read_run(folder) == run
