@@ -7,7 +7,6 @@ import pytest
 import torch
 
 from copd.branch import Branch, Diverged
-from copd.branch.prompts import PromptBook
 from copd.functional import full_logprobs, symmetric_kl
 from copd.types import (
     EvaluationRequest,
@@ -237,22 +236,6 @@ def test_a_teacher_answers_several_students_in_one_pass(make_engine):
     for one, other in zip(alone, together, strict=True):
         np.testing.assert_allclose(one.logprobs, other.logprobs, atol=1e-5, rtol=1e-5)
         assert one.topk_ids[:, 0].tolist() == other.topk_ids[:, 0].tolist()
-
-
-def test_the_book_forgets_the_oldest_when_full(make_engine):
-    engine = make_engine("a")
-    book = engine._branches["a"]._book
-    names = [ProblemId("image", "train", i) for i in range(4)]
-    largest = max(prompt.num_bytes for prompt in book.prompts(names))
-    small = PromptBook(book.domains, book._render, max_bytes=2 * largest)
-    first = small.prompts(names)
-    assert len(first) == 4
-    assert 1 <= len(small._entries) <= 3
-    assert small.prompts(names[-1:])[0] is first[-1]
-    assert small.prompts(names[:1])[0] is not first[0]
-    few = PromptBook(book.domains, book._render, size=2)
-    few.prompts(names)
-    assert list(few._entries) == names[-2:]
 
 
 def test_pair_metrics_are_those_of_the_two_distributions(make_engine):

@@ -1,11 +1,8 @@
 """Sampling: equal to scoring and to `generate`, independent of the batch, never a banned token."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
 from copd.functional.logprobs import token_logprobs
 from copd.policy import Policy
@@ -91,19 +88,6 @@ def test_a_gpu_samples_what_it_scores(seeing_folder, prompts_of, exact_gpu, kind
     samples = sample_draws(policy, [draw], max_tokens=60)[0]
     assert len(set(samples.lengths.tolist())) > 3
     assert_scored_alike(policy, prompts, samples, temperature, atol=5e-5)
-
-
-@pytest.mark.gpu
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_gpu_is_as_greedy_as_the_cpu(seeing, seeing_folder, prompts_of, exact_gpu, kind):
-    policy = Policy.load(seeing_folder, device="cuda")
-    settings = {"group_size": 1, "max_tokens": 300, "temperature": 0.0}
-    there, here = (
-        who.sample(prompts_of(who, kind), **settings, generator=torch.Generator(who.device))
-        for who in (policy, seeing)
-    )
-    for group, expected in zip(there, here, strict=True):
-        assert group[0].token_ids.tolist() == expected[0].token_ids.tolist()
 
 
 def test_long_completions_outgrow_the_first_buffer(seeing, prompts_of):
@@ -204,42 +188,6 @@ def test_randomness_comes_from_the_generator_alone(seeing, prompts_of):
     other = sample_early_ends(seeing, prompts, seed=1)
     assert first.token_ids.tolist() == again.token_ids.tolist()
     assert first.token_ids.tolist() != other.token_ids.tolist()
-
-
-@pytest.mark.parametrize("kind", ["text", "image", "video"])
-def test_greedy_equals_generate(seeing, seeing_folder: Path, prompts_of, kind):
-    plain = AutoModelForImageTextToText.from_pretrained(seeing_folder).eval()
-    prompts = prompts_of(seeing, kind)
-    found = seeing.sample(prompts, group_size=1, max_tokens=20, temperature=0.0, generator=seeded())
-    for prompt, (completion,) in zip(prompts, found, strict=True):
-        media = dict(prompt.media)
-        if media:
-            media["mm_token_type_ids"] = media["mm_token_type_ids"][None]
-        assert completion.token_ids.tolist() == greedy(plain, seeing, prompt.input_ids, **media)
-
-
-@pytest.mark.parametrize("model", ["llama", "qwen3"])
-def test_greedy_equals_generate_for_text_models(reading, reading_folders, prompts_of, model):
-    policy = reading[model]
-    plain = AutoModelForCausalLM.from_pretrained(reading_folders[model]).eval()
-    prompts = prompts_of(policy, "text")
-    found = policy.sample(prompts, group_size=1, max_tokens=20, temperature=0.0, generator=seeded())
-    for prompt, (completion,) in zip(prompts, found, strict=True):
-        assert completion.token_ids.tolist() == greedy(plain, policy, prompt.input_ids)
-
-
-def greedy(plain, policy: Policy, input_ids: torch.Tensor, **media) -> list[int]:
-    output = plain.generate(
-        input_ids=input_ids[None],
-        attention_mask=torch.ones_like(input_ids)[None],
-        **media,
-        do_sample=False,
-        max_new_tokens=20,
-        suppress_tokens=policy.banned.nonzero()[:, 0].tolist(),
-        eos_token_id=sorted(policy.end_tokens),
-        pad_token_id=0,
-    )
-    return output[0, len(input_ids) :].tolist()
 
 
 def test_a_placeholder_is_never_sampled_however_likely(seeing_folder, prompts_of):

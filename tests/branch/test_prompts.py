@@ -1,0 +1,20 @@
+"""The book of prompts: what it keeps, and what it forgets."""
+
+from copd.branch.prompts import PromptBook
+from copd.types import ProblemId
+
+
+def test_the_book_forgets_the_oldest_when_full(make_engine):
+    engine = make_engine("a")
+    book = engine._branches["a"]._book
+    names = [ProblemId("image", "train", i) for i in range(4)]
+    largest = max(prompt.num_bytes for prompt in book.prompts(names))
+    small = PromptBook(book.domains, book._render, max_bytes=2 * largest)
+    first = small.prompts(names)
+    assert len(first) == 4
+    assert 1 <= len(small._entries) <= 3
+    assert small.prompts(names[-1:])[0] is first[-1]
+    assert small.prompts(names[:1])[0] is not first[0]
+    few = PromptBook(book.domains, book._render, size=2)
+    few.prompts(names)
+    assert list(few._entries) == names[-2:]
