@@ -168,17 +168,22 @@ def measure_matmul(
     return answers[_WARM_UP:], counted
 
 
-def describe_machine() -> dict[str, Any]:
-    """What the numbers depend on."""
+def processor() -> str:
+    """The name of the CPU."""
     with open("/proc/cpuinfo", encoding="utf-8") as file:
         names = [line.split(":")[1].strip() for line in file if line.startswith("model name")]
+    return names[0] if names else platform.processor()
+
+
+def describe_machine() -> dict[str, Any]:
+    """What the numbers depend on."""
     with open("/proc/meminfo", encoding="utf-8") as file:
         kilobytes = int(file.readline().split()[1])
     words = ["git", "describe", "--always", "--dirty"]
     commit = subprocess.run(words, capture_output=True, text=True, check=False).stdout.strip()
     return {
         "commit": commit or "unknown",
-        "processor": names[0] if names else platform.processor(),
+        "processor": processor(),
         "cores": os.cpu_count(),
         "memory": kilobytes * 1024,
         "system": platform.system(),

@@ -18,7 +18,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from benchmarks.cpu import describe_machine
+from benchmarks.cpu import processor
 
 PRECISIONS = ("float32", "bfloat16")
 Run = Mapping[str, Any]
@@ -36,8 +36,10 @@ def train(config: Path, folder: Path, overrides: Sequence[str]) -> None:
 
 def read_run(folder: Path) -> Run:
     """What the page needs of a finished run."""
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").open(encoding="utf-8")]
-    timings = [json.loads(line) for line in (folder / "timings.jsonl").open(encoding="utf-8")]
+    lines, timings = (
+        [json.loads(line) for line in (folder / name).read_text(encoding="utf-8").splitlines()]
+        for name in ("metrics.jsonl", "timings.jsonl")
+    )
     results = json.loads((folder / "eval.json").read_text(encoding="utf-8"))
     return {
         "reward": [_mean_of(line, "rlvr/", "/reward") for line in lines],
@@ -103,10 +105,9 @@ def main() -> None:
         for job in jobs:
             job.result()
     runs = {p: [read_run(folder) for folder in own] for p, own in folders.items()}
-    machine = describe_machine()["processor"]
     heading = (
         "# Precision and learning\n\n"
-        f"Written by `python -m benchmarks.precision`. {time.strftime('%Y-%m-%d')}, {machine}, "
+        f"Written by `python -m benchmarks.precision`. {time.strftime('%Y-%m-%d')}, {processor()}, "
         f"torch {version('torch')}, transformers {version('transformers')}.\n\n"
         f"`{given.config}` with `model.dtype` float32 and bfloat16 (autocast; weights, optimizer, "
         "losses float32), the same seeds. Two runs at a time, one thread each. Reward: mean of the "
