@@ -18,3 +18,20 @@ def test_the_book_forgets_the_oldest_when_full(make_engine):
     few = PromptBook(book.domains, book._render, size=2)
     few.prompts(names)
     assert list(few._entries) == names[-2:]
+
+
+def test_a_verifier_renders_nothing(make_engine):
+    book = make_engine("a")._branches["a"]._book
+    rendered = []
+
+    def render(messages):
+        rendered.append(messages)
+        return book._render(messages)
+
+    small = PromptBook(book.domains, render, size=1)
+    names = [ProblemId("image", "train", i) for i in range(2)]
+    small.prompts(names)
+    answers = [book.problem(name).answer for name in names]
+    assert [small.problem(name).answer for name in names] == answers
+    assert small.verify(names[0], f"#{answers[0]}") == 1.0
+    assert len(rendered) == 2

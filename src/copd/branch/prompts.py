@@ -35,7 +35,9 @@ class PromptBook:
         self._entries: OrderedDict[ProblemId, tuple[Problem, Prompt]] = OrderedDict()
 
     def problem(self, name: ProblemId) -> Problem:
-        return self._entry(name)[0]
+        """A problem that was forgotten is rebuilt, but nothing is rendered for it."""
+        entry = self._entries.get(name)
+        return self._build(name) if entry is None else entry[0]
 
     def prompts(self, names: Sequence[ProblemId]) -> list[Prompt]:
         prompts = [self._entry(name)[1] for name in names]
@@ -56,10 +58,13 @@ class PromptBook:
     def _entry(self, name: ProblemId) -> tuple[Problem, Prompt]:
         entry = self._entries.pop(name, None)
         if entry is None:
-            problem = self.domains[name.domain].problem(name.split, name.index)
+            problem = self._build(name)
             entry = (problem, self._render(problem.messages))
         self._entries[name] = entry
         return entry
+
+    def _build(self, name: ProblemId) -> Problem:
+        return self.domains[name.domain].problem(name.split, name.index)
 
     def _forget(self) -> None:
         """Drops the oldest; prompts grow when a frozen tower has read them, so all are counted."""
