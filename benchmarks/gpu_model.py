@@ -7,18 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from transformers import AutoConfig, Qwen3VLConfig, Qwen3VLForConditionalGeneration
-from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+from transformers import AutoConfig
 
 from benchmarks.cases import Shapes
 from benchmarks.floor import Group, Widths, least_flops
-from benchmarks.model import build_tokenizer
-from copd.policy.media import TorchVideoProcessor, build_processor, save_processor
+from benchmarks.model import rotary, save_random
 from copd.policy.render import Renderer
 
-_PATCHES: dict[str, Any] = {"patch_size": 16, "merge_size": 2, "temporal_patch_size": 2}
-_COLOURS: dict[str, Any] = {"image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5]}
 _LIMITS = {"shortest_edge": 32 * 32, "longest_edge": 1024 * 1024}
 
 
@@ -97,48 +92,9 @@ TOY = Size(
 
 def save_model(folder: Path, size: Size) -> int:
     """A complete Hugging Face folder, always the same weights; returns how many there are."""
-    tokenizer = build_tokenizer()
-    ids = tokenizer.get_vocab()
-    config = Qwen3VLConfig(
-        text_config={
-            **size.text,
-            "max_position_embeddings": 32_768,
-            "rope_parameters": {
-                "rope_type": "default",
-                "rope_theta": 5_000_000.0,
-                "mrope_section": list(size.sections),
-                "mrope_interleaved": True,
-            },
-            "pad_token_id": ids["<|endoftext|>"],
-            "eos_token_id": ids["<|im_end|>"],
-            "bos_token_id": None,
-            "tie_word_embeddings": True,
-        },
-        vision_config={
-            **size.vision,
-            "patch_size": _PATCHES["patch_size"],
-            "spatial_merge_size": _PATCHES["merge_size"],
-            "temporal_patch_size": _PATCHES["temporal_patch_size"],
-        },
-        image_token_id=ids["<|image_pad|>"],
-        video_token_id=ids["<|video_pad|>"],
-        vision_start_token_id=ids["<|vision_start|>"],
-        vision_end_token_id=ids["<|vision_end|>"],
-        tie_word_embeddings=True,
-    )
-    torch.manual_seed(0)
-    model = Qwen3VLForConditionalGeneration(config)
-    assert model.generation_config is not None, "made with every model that generates"
-    model.generation_config.eos_token_id = ids["<|im_end|>"]
-    model.generation_config.pad_token_id = ids["<|endoftext|>"]
-    model.save_pretrained(folder)
-    processor = build_processor(
-        tokenizer,
-        Qwen2VLImageProcessorPil(**_PATCHES, **_COLOURS, size=_LIMITS),
-        TorchVideoProcessor(**_PATCHES, **_COLOURS, size=_LIMITS),
-    )
-    save_processor(processor, folder)
-    return sum(parameter.numel() for parameter in model.parameters())
+    rope = rotary(5_000_000.0, size.sections)
+    text = {**size.text, "max_position_embeddings": 32_768, "rope_parameters": rope}
+    return save_random(folder, text=text, vision=size.vision, patch=16, limits=_LIMITS)
 
 
 def least_of_phases(folder: Path, size: Size) -> tuple[dict[str, int], int]:

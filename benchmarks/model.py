@@ -31,9 +31,6 @@ _TEMPLATE = (
     "{% endfor %}{% endif %}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
-_PATCHES: dict[str, Any] = {"patch_size": 8, "merge_size": 2, "temporal_patch_size": 2}
-_COLOURS: dict[str, Any] = {"image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5]}
-_SIZE = {"shortest_edge": 16 * 16, "longest_edge": 1024 * 1024}
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
@@ -52,12 +49,12 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-def build_model(tokenizer: PreTrainedTokenizerFast) -> Qwen3VLForConditionalGeneration:
-    """Hidden size 128, 4 layers, about 1.09 million random parameters."""
-    ids = tokenizer.get_vocab()
-    config = Qwen3VLConfig(
-        text_config={
-            "vocab_size": len(tokenizer),
+def save_model(folder: Path) -> None:
+    """The miniature as a complete Hugging Face folder, always the same weights."""
+    save_random(
+        folder,
+        text={
+            "vocab_size": len(build_tokenizer()),
             "hidden_size": 128,
             "intermediate_size": 384,
             "num_hidden_layers": 4,
@@ -65,28 +62,56 @@ def build_model(tokenizer: PreTrainedTokenizerFast) -> Qwen3VLForConditionalGene
             "num_key_value_heads": 2,
             "head_dim": 32,
             "max_position_embeddings": 1024,
-            "rope_parameters": {
-                "rope_type": "default",
-                "rope_theta": 10000.0,
-                "mrope_section": [6, 5, 5],
-                "mrope_interleaved": True,
-            },
+            "rope_parameters": rotary(10000.0, (6, 5, 5)),
+        },
+        vision={
+            "hidden_size": 64,
+            "intermediate_size": 128,
+            "depth": 2,
+            "num_heads": 4,
+            "out_hidden_size": 128,
+            "num_position_embeddings": 64,
+            "deepstack_visual_indexes": [0],
+        },
+        patch=8,
+        limits={"shortest_edge": 16 * 16, "longest_edge": 1024 * 1024},
+    )
+
+
+def rotary(theta: float, sections: tuple[int, int, int]) -> dict[str, Any]:
+    """Rotary positions on three axes: time, height, width."""
+    return {
+        "rope_type": "default",
+        "rope_theta": theta,
+        "mrope_section": list(sections),
+        "mrope_interleaved": True,
+    }
+
+
+def save_random(
+    folder: Path,
+    *,
+    text: dict[str, Any],
+    vision: dict[str, Any],
+    patch: int,
+    limits: dict[str, int],
+) -> int:
+    """A random model of these sizes with its processor; returns how many weights it has."""
+    tokenizer = build_tokenizer()
+    ids = tokenizer.get_vocab()
+    config = Qwen3VLConfig(
+        text_config={
+            **text,
             "pad_token_id": ids["<|endoftext|>"],
             "eos_token_id": ids["<|im_end|>"],
             "bos_token_id": None,
             "tie_word_embeddings": True,
         },
         vision_config={
-            "hidden_size": 64,
-            "intermediate_size": 128,
-            "depth": 2,
-            "num_heads": 4,
-            "patch_size": 8,
+            **vision,
+            "patch_size": patch,
             "spatial_merge_size": 2,
             "temporal_patch_size": 2,
-            "out_hidden_size": 128,
-            "num_position_embeddings": 64,
-            "deepstack_visual_indexes": [0],
         },
         image_token_id=ids["<|image_pad|>"],
         video_token_id=ids["<|video_pad|>"],
@@ -99,16 +124,15 @@ def build_model(tokenizer: PreTrainedTokenizerFast) -> Qwen3VLForConditionalGene
     assert model.generation_config is not None, "made with every model that generates"
     model.generation_config.eos_token_id = ids["<|im_end|>"]
     model.generation_config.pad_token_id = ids["<|endoftext|>"]
-    return model
-
-
-def save_model(folder: Path) -> None:
-    """A complete Hugging Face folder, always the same weights."""
-    tokenizer = build_tokenizer()
-    build_model(tokenizer).save_pretrained(folder)
-    processor = build_processor(
-        tokenizer,
-        Qwen2VLImageProcessorPil(**_PATCHES, **_COLOURS, size=_SIZE),
-        TorchVideoProcessor(**_PATCHES, **_COLOURS, size=_SIZE),
-    )
-    save_processor(processor, folder)
+    model.save_pretrained(folder)
+    settings: dict[str, Any] = {
+        "patch_size": patch,
+        "merge_size": 2,
+        "temporal_patch_size": 2,
+        "image_mean": [0.5, 0.5, 0.5],
+        "image_std": [0.5, 0.5, 0.5],
+        "size": limits,
+    }
+    pictures, clips = Qwen2VLImageProcessorPil(**settings), TorchVideoProcessor(**settings)
+    save_processor(build_processor(tokenizer, pictures, clips), folder)
+    return sum(parameter.numel() for parameter in model.parameters())
