@@ -38,7 +38,7 @@ def make_study() -> Callable[..., StudyResults]:
                     named = tuple(suites[domain] if suites else ["only"] * len(accuracy))
                     solved = tuple(float(a > 0) for a in accuracy)
                     measured[domain] = DomainResult(named, accuracy, solved, 4.5)
-                cost = {name: place * (seed + 1) for name in COUNTS}
+                cost: dict[str, int] = dict.fromkeys(COUNTS, place * (seed + 1))
                 outcomes.append(Outcome(column, column, seed, measured, cost, 60.0 * place))
         found = tuple(outcomes)
         settings = {"copd": "0.1.0", "seeds": [0, 1]}

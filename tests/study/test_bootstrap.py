@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from copd.study.bootstrap import draw, estimates, odds, resampled_means
 from copd.study.moments import ORACLE, contrast, moments_of
+from copd.study.notes import notes
 from copd.study.statistics import summarize
 
 T_975_4 = 2.776445
@@ -205,7 +206,8 @@ def test_fewer_seeds_are_compared_on_those_in_common(make_study):
     partial = make_study({"a": {"d": a}, "b": {"d": b}}, skip=[("b", 1), ("b", 3)])
     (own, *_), _ = compared(partial, {"a": 1.0, "b": -1.0})
     assert own.mean == pytest.approx(a[[0, 2]].mean() - b[[0, 2]].mean())
-    assert contrast(moments_of(partial), {"a": 1.0}).seeds == (0, 1, 2, 3)
+    assert moments_of(partial).common_seeds(("a",)) == (0, 1, 2, 3)
+    assert moments_of(partial).common_seeds(("a", "b")) == (0, 2)
     apart = make_study(
         {"a": {"d": a}, "b": {"d": b}}, skip=[("b", 0), *(("a", s) for s in (1, 2, 3))]
     )
@@ -213,12 +215,20 @@ def test_fewer_seeds_are_compared_on_those_in_common(make_study):
 
 
 def test_a_base_measured_once_stands_for_every_seed(make_study):
+    """Whatever its own seed is called."""
     rng = np.random.default_rng(0)
     base, a = rng.random(20), rng.random((5, 20))
-    once = make_study({"base": {"d": base}, "a": {"d": a}})
-    often = make_study({"base": {"d": np.tile(base, (5, 1))}, "a": {"d": a}})
-    one, five = (compared(s, {"a": 1.0, "base": -1.0})[0][0] for s in (once, often))
+    once = make_study({"a": {"d": a}, "base": {"d": base}})
+    often = make_study({"a": {"d": a}, "base": {"d": np.tile(base, (5, 1))}})
+    renamed = (*once.outcomes[:-1], dataclasses.replace(once.outcomes[-1], seed=7))
+    other = dataclasses.replace(once, outcomes=renamed)
+    one, five, seventh = (
+        compared(study, {"a": 1.0, "base": -1.0})[0][0] for study in (once, often, other)
+    )
     assert dataclasses.astuple(one) == pytest.approx(dataclasses.astuple(five), abs=1e-9)
+    assert seventh.mean == pytest.approx(one.mean)
+    assert seventh.high == pytest.approx(one.high, rel=0.1)
+    assert notes(summarize(other)) == notes(summarize(once))
 
 
 def test_the_oracle_takes_each_domain_from_its_expert_of_the_seed(make_study):
