@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-import fcntl
+import contextlib
 import io
 import os
 import pty
+import queue
 import re
-import select
-import struct
-import termios
+import threading
 import time
 
 import pytest
 from rich.console import Console
 
+from copd.branch import Branch
+from copd.engine import create_engine
 from copd.recipes import OPD, RLVR, Plan, Stage
 from copd.run.history import History
 from copd.run.progress import RunProgress
+from copd.run.runner import Runner
 
 NATIVE = (RLVR("text", "text"), RLVR("image", "image"))
 PLAN = Plan(
@@ -42,22 +44,30 @@ class Terminal:
     """A pseudo terminal; `received` is what a person's terminal would get."""
 
     def __init__(self) -> None:
-        self.master, slave = pty.openpty()
-        fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 30, 80, 0, 0))
+        self._master, slave = pty.openpty()
+        self._chunks: queue.Queue[bytes] = queue.Queue()
         self.file = os.fdopen(slave, "w", encoding="utf-8")
         environ = {"TERM": "xterm-256color"}
         self.console = Console(file=self.file, _environ=environ, width=80, height=30)
+        threading.Thread(target=self._read, daemon=True).start()
+
+    def _read(self) -> None:
+        with contextlib.suppress(OSError):  # closed
+            while chunk := os.read(self._master, 65536):
+                self._chunks.put(chunk)
 
     def received(self) -> str:
+        """Everything since the last call."""
         self.file.flush()
         found = b""
-        while select.select([self.master], [], [], 0.1)[0]:
-            found += os.read(self.master, 65536)
+        with contextlib.suppress(queue.Empty):
+            while True:
+                found += self._chunks.get(timeout=0.2)
         return found.decode()
 
     def close(self) -> None:
         self.file.close()
-        os.close(self.master)
+        os.close(self._master)
 
 
 @pytest.fixture
@@ -146,3 +156,32 @@ def test_the_view_costs_under_a_hundredth_of_the_time_it_is_shown_for(terminal):
     for _ in range(100):
         terminal.console.print(shown._frame())
     assert (time.process_time() - began) / 100 < 0.010
+
+
+def test_a_resumed_run_is_shown_with_its_history(make_config, tmp_path, terminal, monkeypatch):
+    """Interrupted in step 4 with a checkpoint at step 2; the first frame afterwards has 2 steps."""
+    config = make_config(
+        tmp_path / "run",
+        domains={"text": {"type": "digits", "modality": "text", "num_train": 50}},
+        recipe={"type": "experts", "steps": 4, "merge": {"type": "select", "branch": "text"}},
+        checkpoint={"every": 2},
+    )
+    update, calls = Branch.update, [0]
+
+    def interrupted(self, request):
+        calls[0] += 1
+        if calls[0] == 4:
+            raise KeyboardInterrupt
+        return update(self, request)
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(Branch, "update", interrupted)
+        Runner(config, create_engine(config), terminal.console).run()
+    frames = plain(terminal.received()).split("per step")
+    assert " 3 of 4 steps" in frames[-2]
+    Runner(config, create_engine(config), terminal.console).run()
+    said = plain(terminal.received())
+    first = said.split("per step")[0]
+    assert " 2 of 4 steps" in first
+    assert re.search(r"accuracy +\d+ to \d+ %", first)
+    assert "held-out accuracy" in said.split(" trained")[-1]

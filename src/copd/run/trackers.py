@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import secrets
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib import import_module
@@ -33,33 +34,44 @@ class Tracker(Protocol):
 
 
 class TensorBoard:
-    """Event files in `RUN/tensorboard`, one per session; complete after each step."""
+    """Event files in `RUN/tensorboard`, one per session.
+
+    Written without tensorboardX's SummaryWriter, whose queue a killed process would lose.
+    """
 
     def __init__(self, config: Config, run_id: str, is_new: bool) -> None:
+        self._summary = import_module("tensorboardX.summary")
+        self._new_event = import_module("tensorboardX.proto.event_pb2").Event
+        writer = import_module("tensorboardX.event_file_writer").EventsWriter
         folder = config.output_dir / "tensorboard"
-        sessions = len(list(folder.glob("events.*")))
-        # files of one second would have one name, and the second overwrite the first
-        self._writer = _package("tensorboard").SummaryWriter(
-            str(folder), filename_suffix=f".{sessions:04d}"
-        )
+        folder.mkdir(exist_ok=True)
+        # two files of one second would have one name without the number of the session
+        session = len(list(folder.glob("events.*")))
+        self._writer = writer(str(folder / "events"), f".{session:04d}")
         if is_new:
-            text = config.model_dump_json(indent=2)
-            self._writer.add_text("config", "    " + text.replace("\n", "\n    "), 0)
+            text = "    " + config.model_dump_json(indent=2).replace("\n", "\n    ")
+            self._write(0, self._summary.text("config", text))
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
+        summary = self._summary.Summary()
         for name, value in values.items():
-            self._writer.add_scalar(name, value, step)
-        self._writer.flush()
+            summary.MergeFrom(self._summary.scalar(name, value))
+        self._write(step, summary)
 
     def close(self) -> None:
         self._writer.close()
+
+    def _write(self, step: int, summary: Any) -> None:
+        event = self._new_event(wall_time=time.time(), step=step, summary=summary)
+        self._writer.write_event(event)
+        self._writer.flush()
 
 
 class Wandb:
     """A run at Weights & Biases, or below `RUN/wandb` with WANDB_MODE=offline."""
 
     def __init__(self, config: Config, run_id: str, is_new: bool) -> None:
-        wandb = _package("wandb")
+        wandb = import_module("wandb")
         self._run = wandb.init(
             project=config.tracking.project,
             name=run_name(config),
@@ -85,7 +97,7 @@ class Trackio:
     """
 
     def __init__(self, config: Config, run_id: str, is_new: bool) -> None:
-        self._run = _package("trackio").init(
+        self._run = import_module("trackio").init(
             project=config.tracking.project,
             name=f"{run_name(config)}-{run_id}",
             config=config.model_dump(mode="json"),
@@ -102,7 +114,7 @@ class Trackio:
         self._run.finish()
 
 
-MAKERS: Mapping[str, Callable[[Config, str, bool], Tracker]] = {
+MAKERS: dict[str, Callable[[Config, str, bool], Tracker]] = {
     "tensorboard": TensorBoard,
     "wandb": Wandb,
     "trackio": Trackio,
@@ -130,7 +142,7 @@ class Trackers:
             yield
         finally:
             for name in list(self._open):
-                self._attempt(name, Tracker.close)
+                self._attempt(name, lambda tracker: tracker.close())
             self._open = {}
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
@@ -208,10 +220,6 @@ def evaluation_values(results: Mapping[str, Results]) -> dict[str, float]:
         values |= {f"eval/{model}/{d}": estimate(r.accuracy).mean for d, r in own.items()}
         values[f"eval/{model}/mean"] = overall(own).mean
     return values
-
-
-def _package(tracker: str) -> Any:
-    return import_module(PACKAGES[tracker])
 
 
 def _identity(path: Path) -> tuple[str, bool]:
