@@ -10,6 +10,7 @@ import json
 import sqlite3
 import struct
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -89,13 +90,12 @@ def event_files(folder: Path) -> Iterator[bytes]:
 
 
 def test_tensorboard_has_every_value_once(config, monkeypatch):
-    from tensorboardX.proto.event_pb2 import Event
-
+    event_class = import_module("tensorboardX.proto.event_pb2").Event
     root = train_interrupted_then_resume(config("tensorboard"), monkeypatch)
     found: dict[str, list[tuple[int, float]]] = {}
     texts = []
     for record in event_files(root / "tensorboard"):
-        event = Event.FromString(record)
+        event = event_class.FromString(record)
         for value in event.summary.value:
             if value.HasField("simple_value"):
                 found.setdefault(value.tag, []).append((event.step, value.simple_value))

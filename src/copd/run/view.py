@@ -91,7 +91,7 @@ class Sheet:
         line.rstrip()
         return line
 
-    def list(self, label: str, parts: Sequence[Text]) -> Text:
+    def parts(self, label: str, parts: Sequence[Text]) -> Text:
         """One line of as many parts as there is room for."""
         room, line = self.chart + sum(self.numbers), Text()
         for part in parts:
@@ -243,7 +243,7 @@ def _time(view: RunView, sheet: Sheet) -> Text:
     parts = [Text(clock(history.elapsed + view.idle_seconds)).append(" elapsed", style="dim")]
     if history.done < history.plan.total_steps and (left := remaining(history)) is not None:
         parts.append(Text(clock(max(0.0, left - view.idle_seconds))).append(" left", style="dim"))
-    return sheet.list("time", parts)
+    return sheet.parts("time", parts)
 
 
 def _rates(history: History, sheet: Sheet) -> Text:
@@ -253,7 +253,7 @@ def _rates(history: History, sheet: Sheet) -> Text:
         Text().append(kind, style=styles[kind]).append(f" {seconds_text(seconds)}")
         for kind, seconds in rates(history).items()
     ]
-    return sheet.list("per step", parts)
+    return sheet.parts("per step", parts)
 
 
 def _cost(history: History, sheet: Sheet) -> Text:
@@ -264,7 +264,7 @@ def _cost(history: History, sheet: Sheet) -> Text:
         Text(count_text(totals[key])).append(f" {name}", style="dim")
         for key, name in counts.items()
     ]
-    return sheet.list("cost", parts)
+    return sheet.parts("cost", parts)
 
 
 def _is_taught(actions: Sequence[Action]) -> bool:
