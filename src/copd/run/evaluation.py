@@ -4,7 +4,7 @@ ends with."""
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -61,7 +61,12 @@ Results = Mapping[str, DomainResult]
 
 
 def evaluate(
-    engine: Engine, config: Config, branches: Sequence[str], *, split: Split = "test"
+    engine: Engine,
+    config: Config,
+    branches: Sequence[str],
+    *,
+    split: Split = "test",
+    domain_done: Callable[[], None] = lambda: None,
 ) -> dict[str, dict[str, DomainResult]]:
     """Every named branch on every domain; the same problems and the same seeds for all of them."""
     results: dict[str, dict[str, DomainResult]] = {name: {} for name in branches}
@@ -70,6 +75,7 @@ def evaluate(
         answers = engine.each(Branch.evaluate, dict.fromkeys(branches, request))
         for name in branches:
             results[name][domain] = domain_result(answers[name])
+        domain_done()
     return results
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from torch import Tensor
@@ -18,6 +20,7 @@ from copd.run.cost import add_step, no_cost
 from copd.run.directory import (
     append_lines,
     make_folder_atomically,
+    read_lines,
     truncate_lines,
     write_atomically,
 )
@@ -30,11 +33,14 @@ from copd.run.evaluation import (
     results_table,
     to_json,
 )
+from copd.run.history import History
 from copd.run.merge import Weights, merge_weights
 from copd.run.preflight import check_teachers
 from copd.run.progress import RunProgress
 from copd.run.rollouts import rollout_records
 from copd.run.step import REFERENCE, Position, StepResult, asks_base, take_step
+from copd.run.trackers import Trackers, check_installed, evaluation_values, step_values
+from copd.types import Split
 
 BASE = "base"
 """The untrained model's name in results."""
@@ -50,9 +56,13 @@ class Runner:
         self.config, self.engine, self.console = config, engine, console
         self.plan: Plan = build_plan(config)
         self.root: Path = config.output_dir
+        self.history = History(self.plan, evaluation_every=config.evaluation.every)
+        self.progress = RunProgress(console, str(self.root), self.history, config.monitor.overlap_k)
+        self.trackers = Trackers(config, console.print)
 
     def prepare(self) -> None:
         """Brings the branches to life; a wrong model or domain shows here, before any writing."""
+        check_installed(self.config.tracking)
         for name in self.plan.branches:
             self.engine.spawn(name, self.config.model.path)
         if asks_base(self.config):
@@ -65,12 +75,15 @@ class Runner:
             return
         self.prepare()
         self._write_settings()
+        sent = max((line["step"] for line in read_lines(self.root / "timings.jsonl")), default=0)
         done, cost = self._restore()
-        if done == 0:
-            check_teachers(self.engine, self.config, self.plan)
-        results = self._base_results(done)
-        self._train(done, cost)
-        self._finish(results)
+        with self.trackers.opened(sent), self.progress:
+            if done == 0:
+                check_teachers(self.engine, self.config, self.plan)
+            base = self._base_results(done)
+            self._train(done, cost)
+            results = self._finish(base)
+        self._report(results)
 
     def _write_settings(self) -> None:
         """What the run is, for people and for resume."""
@@ -99,27 +112,31 @@ class Runner:
             self.console.print(f"continuing after step {done} of {self.plan.total_steps}")
         for name in ("metrics.jsonl", "timings.jsonl", "rollouts.jsonl", "evaluations.jsonl"):
             truncate_lines(self.root / name, lambda record: record["step"] <= done)
+        lines = (read_lines(self.root / name) for name in ("metrics.jsonl", "timings.jsonl"))
+        self.history.read(*lines)
         return done, cost
 
     def _train(self, done: int, cost: dict[str, dict[str, int]]) -> None:
         total, settings = self.plan.total_steps, self.config.checkpoint
-        with RunProgress(self.console, total, done) as progress:
-            for step in range(done + 1, total + 1):
-                started = time.perf_counter()
-                index, _ = self.plan.locate(step - 1)
-                position = Position(step, index, self.plan.stages[index])
-                result = take_step(self.engine, self.config, position)
-                cost = add_step(cost, position.stage, result.lessons)
-                self._log(position, result, cost)
-                self._evaluate_sometimes(step)
-                seconds = round(time.perf_counter() - started, 4)
-                append_lines(self.root / "timings.jsonl", [{"step": step, "seconds": seconds}])
-                progress.advance(position, result.metrics, seconds)
-                if step % settings.every == 0 or step == total:
-                    root, branches = self.root / "checkpoints", self.plan.branches
-                    save_checkpoint(root, self.engine, branches, step, cost, keep=settings.keep)
+        for step in range(done + 1, total + 1):
+            started = time.perf_counter()
+            index, _ = self.plan.locate(step - 1)
+            position = Position(step, index, self.plan.stages[index])
+            result = take_step(self.engine, self.config, position)
+            cost = add_step(cost, position.stage, result.lessons)
+            line = self._log(position, result, cost)
+            results = self._evaluate_sometimes(step)
+            seconds = round(time.perf_counter() - started, 4)
+            append_lines(self.root / "timings.jsonl", [{"step": step, "seconds": seconds}])
+            self.progress.advance(line, seconds)
+            self.trackers.log(step, step_values(line, seconds, results))
+            if step % settings.every == 0 or step == total:
+                root, branches = self.root / "checkpoints", self.plan.branches
+                save_checkpoint(root, self.engine, branches, step, cost, keep=settings.keep)
 
-    def _log(self, position: Position, result: StepResult, cost: dict[str, dict[str, int]]) -> None:
+    def _log(
+        self, position: Position, result: StepResult, cost: dict[str, dict[str, int]]
+    ) -> dict[str, Any]:
         line = {
             "step": position.step,
             "stage": position.stage.name,
@@ -129,41 +146,55 @@ class Runner:
         }
         append_lines(self.root / "metrics.jsonl", [line])
         append_lines(self.root / "rollouts.jsonl", rollout_records(position.step, result.lessons))
+        return line
 
-    def _evaluate_sometimes(self, step: int) -> None:
+    def _evaluate_sometimes(self, step: int) -> Mapping[str, Results]:
+        """What the branches can do after this step, where it is a step to ask that."""
         every = self.config.evaluation.every
-        if every and step % every == 0 and step < self.plan.total_steps:
-            results = evaluate(self.engine, self.config, self.plan.branches)
-            line = {"step": step, "results": to_json(results)}
-            append_lines(self.root / "evaluations.jsonl", [line])
+        if not every or step % every or step == self.plan.total_steps:
+            return {}
+        results = self._evaluate("evaluating the branches", self.plan.branches, in_step=True)
+        line = {"step": step, "results": to_json(results)}
+        append_lines(self.root / "evaluations.jsonl", [line])
+        return results
+
+    def _evaluate(
+        self, title: str, names: Sequence[str], *, split: Split = "test", in_step: bool = False
+    ) -> dict[str, Results]:
+        """An evaluation whose progress can be seen."""
+        with self.progress.phase(title, len(self.config.domains), in_step=in_step) as domain_done:
+            return {
+                **evaluate(self.engine, self.config, names, split=split, domain_done=domain_done)
+            }
 
     def _base_results(self, done: int) -> Results:
         """The base's results: measured before the first step, read from a file afterwards."""
         path = self.root / "eval.json"
         if path.exists():
             return from_json(json.loads(path.read_text(encoding="utf-8")))[BASE]
-        self.console.print("evaluating the base")
         name = self.plan.branches[0]
         if done:
             self.engine.spawn(BASE, self.config.model.path)
             name = BASE
-        results = evaluate(self.engine, self.config, [name])[name]
+        results = self._evaluate("evaluating the base", [name])[name]
         if done:
             self.engine.drop(BASE)
         write_atomically(path, json.dumps(to_json({BASE: results})))
+        self.trackers.log_again(0, evaluation_values({BASE: results}))
         return results
 
-    def _finish(self, base: Results) -> None:
-        """Merges, exports, evaluates, and prints what came out."""
+    def _finish(self, base: Results) -> dict[str, Results]:
+        """Merges, exports and evaluates."""
         final = self.root / "final"
         if self.plan.merge is None:
             self._export(final)
         else:
             self._merge(final)
-        self.console.print("evaluating the trained models")
-        results = {BASE: base, **evaluate(self.engine, self.config, self._measured)}
+        trained = self._evaluate("evaluating the trained models", self._measured)
+        results = {BASE: base, **trained}
         write_atomically(self.root / "eval.json", json.dumps(to_json(results)))
-        self._report(results)
+        self.trackers.log_again(self.plan.total_steps, evaluation_values(trained))
+        return results
 
     def _export(self, final: Path) -> None:
         """Without a merge the result branch is the final model, or every branch by its name."""
@@ -187,7 +218,9 @@ class Runner:
 
         def accuracy(weights: Weights) -> float:
             self.engine.each(Branch.set_weights, {merge.into: weights})
-            results = evaluate(self.engine, self.config, [merge.into], split="validation")
+            results = self._evaluate(
+                "trying merge weights", [merge.into], split="validation", in_step=True
+            )
             return overall(results[merge.into]).mean
 
         branches: dict[str, dict[str, Tensor]] = self.engine.each(
