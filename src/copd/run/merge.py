@@ -1,6 +1,6 @@
 """From the branches' weights to one model's, as a merge configuration says.
 
-Does not know where weights come from.
+Does not know where branches live.
 """
 
 from __future__ import annotations
@@ -9,7 +9,9 @@ from collections.abc import Callable, Mapping
 
 from torch import Tensor
 
+from copd.branch import Branch
 from copd.config import (
+    Config,
     DareMerge,
     MergeConfig,
     NoMerge,
@@ -20,9 +22,33 @@ from copd.config import (
     ValidationMerge,
     WeightedMerge,
 )
+from copd.engine import Engine
 from copd.functional import average, choose_weights, dare, simplex_grid, task_arithmetic, ties
+from copd.recipes import Merge
+from copd.run.evaluation import evaluate, overall
 
 Weights = Mapping[str, Tensor]
+
+
+def merge_branches(engine: Engine, config: Config, merge: Merge) -> dict[str, float]:
+    """The merged weights become a branch, to be measured and exported like any other.
+
+    Returns each branch's share where the method has one.
+    """
+    engine.spawn(merge.into, config.model.path)
+    base = engine.each(Branch.weights, {merge.into: None})[merge.into]
+
+    def accuracy(weights: Weights) -> float:
+        engine.each(Branch.set_weights, {merge.into: weights})
+        results = evaluate(engine, config, [merge.into], split="validation")
+        return overall(results[merge.into]).mean
+
+    branches: dict[str, dict[str, Tensor]] = engine.each(
+        Branch.weights, dict.fromkeys(merge.branches, None)
+    )
+    weights, shares = merge_weights(merge.method, branches, lambda: base, accuracy)
+    engine.each(Branch.set_weights, {merge.into: weights})
+    return shares
 
 
 def merge_weights(
