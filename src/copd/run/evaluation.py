@@ -102,7 +102,7 @@ def _join(parts: Sequence[Answers]) -> Answers:
 
 
 def measured_models(plan: Plan, settings: EvaluationConfig) -> list[str]:
-    """The models that a run ends with, as far as they are measured: branches, then the final one."""
+    """The models that a run ends with, as far as they are measured; the final one last."""
     branches = plan.branches if settings.branches or plan.final is None else ()
     return list(dict.fromkeys([*branches, *([plan.final] if plan.final else [])]))
 
