@@ -37,7 +37,7 @@ def describe_study(study: Study, jobs: Sequence[Job]) -> str:
             *table,
             "",
             *_sharing(one_seed),
-            f"The base is measured once, on {_problems(one_seed[0])}; so is every column per seed.",
+            f"Every column is measured on {_problems(one_seed[0])}; the base once for all seeds.",
         ]
     )
 

@@ -31,6 +31,9 @@ from copd.run.evaluation import evaluate, to_json
 from copd.run.merge import merge_branches
 from copd.run.runner import Runner
 
+LOCK = ".lock"
+"""Held by the process that works in a folder, and its number."""
+
 
 def main(argv: Sequence[str]) -> int:
     """0 when the job is done, 1 for a mistake of the user, as one sentence."""
@@ -121,8 +124,11 @@ def _require_tokens(job: Job) -> None:
 def _alone(folder: Path) -> Iterator[None]:
     """One process per folder: waits for one that is still ending."""
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("w") as file:
+    with (folder / LOCK).open("a") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
         yield
 
 
