@@ -4,8 +4,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
+from copd.config import Config
 from copd.config.study import Study, load_study
+from copd.engine import create_engine
+from copd.run.runner import Runner
 
 STUDY = """
 title = "A tiny study"
@@ -52,3 +56,33 @@ def make_study(study_file: Callable[..., Path]) -> Callable[..., Study]:
         return load_study(study_file(more=more), overrides)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def run_alone() -> Callable[[Config, Path], Path]:
+    """Trains and measures in this process, in a folder; returns it."""
+
+    def run(config: Config, folder: Path) -> Path:
+        config = config.model_copy(update={"output_dir": folder})
+        engine = create_engine(config)
+        try:
+            Runner(config, engine, Console(quiet=True)).run()
+        finally:
+            engine.close()
+        return folder
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def end_state() -> Callable[[Path], dict[str, bytes]]:
+    """All that a run leaves behind but its folder's name and the clock, by path."""
+
+    def state(root: Path) -> dict[str, bytes]:
+        lines = ("metrics.jsonl", "rollouts.jsonl", "eval.json", "plan.json")
+        files = [root / name for name in lines]
+        below = (root / "checkpoints", root / "final")
+        files += [p for folder in below for p in sorted(folder.rglob("*")) if p.is_file()]
+        return {str(p.relative_to(root)): p.read_bytes() for p in files}
+
+    return state

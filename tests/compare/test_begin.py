@@ -8,11 +8,8 @@ from rich.console import Console
 
 from copd.compare.begin import begin_after
 from copd.compare.jobs import study_jobs
-from copd.config import Config
 from copd.config.study import load_study
-from copd.engine import create_engine
 from copd.run.directory import read_lines
-from copd.run.runner import Runner
 
 MOPD = """
 [methods.mopd]
@@ -20,38 +17,24 @@ recipe = { type = "mopd", expert_steps = 2, opd_steps = 2 }
 """
 
 
-def run(config: Config) -> Path:
-    engine = create_engine(config)
-    try:
-        Runner(config, engine, Console(quiet=True)).run()
-    finally:
-        engine.close()
-    return config.output_dir
-
-
-def end_state(root: Path) -> dict[str, bytes]:
-    """All that a run leaves behind but the clock."""
-    lines = ("metrics.jsonl", "rollouts.jsonl", "eval.json", "plan.json")
-    files = [root / name for name in lines]
-    files += [p for p in sorted(root.rglob("*")) if p.is_file() and p.parent.name != root.name]
-    return {str(p.relative_to(root)): p.read_bytes() for p in files}
-
-
 @pytest.fixture(scope="module")
-def leader(study_file, tmp_path_factory) -> Path:
+def leader(study_file, run_alone, tmp_path_factory) -> Path:
     """Experts of three steps that kept their checkpoint after the second."""
     jobs = study_jobs(load_study(study_file()), tmp_path_factory.mktemp("leader"))
-    return run(next(job.config for job in jobs if job.method == "experts"))
+    config = next(job.config for job in jobs if job.method == "experts")
+    return run_alone(config, config.output_dir)
 
 
 @pytest.mark.parametrize("method", ["opd", "mopd"])
-def test_shared_experts_change_no_bit(make_study, leader: Path, tmp_path: Path, method: str):
+def test_shared_experts_change_no_bit(
+    make_study, run_alone, end_state, leader: Path, tmp_path: Path, method: str
+):
     jobs = study_jobs(make_study(more=MOPD), tmp_path)
     config = next(job.config for job in jobs if job.method == method)
-    alone = run(config.model_copy(update={"output_dir": tmp_path / "alone" / "seed_0"}))
+    alone = run_alone(config, tmp_path / "alone")
     begin_after(config, leader, 2, Console(quiet=True))
     assert [p.name for p in (config.output_dir / "checkpoints").iterdir()] == ["step_00000002"]
-    shared = run(config)
+    shared = run_alone(config, config.output_dir)
     expected, found = end_state(alone), end_state(shared)
     assert found.keys() == expected.keys()
     assert [name for name in found if found[name] != expected[name]] == []
