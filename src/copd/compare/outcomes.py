@@ -29,19 +29,19 @@ def collect(study: Study, jobs: Sequence[Job]) -> StudyResults:
         title=study.title,
         equal=study.equal,
         experts=expert_columns(study, tuple(jobs)),
-        outcomes=tuple(outcome for job in ordered for outcome in _outcomes(study, job)),
+        outcomes=tuple(outcome for job in ordered for outcome in _outcomes(job)),
         missing=tuple(job.name for job in ordered if missing_models(job)),
         settings=_settings(study, jobs),
     )
 
 
-def _outcomes(study: Study, job: Job) -> list[Outcome]:
-    """One per measured model; the base is one model, whatever the seed."""
+def _outcomes(job: Job) -> list[Outcome]:
+    """One per measured model; the base once, whatever the seeds."""
     results = _results(job)
     if job.method == BASE:
         nothing: dict[str, int] = dict.fromkeys(COUNTS, 0)
-        seeds = study.seeds if results else ()
-        return [Outcome(BASE, BASE, seed, results[BASE], nothing, 0.0) for seed in seeds]
+        found = results.get(BASE)
+        return [Outcome(BASE, BASE, job.seed, found, nothing, 0.0)] if found else []
     metrics = list(read_lines(job.root / "metrics.jsonl")) if results else []
     seconds = [line["seconds"] for line in read_lines(job.root / "timings.jsonl")]
     outcomes = []
