@@ -107,6 +107,9 @@ def test_a_killed_study_goes_on_and_ends_as_if_nothing_had_happened(
         "experts: average",
         "opd text <- image",
     )
+    assert results.settings["own_budget"] == ["expert text", "expert image"]
+    note = "the same number of branch steps; on budgets of their own: expert text, expert image."
+    assert note in (root / "table.md").read_text()
     costs = {outcome.column: outcome.cost["steps"] for outcome in results.outcomes}
     assert list(costs.values()) == [0, 3, 3, 6, 6]
     for job in jobs[1:]:

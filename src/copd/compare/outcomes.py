@@ -75,15 +75,22 @@ def _spent(
     return total, sum(s * share for s, share in zip(seconds, shares, strict=True))
 
 
+def _own_budget(study: Study, job: Job) -> list[str]:
+    """The columns of a job that are not at the equal budget: an expert alone is not."""
+    if job.method not in study.methods:
+        return []
+    if study.methods[job.method].budget == "own":
+        return [*job.columns.values()]
+    alone = job.plan.branches if job.plan.final is None else ()
+    return [column for model, column in job.columns.items() if model in alone]
+
+
 def _settings(study: Study, jobs: Sequence[Job]) -> dict[str, Any]:
     """What a reader needs to judge or repeat the numbers."""
-    free = {name for name, method in study.methods.items() if method.budget == "own"}
     first = {job.method: job for job in reversed(jobs)}
     return {
         "study": study.model_dump(mode="json"),
-        "own_budget": [
-            c for job in first.values() if job.method in free for c in job.columns.values()
-        ],
+        "own_budget": [c for job in first.values() for c in _own_budget(study, job)],
         "shared_experts": {
             job.method: f"begins after step {job.start.step} of {job.start.method}"
             for job in first.values()
