@@ -13,9 +13,10 @@ import pytest
 
 from copd.cli import main
 from copd.compare.jobs import STUDY_FILE, Job, study_jobs
+from copd.compare.process import LOCK
 from copd.compare.progress import is_done
 from copd.compare.scheduler import LOG, Scheduler
-from copd.compare.work import LOCK
+from copd.compare.work import work
 from copd.config.study import load_study
 from copd.study import load_results
 
@@ -82,10 +83,12 @@ def test_a_killed_study_goes_on_and_ends_as_if_nothing_had_happened(
     path, jobs = killed
     assert [job.name for job in jobs] == ["the base", "experts, seed 0", "opd, seed 0"]
     root, dead = path.parent / "out", []
+    lock = jobs[1].root / LOCK
+    stale = lock.read_text() if lock.exists() else ""
 
     def kill_experts(job: Job) -> None:
         number = (job.root / LOCK).read_text()
-        if job.method == "experts" and number and not dead:
+        if job.method == "experts" and number not in ("", stale) and not dead:
             dead.append(job)
             os.kill(int(number), signal.SIGKILL)
 
@@ -112,6 +115,8 @@ def test_a_killed_study_goes_on_and_ends_as_if_nothing_had_happened(
     assert note in (root / "table.md").read_text()
     costs = {outcome.column: outcome.cost["steps"] for outcome in results.outcomes}
     assert list(costs.values()) == [0, 3, 3, 6, 6]
+    _, text, image, both, _ = (outcome.seconds for outcome in results.outcomes)
+    assert 0 < text < both and text + image == pytest.approx(both)
     for job in jobs[1:]:
         alone = end_state(run_alone(job.config, tmp_path / job.method))
         found = end_state(job.root)
@@ -138,6 +143,14 @@ def test_a_job_that_fails_is_reported_and_what_builds_on_it_not_started(make_stu
     assert "error: branch " in reason and "Traceback" not in reason
     assert failed[opd.name].startswith("not started, because experts, seed 0 failed")
     assert not opd.root.exists()
+
+
+def test_a_plan_that_ends_before_its_tokens_is_refused(make_study, tmp_path):
+    words = ["--equal", "tokens", "--tokens", "9999", "--methods.experts.budget", "own"]
+    jobs = study_jobs(make_study(*words), tmp_path)
+    [opd] = (job for job in jobs if job.name == "opd, seed 0")
+    with pytest.raises(ValueError, match=r"tokens, expected 9,999\. Give its recipe more steps"):
+        work(opd, jobs)
 
 
 def test_an_interrupt_ends_the_jobs(killed):

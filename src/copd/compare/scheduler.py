@@ -88,7 +88,7 @@ class Scheduler:
     def _spawn(self, job: Job) -> subprocess.Popen[bytes]:
         job.root.mkdir(parents=True, exist_ok=True)
         threads = str(job.config.engine.num_threads or 1)
-        words = [sys.executable, "-m", "copd.compare.work", str(self.study), job.method]
+        words = [sys.executable, "-m", "copd.compare.process", str(self.study), job.method]
         with (job.root / LOG).open("ab") as log:
             return subprocess.Popen(
                 [*words, str(job.seed)],

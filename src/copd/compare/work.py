@@ -1,28 +1,20 @@
-"""Does one job of a study in a process of its own: `python -m copd.compare.work STUDY METHOD SEED`.
+"""Does one job of a study: trains, or begins where others trained, and measures what is wanted.
 
-Its standard input is a pipe that the scheduler holds: when that ends, for whatever reason, so does
-the job. Nothing is lost, as files are complete or not there.
+Knows nothing of processes.
 """
 
 from __future__ import annotations
 
-import fcntl
 import json
-import os
-import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from pathlib import Path
-from threading import Thread
+from collections.abc import Sequence
 
 from rich.console import Console
 
 from copd.branch import Branch
 from copd.compare.begin import begin_after
-from copd.compare.jobs import STUDY_FILE, Job, merge_config, merge_model, study_jobs
+from copd.compare.jobs import Job, merge_config, merge_model
 from copd.compare.progress import is_done, merge_file, missing_models
 from copd.config import BASE
-from copd.config.study import Study
 from copd.engine import create_engine
 from copd.recipes import build_plan
 from copd.run.checkpoint import latest_checkpoint
@@ -30,25 +22,6 @@ from copd.run.directory import write_atomically
 from copd.run.evaluation import evaluate, to_json
 from copd.run.merge import merge_branches
 from copd.run.runner import Runner
-
-LOCK = ".lock"
-"""Held by the process that works in a folder, and its number."""
-
-
-def main(argv: Sequence[str]) -> int:
-    """0 when the job is done, 1 for a mistake of the user, as one sentence."""
-    root, method, seed = Path(argv[0]), argv[1], int(argv[2])
-    Thread(target=_end_with_scheduler, daemon=True).start()
-    study = Study.model_validate_json((root / STUDY_FILE).read_text(encoding="utf-8"))
-    jobs = study_jobs(study, root)
-    [job] = (job for job in jobs if (job.method, job.seed) == (method, seed))
-    with _alone(job.root):
-        try:
-            work(job, jobs)
-        except (ValueError, FloatingPointError, FileNotFoundError) as error:
-            print(f"error: {error}", flush=True)
-            return 1
-    return 0
 
 
 def work(job: Job, jobs: Sequence[Job]) -> None:
@@ -118,25 +91,3 @@ def _require_tokens(job: Job) -> None:
             f"{job.name} ended before its budget: got {spent:,} tokens, expected {limit:,}. Give "
             f"its recipe more steps, delete {job.root}, and run the study again."
         )
-
-
-@contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """One process per folder: waits for one that is still ending."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / LOCK).open("a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        file.truncate(0)
-        file.write(str(os.getpid()))
-        file.flush()
-        yield
-
-
-def _end_with_scheduler() -> None:
-    while os.read(0, 1):
-        pass
-    os._exit(1)
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
