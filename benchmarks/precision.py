@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.cpu import processor
+from copd.run.evaluation import from_json
 
 PRECISIONS = ("float32", "bfloat16")
 Run = Mapping[str, Any]
@@ -40,13 +41,13 @@ def read_run(folder: Path) -> Run:
         [json.loads(line) for line in (folder / name).read_text(encoding="utf-8").splitlines()]
         for name in ("metrics.jsonl", "timings.jsonl")
     )
-    results = json.loads((folder / "eval.json").read_text(encoding="utf-8"))
+    results = from_json(json.loads((folder / "eval.json").read_text(encoding="utf-8")))
     return {
         "reward": [_mean_of(line, "rlvr/", "/reward") for line in lines],
         "gap": [_mean_of(line, "rlvr/", "/sampler_gap") for line in lines],
         "seconds": sum(timing["seconds"] for timing in timings),
         "accuracy": {
-            model: statistics.mean(statistics.mean(d["accuracy"]) for d in domains.values())
+            model: statistics.mean(statistics.mean(d.accuracy) for d in domains.values())
             for model, domains in results.items()
         },
     }

@@ -205,6 +205,8 @@ class EvaluationRequest:
     temperature: float
     max_completion_tokens: int
     seed: int
+    piece: tuple[int, int] | None = None
+    """First and one past the last of the problems asked for now; the others' draws count, too."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -7,10 +7,12 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from copd.engine import create_engine
 from copd.run.evaluation import (
     DomainResult,
     domain_result,
     estimate,
+    evaluate,
     from_json,
     gain,
     gain_lines,
@@ -96,3 +98,19 @@ def test_the_table_shows_suites_domains_and_mean(capsys):
     assert "0.0" in rows["text/chain"] and "100.0" in rows["text/story"]
     assert "50.0" in rows["text"]
     assert gain_lines(results, "final", "base")[1].split()[:2] == ["text", "+50.0"]
+
+
+def test_pieces_do_not_change_what_is_measured(make_config, tmp_path, monkeypatch):
+    config = make_config(tmp_path, evaluation={"num_problems": 7, "num_samples": 2})
+    engine = create_engine(config)
+    engine.spawn("one", "tiny")
+    engine.spawn("other", "tiny")
+    try:
+        whole = evaluate(engine, config, ["one", "other"])
+        monkeypatch.setattr("copd.run.evaluation._PIECE", 3)
+        pieces = evaluate(engine, config, ["one", "other"])
+    finally:
+        engine.close()
+    assert pieces == whole
+    assert whole["one"] == whole["other"]
+    assert {len(result.accuracy) for result in whole["one"].values()} == {7}

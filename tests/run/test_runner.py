@@ -264,3 +264,34 @@ def test_a_directory_with_a_run_is_not_overwritten(make_config, tmp_path):
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(ValueError, match="copd resume"):
         commands.train(make_config(tmp_path))
+
+
+def test_a_run_ends_with_the_step_that_spends_its_tokens(make_config, tmp_path):
+    whole = commands.train(make_config(tmp_path / "whole", checkpoint={"every": 1, "keep": 9}))
+    costs = [line["cost"] for line in read_lines(whole / "metrics.jsonl")]
+    after = [sum(c["sampled_tokens"] for c in cost.values()) for cost in costs]
+    config = make_config(tmp_path / "run", max_tokens=after[0] + 1)
+    run_and_die(config, "export", 1)
+    commands.resume(config.output_dir)  # which must not go on training
+    lines = (config.output_dir / "metrics.jsonl").read_bytes()
+    assert lines == b"".join((whole / "metrics.jsonl").read_bytes().splitlines(True)[:2])
+    for name in ("text", "image", "video"):
+        file = f"{name}/model.safetensors"
+        expected = (whole / "checkpoints" / "step_00000002" / file).read_bytes()
+        assert (newest(config.output_dir) / file).read_bytes() == expected
+
+
+def test_milestones_are_kept_and_only_what_is_asked_is_measured(make_config, tmp_path, capsys):
+    config = make_config(
+        tmp_path / "run",
+        checkpoint={"every": 9, "keep": 1, "milestones": (1,)},
+        evaluation={"num_problems": 3, "num_samples": 2, "base": False, "branches": False},
+    )
+    root = commands.train(config)
+    kept = sorted(p.name for p in (root / "checkpoints").iterdir())
+    assert kept == ["step_00000001", "step_00000003"]
+    assert list(json.loads((root / "eval.json").read_text())) == ["unified"]
+    before = (root / "metrics.jsonl").stat().st_mtime_ns
+    commands.resume(root)
+    assert (root / "metrics.jsonl").stat().st_mtime_ns == before
+    assert "base" not in capsys.readouterr().out

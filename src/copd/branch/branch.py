@@ -131,13 +131,17 @@ class Branch:
         return metrics
 
     def evaluate(self, request: EvaluationRequest) -> Answers:
-        """Rewards of `num_samples` completions for the first `num_problems` problems of a split."""
-        names = [ProblemId(request.domain, request.split, i) for i in range(request.num_problems)]
+        """Rewards of `num_samples` completions for the first `num_problems` problems of a split, or
+        for a piece of them."""
+        first, end = request.piece or (0, request.num_problems)
+        names = [ProblemId(request.domain, request.split, i) for i in range(first, end)]
         wanted = Wanted(
             self._book.prompts(names),
             request.num_samples,
             request.temperature,
             request.seed,
+            first_prompt=first,
+            num_prompts=request.num_problems,
         )
         (groups,) = self._sample([wanted], request.max_completion_tokens).groups
         return Answers(

@@ -24,6 +24,9 @@ class Wanted:
     group_size: int
     temperature: float
     seed: int
+    first_prompt: int = 0
+    num_prompts: int | None = None
+    """Where the prompts stand in a larger batch, and how many that has; as in `Draw`."""
 
     def draw(self, policy: Policy, prefix: SharedPrefix, part: slice) -> Draw:
         """What is asked of the policy for some of the prompts."""
@@ -33,8 +36,8 @@ class Wanted:
             self.group_size,
             self.temperature,
             generator,
-            first_prompt=part.start,
-            num_prompts=len(self.prompts),
+            first_prompt=self.first_prompt + part.start,
+            num_prompts=self.num_prompts or len(self.prompts),
         )
 
 

@@ -25,12 +25,12 @@ def load_config(path: Path | str, overrides: Sequence[str] = ()) -> Config:
     Overrides are command-line words: `--recipe.rounds 3`, `--optimizer.learning_rate=2e-4`. Values
     are TOML; what is not, is text. Each mistake becomes one line of the ValueError.
     """
-    raw = _read(Path(path))
+    raw = read_table(Path(path))
     texts = parse_overrides(overrides)
     for keys, text in texts.items():
-        raw = _with(raw, keys, _value(text))
+        raw = with_setting(raw, keys, value_of(text))
     for keys in _read_as_text(raw, texts):
-        raw = _with(raw, keys, texts[keys])
+        raw = with_setting(raw, keys, texts[keys])
     try:
         return Config.model_validate(raw)
     except ValidationError as error:
@@ -66,7 +66,7 @@ def parse_overrides(words: Sequence[str]) -> dict[Keys, str]:
     return found
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read_table(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(
             f"The config must be a file: got {str(path)!r}, which is not one. "
@@ -84,7 +84,7 @@ def _read(path: Path) -> dict[str, Any]:
     return raw
 
 
-def _value(text: str) -> object:
+def value_of(text: str) -> object:
     """The TOML value that `text` spells, or the text itself."""
     try:
         parsed = tomllib.loads(f"value = {text}")
@@ -103,7 +103,9 @@ def _read_as_text(raw: Mapping[str, Any], texts: Mapping[Keys, str]) -> list[Key
     return []
 
 
-def _with(table: Mapping[str, Any], keys: Keys, value: object, above: Keys = ()) -> dict[str, Any]:
+def with_setting(
+    table: Mapping[str, Any], keys: Keys, value: object, above: Keys = ()
+) -> dict[str, Any]:
     """A copy of the table in which the dotted key has the value."""
     key, *rest = keys
     if not rest:
@@ -117,4 +119,4 @@ def _with(table: Mapping[str, Any], keys: Keys, value: object, above: Keys = ())
             f"--{path}.{'.'.join(rest)} needs {path} to be a table: got {below!r} in the config. "
             f"Replace it as a whole with --{path} '{{{rest[0]} = ...}}'."
         )
-    return {**table, key: _with(below, tuple(rest), value, (*above, key))}
+    return {**table, key: with_setting(below, tuple(rest), value, (*above, key))}

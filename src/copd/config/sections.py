@@ -182,6 +182,10 @@ class EvaluationConfig(Section):
     """Sampling temperature (framework: 0.7); 0 is greedy."""
     every: NonNegativeInt = 0
     """Steps between evaluations; 0 evaluates at the start and at the end only."""
+    base: StrictBool = True
+    """Measure the base model before the first step."""
+    branches: StrictBool = True
+    """Measure every branch at the end, even where one model is the result."""
     max_completion_tokens: Count | None = None
     """Where a completion is cut off; by default as in rollout."""
 
@@ -193,6 +197,8 @@ class CheckpointConfig(Section):
     """Steps between checkpoints."""
     keep: Count = 2
     """Complete checkpoints kept."""
+    milestones: tuple[Count, ...] = ()
+    """Steps that have a checkpoint whatever `every` says, and keep it."""
 
 
 class EngineConfig(Section):

@@ -15,6 +15,7 @@ from copd.config.recipe import (
 )
 from copd.config.sections import (
     CheckpointConfig,
+    Count,
     DistillConfig,
     DomainConfig,
     EngineConfig,
@@ -39,6 +40,9 @@ class Config(Section):
     """Folder of the run."""
     seed: NonNegativeInt = 0
     """Every random draw of the run follows from it."""
+    max_tokens: Count | None = None
+    """Training ends with the step in which all branches together have sampled this many completion
+    tokens, wherever in the plan that is; by default with the plan."""
     model: ModelConfig
     """The base model."""
     domains: Annotated[dict[Name, DomainConfig], Field(min_length=1)]

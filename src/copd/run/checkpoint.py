@@ -9,7 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from copd.branch import Branch
+from copd.config import CheckpointConfig
 from copd.engine import Engine
+from copd.run.cost import no_cost
 from copd.run.directory import make_folder_atomically, write_atomically
 
 _STATE = "state.json"
@@ -34,27 +36,65 @@ def save_checkpoint(
     step: int,
     cost: dict[str, dict[str, int]],
     *,
-    keep: int,
+    settings: CheckpointConfig,
 ) -> None:
-    """Writes `root/step_<step>` and then forgets all but the newest `keep`."""
+    """Writes `root/step_<step>`, then forgets all but the newest `keep` and the milestones."""
 
     def fill(folder: Path) -> None:
         engine.each(Branch.save, dict.fromkeys(branches, folder))
-        write_atomically(folder / _STATE, json.dumps({"step": step, "cost": cost}))
+        _write_state(folder, step, cost)
 
     root.mkdir(parents=True, exist_ok=True)
-    make_folder_atomically(root / f"step_{step:08d}", fill)
-    for old in _folders(root)[:-keep]:
+    make_folder_atomically(_folder(root, step), fill)
+    milestones = {_folder(root, each) for each in settings.milestones}
+    for old in [f for f in _folders(root) if f not in milestones][: -settings.keep]:
         shutil.rmtree(old)
+
+
+def adopt_checkpoint(
+    root: Path, source: Checkpoint, engine: Engine, branches: tuple[str, ...]
+) -> None:
+    """A run's first checkpoint out of another run's, whose branches it would train alike.
+
+    A branch that `source` lacks is written as the engine has it: fresh.
+    """
+    shared = [name for name in branches if name in source.cost]
+    fresh = [name for name in branches if name not in source.cost]
+    cost = no_cost(branches) | {name: source.cost[name] for name in shared}
+
+    def fill(folder: Path) -> None:
+        for name in shared:
+            shutil.copytree(source.folder / name, folder / name)
+        engine.each(Branch.save, dict.fromkeys(fresh, folder))
+        _write_state(folder, source.step, cost)
+
+    root.mkdir(parents=True, exist_ok=True)
+    make_folder_atomically(_folder(root, source.step), fill)
 
 
 def latest_checkpoint(root: Path) -> Checkpoint | None:
     """The newest complete checkpoint, if there is one; half-written folders are never looked at."""
     folders = _folders(root)
-    if not folders:
-        return None
-    state = json.loads((folders[-1] / _STATE).read_text(encoding="utf-8"))
-    return Checkpoint(folders[-1], state["step"], state["cost"])
+    return _read(folders[-1]) if folders else None
+
+
+def checkpoint_at(root: Path, step: int) -> Checkpoint | None:
+    """The checkpoint after this step, if it was kept."""
+    folder = _folder(root, step)
+    return _read(folder) if folder.exists() else None
+
+
+def _read(folder: Path) -> Checkpoint:
+    state = json.loads((folder / _STATE).read_text(encoding="utf-8"))
+    return Checkpoint(folder, state["step"], state["cost"])
+
+
+def _write_state(folder: Path, step: int, cost: dict[str, dict[str, int]]) -> None:
+    write_atomically(folder / _STATE, json.dumps({"step": step, "cost": cost}))
+
+
+def _folder(root: Path, step: int) -> Path:
+    return root / f"step_{step:08d}"
 
 
 def _folders(root: Path) -> list[Path]:

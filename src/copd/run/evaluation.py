@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -13,10 +13,15 @@ from numpy.typing import NDArray
 from rich.table import Table
 
 from copd.branch import Branch
-from copd.config import Config
+from copd.config import Config, EvaluationConfig
 from copd.engine import Engine
+from copd.recipes import Plan
+from copd.run.packed import pack, unpack
 from copd.run.seeds import derive_seed
 from copd.types import Answers, EvaluationRequest, Split
+
+_PIECE = 512
+"""Problems built and held at once."""
 
 Z95 = 1.959963984540054
 """Two-sided 95 % quantile of the normal distribution."""
@@ -68,15 +73,44 @@ def evaluate(
     split: Split = "test",
     domain_done: Callable[[], None] = lambda: None,
 ) -> dict[str, dict[str, DomainResult]]:
-    """Every named branch on every domain; the same problems and the same seeds for all of them."""
+    """Every named branch on every domain; the same problems and the same seeds for all of them.
+
+    Piece by piece, all branches on one before the next: a problem is built once for all, and memory
+    does not grow with their number.
+    """
     results: dict[str, dict[str, DomainResult]] = {name: {} for name in branches}
     for domain in config.domains:
         request = evaluation_request(config, domain, split)
-        answers = engine.each(Branch.evaluate, dict.fromkeys(branches, request))
+        answers = [
+            engine.each(Branch.evaluate, dict.fromkeys(branches, piece))
+            for piece in _pieces(request)
+        ]
         for name in branches:
-            results[name][domain] = domain_result(answers[name])
+            results[name][domain] = domain_result(_join([found[name] for found in answers]))
         domain_done()
     return results
+
+
+def _pieces(request: EvaluationRequest) -> list[EvaluationRequest]:
+    ends = [*range(_PIECE, request.num_problems, _PIECE), request.num_problems]
+    return [
+        replace(request, piece=(first, end))
+        for first, end in zip([0, *ends[:-1]], ends, strict=True)
+    ]
+
+
+def _join(parts: Sequence[Answers]) -> Answers:
+    return Answers(
+        suites=tuple(suite for part in parts for suite in part.suites),
+        rewards=np.concatenate([part.rewards for part in parts]),
+        lengths=np.concatenate([part.lengths for part in parts]),
+    )
+
+
+def measured_models(plan: Plan, settings: EvaluationConfig) -> list[str]:
+    """The models that a run ends with, as far as they are measured; the final one last."""
+    branches = plan.branches if settings.branches or plan.final is None else ()
+    return list(dict.fromkeys([*branches, *([plan.final] if plan.final else [])]))
 
 
 def evaluation_request(config: Config, domain: str, split: Split) -> EvaluationRequest:
@@ -153,8 +187,19 @@ def _mean_of_means(columns: Sequence[Sequence[float]]) -> Estimate:
 
 
 def to_json(results: Mapping[str, Results]) -> dict[str, Any]:
-    """All models' results as plain values."""
-    return {model: {d: asdict(r) for d, r in own.items()} for model, own in results.items()}
+    """All models' results as plain values, a few hundred bytes per thousand problems."""
+    return {
+        model: {
+            d: {
+                "suites": pack(r.suites),
+                "accuracy": pack(r.accuracy),
+                "solved": pack(r.solved),
+                "length": r.length,
+            }
+            for d, r in own.items()
+        }
+        for model, own in results.items()
+    }
 
 
 def from_json(data: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, DomainResult]]:
@@ -162,7 +207,7 @@ def from_json(data: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Doma
     return {
         model: {
             d: DomainResult(
-                tuple(r["suites"]), tuple(r["accuracy"]), tuple(r["solved"]), r["length"]
+                unpack(r["suites"]), unpack(r["accuracy"]), unpack(r["solved"]), r["length"]
             )
             for d, r in own.items()
         }

@@ -1,6 +1,6 @@
 """From the branches' weights to one model's, as a merge configuration says.
 
-Does not know where weights come from.
+Does not know where branches live.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 
 from torch import Tensor
 
+from copd.branch import Branch
 from copd.config import (
     DareMerge,
     MergeConfig,
@@ -20,9 +21,35 @@ from copd.config import (
     ValidationMerge,
     WeightedMerge,
 )
+from copd.engine import Engine
 from copd.functional import average, choose_weights, dare, simplex_grid, task_arithmetic, ties
+from copd.recipes import Merge
+from copd.run.evaluation import Results, overall
 
 Weights = Mapping[str, Tensor]
+
+
+def merge_branches(
+    engine: Engine, base_path: str, merge: Merge, validate: Callable[[str], Results]
+) -> dict[str, float]:
+    """The merged weights become a branch, to be measured and exported like any other.
+
+    `validate` measures a branch on validation problems. Returns each branch's share where the
+    method has one.
+    """
+    engine.spawn(merge.into, base_path)
+    base = engine.each(Branch.weights, {merge.into: None})[merge.into]
+
+    def accuracy(weights: Weights) -> float:
+        engine.each(Branch.set_weights, {merge.into: weights})
+        return overall(validate(merge.into)).mean
+
+    branches: dict[str, dict[str, Tensor]] = engine.each(
+        Branch.weights, dict.fromkeys(merge.branches, None)
+    )
+    weights, shares = merge_weights(merge.method, branches, lambda: base, accuracy)
+    engine.each(Branch.set_weights, {merge.into: weights})
+    return shares
 
 
 def merge_weights(

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from torch import Tensor
 
 from copd.branch import Branch
 from copd.config import Config
@@ -29,12 +28,12 @@ from copd.run.evaluation import (
     evaluate,
     from_json,
     gain_lines,
-    overall,
+    measured_models,
     results_table,
     to_json,
 )
 from copd.run.history import History
-from copd.run.merge import Weights, merge_weights
+from copd.run.merge import merge_branches
 from copd.run.preflight import check_teachers
 from copd.run.progress import RunProgress
 from copd.run.rollouts import rollout_records
@@ -68,8 +67,11 @@ class Runner:
         if asks_base(self.config):
             self.engine.spawn(REFERENCE, self.config.model.path)
 
-    def run(self) -> None:
-        """Trains from the newest checkpoint, or the beginning, to the final models' table."""
+    def run(self, *, measure: bool = True) -> None:
+        """Trains from the newest checkpoint, or the beginning, to the final models' table.
+
+        Without `measure` it ends with the last step's checkpoint.
+        """
         if (finished := self._finished()) is not None:
             self._report(finished)
             return
@@ -80,10 +82,11 @@ class Runner:
         with self.trackers.opened(sent), self.progress:
             if done == 0:
                 check_teachers(self.engine, self.config, self.plan)
-            base = self._base_results(done)
+            base = {BASE: self._base_results(done)} if self.config.evaluation.base else {}
             self._train(done, cost)
-            results = self._finish(base)
-        self._report(results)
+            results = self._finish(base) if measure else None
+        if results is not None:
+            self._report(results)
 
     def _write_settings(self) -> None:
         """What the run is, for people and for resume."""
@@ -94,13 +97,16 @@ class Runner:
     def _finished(self) -> dict[str, Results] | None:
         """The results of a run that has ended, else None."""
         path = self.root / "eval.json"
-        results = from_json(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else {}
-        return {**results} if set(results) == {BASE, *self._measured} else None
+        if not path.exists():
+            return None
+        results = from_json(json.loads(path.read_text(encoding="utf-8")))
+        base = {BASE} if self.config.evaluation.base else set()
+        return {**results} if set(results) == {*base, *self._measured} else None
 
     @property
     def _measured(self) -> list[str]:
-        """The models a run ends with: every branch, and what they merge into."""
-        return [*self.plan.branches, *([self.plan.merge.into] if self.plan.merge else [])]
+        """The models a run ends with, as far as they are measured."""
+        return measured_models(self.plan, self.config.evaluation)
 
     def _restore(self) -> tuple[int, dict[str, dict[str, int]]]:
         checkpoint = latest_checkpoint(self.root / "checkpoints")
@@ -118,7 +124,7 @@ class Runner:
 
     def _train(self, done: int, cost: dict[str, dict[str, int]]) -> None:
         total, settings = self.plan.total_steps, self.config.checkpoint
-        for step in range(done + 1, total + 1):
+        for step in () if self._is_spent(cost) else range(done + 1, total + 1):
             started = time.perf_counter()
             index, _ = self.plan.locate(step - 1)
             position = Position(step, index, self.plan.stages[index])
@@ -130,9 +136,17 @@ class Runner:
             append_lines(self.root / "timings.jsonl", [{"step": step, "seconds": seconds}])
             self.progress.advance(line, seconds)
             self.trackers.log(step, step_values(line, seconds, results))
-            if step % settings.every == 0 or step == total:
+            is_last = step == total or self._is_spent(cost)
+            if is_last or step % settings.every == 0 or step in settings.milestones:
                 root, branches = self.root / "checkpoints", self.plan.branches
-                save_checkpoint(root, self.engine, branches, step, cost, keep=settings.keep)
+                save_checkpoint(root, self.engine, branches, step, cost, settings=settings)
+            if is_last:
+                break
+
+    def _is_spent(self, cost: dict[str, dict[str, int]]) -> bool:
+        """True once all branches together have sampled the tokens they may."""
+        limit = self.config.max_tokens
+        return limit is not None and sum(c["sampled_tokens"] for c in cost.values()) >= limit
 
     def _log(
         self, position: Position, result: StepResult, cost: dict[str, dict[str, int]]
@@ -183,7 +197,7 @@ class Runner:
         self.trackers.log_again(0, evaluation_values({BASE: results}))
         return results
 
-    def _finish(self, base: Results) -> dict[str, Results]:
+    def _finish(self, base: dict[str, Results]) -> dict[str, Results]:
         """Merges, exports and evaluates."""
         final = self.root / "final"
         if self.plan.merge is None:
@@ -191,7 +205,7 @@ class Runner:
         else:
             self._merge(final)
         trained = self._evaluate("evaluating the trained models", self._measured)
-        results = {BASE: base, **trained}
+        results = {**base, **trained}
         write_atomically(self.root / "eval.json", json.dumps(to_json(results)))
         self.trackers.log_again(self.plan.total_steps, evaluation_values(trained))
         return results
@@ -213,21 +227,12 @@ class Runner:
         """The merged weights become a branch, to be measured and exported like any other."""
         merge = self.plan.merge
         assert merge is not None, "only called with a merge"
-        self.engine.spawn(merge.into, self.config.model.path)
-        base = self.engine.each(Branch.weights, {merge.into: None})[merge.into]
 
-        def accuracy(weights: Weights) -> float:
-            self.engine.each(Branch.set_weights, {merge.into: weights})
-            results = self._evaluate(
-                "trying merge weights", [merge.into], split="validation", in_step=True
-            )
-            return overall(results[merge.into]).mean
+        def validate(name: str) -> Results:
+            title = "trying merge weights"
+            return self._evaluate(title, [name], split="validation", in_step=True)[name]
 
-        branches: dict[str, dict[str, Tensor]] = self.engine.each(
-            Branch.weights, dict.fromkeys(merge.branches, None)
-        )
-        weights, shares = merge_weights(merge.method, branches, lambda: base, accuracy)
-        self.engine.each(Branch.set_weights, {merge.into: weights})
+        shares = merge_branches(self.engine, self.config.model.path, merge, validate)
         self._export_each({merge.into: Path()}, final)
         how = {"method": merge.method.type, "branches": list(merge.branches), "shares": shares}
         write_atomically(self.root / "merge.json", json.dumps(how, indent=2))
@@ -238,6 +243,6 @@ class Runner:
         title = "held-out accuracy with 95 % intervals over problems"
         self.console.print(results_table(results, title))
         for model in [self.plan.final] if self.plan.final else self.plan.branches:
-            for line in gain_lines(results, model, BASE):
+            for line in gain_lines(results, model, BASE) if BASE in results else ():
                 self.console.print(line)
         self.console.print(f"final model: {self.root / 'final'}")

@@ -21,8 +21,11 @@ def notes(summary: Summary) -> tuple[str, ...]:
 
 def _reading(summary: Summary) -> list[str]:
     rows = {row.name for row in summary.rows}
+    own = (
+        f"; on budgets of their own: {', '.join(summary.own_budget)}" if summary.own_budget else ""
+    )
     lines = [
-        f"Methods have the same number of {EQUAL.get(summary.equal, summary.equal)}.",
+        f"Methods have the same number of {EQUAL.get(summary.equal, summary.equal)}{own}.",
         "Intervals are 95 %, over seeds and problems, by a paired bootstrap: the same resampled "
         "problems for all columns and the same weights of seeds.",
         "A domain is the mean over its suites; overall is the mean over all suites.",

@@ -56,6 +56,9 @@ class Summary:
 
     title: str
     equal: str
+    own_budget: tuple[str, ...]
+    """Columns that are not at the equal budget, such as an expert alone."""
+
     columns: tuple[str, ...]
     """As they appear in the results, the routed oracle last where there is one."""
 
@@ -102,6 +105,7 @@ def summarize(results: StudyResults, *, seed: int = 0, resamples: int = 2000) ->
     return Summary(
         title=results.title,
         equal=results.equal,
+        own_budget=tuple(results.settings.get("own_budget", ())),
         columns=tuple(moments.units),
         rows=moments.rows,
         base=base,

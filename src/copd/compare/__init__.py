@@ -1,0 +1,1 @@
+"""A study of methods and seeds: which runs it needs, running them side by side, and its tables."""
