@@ -21,6 +21,7 @@ from copd.run.directory import (
     truncate_lines,
     write_atomically,
 )
+from copd.run.dynamics import measure
 from copd.run.evaluation import (
     Results,
     evaluate,
@@ -39,6 +40,9 @@ from copd.run.step import REFERENCE, Position, StepResult, asks_base, take_step
 BASE = "base"
 """The untrained model's name in results."""
 
+LINES = ("metrics.jsonl", "timings.jsonl", "rollouts.jsonl", "evaluations.jsonl", "dynamics.jsonl")
+"""Files that a run only appends to."""
+
 
 class Runner:
     """One run in its directory.
@@ -55,7 +59,7 @@ class Runner:
         """Brings the branches to life; a wrong model or domain shows here, before any writing."""
         for name in self.plan.branches:
             self.engine.spawn(name, self.config.model.path)
-        if asks_base(self.config):
+        if asks_base(self.config) or self.config.monitor.every:
             self.engine.spawn(REFERENCE, self.config.model.path)
 
     def run(self) -> None:
@@ -97,12 +101,14 @@ class Runner:
         if checkpoint:
             self.engine.each(Branch.restore, dict.fromkeys(self.plan.branches, checkpoint.folder))
             self.console.print(f"continuing after step {done} of {self.plan.total_steps}")
-        for name in ("metrics.jsonl", "timings.jsonl", "rollouts.jsonl", "evaluations.jsonl"):
-            truncate_lines(self.root / name, lambda record: record["step"] <= done)
+        for name in LINES:
+            truncate_lines(self.root / name, lambda record: 0 < done >= record["step"])
         return done, cost
 
     def _train(self, done: int, cost: dict[str, dict[str, int]]) -> None:
         total, settings = self.plan.total_steps, self.config.checkpoint
+        if done == 0:
+            self._measure_sometimes(0, "start")
         with RunProgress(self.console, total, done) as progress:
             for step in range(done + 1, total + 1):
                 started = time.perf_counter()
@@ -112,6 +118,7 @@ class Runner:
                 cost = add_step(cost, position.stage, result.lessons)
                 self._log(position, result, cost)
                 self._evaluate_sometimes(step)
+                self._measure_sometimes(step, position.stage.name)
                 seconds = round(time.perf_counter() - started, 4)
                 append_lines(self.root / "timings.jsonl", [{"step": step, "seconds": seconds}])
                 progress.advance(position, result.metrics, seconds)
@@ -136,6 +143,12 @@ class Runner:
             results = evaluate(self.engine, self.config, self.plan.branches)
             line = {"step": step, "results": to_json(results)}
             append_lines(self.root / "evaluations.jsonl", [line])
+
+    def _measure_sometimes(self, step: int, stage: str) -> None:
+        every = self.config.monitor.every
+        if every and (step % every == 0 or step == self.plan.total_steps):
+            line = measure(self.engine, self.config, self.plan.branches, step, stage)
+            append_lines(self.root / "dynamics.jsonl", [line])
 
     def _base_results(self, done: int) -> Results:
         """The base's results: measured before the first step, read from a file afterwards."""

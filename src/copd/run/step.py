@@ -16,7 +16,7 @@ from copd.run.seeds import derive_seed, draw_problems
 from copd.types import Batch, Lesson, Metrics, SampleRequest, ScoreRequest, Scores, UpdateRequest
 
 REFERENCE = "theta_0"
-"""The frozen copy of the base that reward extrapolation asks; no branch may have this name."""
+"""The frozen copy of the base that is asked and compared with; no branch may have this name."""
 
 
 @dataclass(frozen=True)
