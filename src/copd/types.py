@@ -135,6 +135,9 @@ class Batch:
     texts: tuple[str, ...]
     """The B completions as the verifier read them."""
 
+    temperature: float = 1.0
+    """At which it was sampled, and is trained on."""
+
 
 @dataclass(frozen=True, eq=False)
 class ScoreRequest:

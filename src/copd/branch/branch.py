@@ -59,7 +59,6 @@ class Branch:
             loss=config.loss,
             distill=config.distill,
             monitor=config.monitor,
-            temperature=config.rollout.temperature,
             micro_batch_tokens=config.optimizer.micro_batch_tokens,
             precision=config.model.dtype,
         )

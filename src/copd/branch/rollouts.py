@@ -31,4 +31,5 @@ def pack_batch(
         rewards=np.array(rewards, dtype=np.float32),
         is_truncated=np.array([c.is_truncated for c in completions]),
         texts=tuple(c.text for c in completions),
+        temperature=request.temperature,
     )

@@ -4,9 +4,11 @@ from copd.config.help import describe_settings
 from copd.config.load import load_config, parse_merge
 from copd.config.names import (
     BASE,
+    EXPERT,
     STUDENT,
     UNIFIED,
 )
+from copd.config.pilot import PilotConfig
 from copd.config.recipe import (
     CoPDConfig,
     DareMerge,
@@ -46,6 +48,7 @@ from copd.config.tree import (
 
 __all__ = [
     "BASE",
+    "EXPERT",
     "STUDENT",
     "UNIFIED",
     "CheckpointConfig",
@@ -68,6 +71,7 @@ __all__ = [
     "NoMerge",
     "OPDConfig",
     "OptimizerConfig",
+    "PilotConfig",
     "RecipeConfig",
     "RolloutConfig",
     "SampledDistill",

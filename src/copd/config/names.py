@@ -10,6 +10,8 @@ BASE: Final = "base"
 """As `recipe.student` of opd: distil into a fresh copy of the base model instead of an expert."""
 STUDENT: Final = "student"
 """The branch that holds such a fresh copy."""
+EXPERT: Final = "expert"
+"""The teacher of the pilot."""
 UNIFIED: Final = "unified"
 """The all-in-one model: the branch of mixed and mopd, the merge of copd and experts."""
 
