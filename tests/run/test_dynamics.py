@@ -1,11 +1,48 @@
 """The comparison of all branches with each other and the base, as a run writes it."""
 
 import pytest
+import torch
 
+from copd.branch import Branch
+from copd.engine import LocalEngine
 from copd.run import commands
 from copd.run.directory import read_lines
+from copd.run.dynamics import measure
+from copd.run.seeds import derive_seed
+from copd.run.step import REFERENCE
+from copd.types import ProblemId, SampleRequest
 
 MONITOR = {"every": 2, "num_problems": 2, "num_samples": 1}
+
+
+def test_rows_speak_and_columns_compare(make_config, tmp_path):
+    config = make_config(tmp_path, monitor=MONITOR)
+    engine = LocalEngine(config)
+    for seed, name in enumerate(("a", "b", REFERENCE)):
+        engine.spawn(name, "tiny")
+        generator = torch.Generator().manual_seed(seed)
+        moved = {
+            key: value + 0.03 * (name != REFERENCE) * torch.randn(value.shape, generator=generator)
+            for key, value in engine.each(Branch.weights, {name: None})[name].items()
+        }
+        engine.each(Branch.set_weights, {name: moved})
+    found = measure(engine, config, ("a", "b"), 7, "rlvr")["domains"]["image"]
+    problems = tuple(ProblemId("image", "validation", i) for i in range(2))
+    place = derive_seed(config.seed, "image", "dynamics")
+    wanted = SampleRequest("dynamics", problems, 1.0, place, "step 7")
+    models = ("a", "b", REFERENCE)
+    for row, speaker in enumerate(("a", "b")):
+        [portrait] = engine.each(Branch.portray, {speaker: [wanted]})[speaker]
+        for column, judge in enumerate(models):
+            if judge == speaker:
+                continue
+            [[likeness]] = engine.each(Branch.compare, {judge: [[portrait]]})[judge]
+            overlap, divergence = (found[name][row][column] for name in ("overlap", "symmetric_kl"))
+            assert overlap == pytest.approx(likeness.overlap, abs=1e-6)
+            assert divergence == pytest.approx(likeness.symmetric_kl, rel=1e-3)
+        assert found["entropy"][row] == pytest.approx(portrait.entropy, rel=1e-4)
+    one, other = (found["symmetric_kl"][i][1 - i] for i in range(2))
+    assert abs(one - other) > 0.01 * one  # on whose tokens matters
 
 
 @pytest.mark.parametrize(
