@@ -135,6 +135,9 @@ class Batch:
     texts: tuple[str, ...]
     """The B completions as the verifier read them."""
 
+    temperature: float = 1.0
+    """At which it was sampled, and is trained on."""
+
 
 @dataclass(frozen=True, eq=False)
 class ScoreRequest:
@@ -169,6 +172,38 @@ class Scores:
 
     topk_logprobs: NDArray[np.float32]
     """Shape `M K`."""
+
+
+@dataclass(frozen=True, eq=False)
+class Portrait:
+    """How a policy behaves on P problems at temperature 1, for others to be compared with."""
+
+    problems: tuple[ProblemId, ...]
+    token_ids: NDArray[np.int32]
+    """Shape `N`, its own completions, packed as in a batch."""
+
+    lengths: NDArray[np.int32]
+    """Shape `B`."""
+
+    probes: NDArray[np.int32]
+    """Shape `M`, ascending positions on `N` where it tells its most probable tokens."""
+
+    topk_ids: NDArray[np.int32]
+    """Shape `M K`, best first."""
+
+    topk_logprobs: NDArray[np.float32]
+    """Shape `M K`."""
+
+    entropy: float
+    """Mean over all N tokens, of the whole vocabulary, in nats."""
+
+
+@dataclass(frozen=True)
+class Likeness:
+    """How like a portrait another policy is: means over the portrait's probes."""
+
+    overlap: float
+    symmetric_kl: float
 
 
 @dataclass(frozen=True, eq=False)

@@ -8,6 +8,7 @@ from copd.config import (
     MOPDConfig,
     NoMerge,
     OPDConfig,
+    PilotConfig,
     SelectMerge,
     UniformMerge,
     WeightedMerge,
@@ -18,6 +19,7 @@ from copd.recipes.experts import experts
 from copd.recipes.mixed import mixed
 from copd.recipes.mopd import mopd
 from copd.recipes.opd import opd
+from copd.recipes.pilot import pilot
 
 PAIR = {"text": "text", "image": "image"}
 THREE = {"text": "text", "image": "image", "video": "video"}
@@ -72,6 +74,23 @@ def test_opd_trains_both_experts_and_then_the_student_only():
         ),
         result="image",
     )
+
+
+def test_pilot_students_have_their_own_temperature_and_one_teacher():
+    config = PilotConfig(
+        domain="image", temperatures=(0.5, 1.0, 2.0), expert_steps=6, student_steps=2, opd_steps=3
+    )
+    names = ("student_50", "student_100", "student_200")
+    own = zip(names, (0.5, 1.0, 2.0), strict=True)
+    assert pilot(config) == Plan(
+        branches=("expert", *names),
+        stages=(
+            Stage("expert", 6, (RLVR("expert", "image"),)),
+            Stage("students", 2, tuple(RLVR(name, "image", t) for name, t in own)),
+            Stage("opd", 3, tuple(OPD(name, "expert", "image") for name in names)),
+        ),
+    )
+    assert config.taught_from == 8
 
 
 def test_opd_into_the_base_leaves_the_student_untrained_before():

@@ -20,10 +20,14 @@ DETERMINISTIC = (
     "metrics.jsonl",
     "rollouts.jsonl",
     "evaluations.jsonl",
+    "dynamics.jsonl",
     "eval.json",
     "plan.json",
     "merge.json",
 )
+
+
+MONITOR = {"every": 2, "num_problems": 2, "num_samples": 1}
 
 
 def end_state(root: Path) -> dict[str, bytes]:
@@ -97,6 +101,53 @@ def test_killed_and_resumed_ends_with_the_same_bits(make_config, undisturbed, tm
     ended = end_state(config.output_dir)
     assert ended.keys() == undisturbed.keys()
     assert [name for name in ended if ended[name] != undisturbed[name]] == []
+
+
+@pytest.fixture(scope="module")
+def measured(make_config, tmp_path_factory) -> dict[str, bytes]:
+    config = make_config(tmp_path_factory.mktemp("measured") / "run", monitor=MONITOR)
+    commands.train(config)
+    return end_state(config.output_dir)
+
+
+def test_measuring_changes_no_bit(undisturbed, measured):
+    """Metrics, rollouts, weights, optimizers, results."""
+    assert {name: measured[name] for name in undisturbed} == undisturbed
+    assert measured.keys() - undisturbed == {"dynamics.jsonl"}
+
+
+def test_everybody_is_compared_with_everybody_and_the_base(measured):
+    lines = [json.loads(line) for line in measured["dynamics.jsonl"].splitlines()]
+    assert [line["step"] for line in lines] == [0, 2, 3]  # the start, every second, the end
+    assert [line["stage"] for line in lines] == ["start", "rlvr", "mutual"]
+    for line in lines:
+        assert line["models"] == ["text", "image", "video", "base"]
+        assert set(line["domains"]) == {"text", "image", "video"}
+    for domain, start in lines[0]["domains"].items():
+        later = lines[1]["domains"][domain]
+        assert start["entropy"][3] is None and all(value > 0 for value in start["entropy"][:3])
+        assert start["overlap"] == [[1.0] * 4] * 3 + [[None] * 4]
+        for row in range(3):
+            assert start["symmetric_kl"][row] == pytest.approx([0.0] * 4, abs=1e-6)
+            assert (later["overlap"][row][row], later["symmetric_kl"][row][row]) == (1.0, 0.0)
+        assert all(kl > 1e-5 for kl in later["symmetric_kl"][0][1:])  # only text was rewarded
+        assert later["symmetric_kl"][3] == [None] * 4
+
+
+@pytest.mark.parametrize(
+    ("verb", "call"),
+    [
+        ("update", 1),  # the start is measured, and nothing saved
+        ("compare", 4 + 2),  # while the second step is measured
+        ("update", 7),  # after that measurement and its checkpoint
+        ("save", 9),  # all is measured, the last checkpoint not yet renamed
+    ],
+)
+def test_killed_while_it_measures(make_config, measured, tmp_path, verb, call):
+    config = make_config(tmp_path / "run", monitor=MONITOR)
+    run_and_die(config, verb, call)
+    commands.resume(config.output_dir)
+    assert end_state(config.output_dir) == measured
 
 
 def test_a_run_killed_again_and_again_still_ends_the_same(make_config, undisturbed, tmp_path):

@@ -6,30 +6,35 @@ Plain arrays go in and come out.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from copd.branch.cosine import Gradients
 from copd.branch.learning import Diverged, Learning, lesson_metrics
 from copd.branch.lesson import completions_of, micro_batches, token_advantages
+from copd.branch.portrait import compare, portray
 from copd.branch.precision import autocast
 from copd.branch.prompts import PromptBook
+from copd.branch.rollouts import pack_batch
 from copd.branch.sampling import Sampled, Wanted, sample_batches
 from copd.branch.scoring import join_requests, split_scores
 from copd.branch.state import load_optimizer, load_weights, save_optimizer, save_weights
 from copd.config import Config, OptimizerConfig, SampledDistill
 from copd.functional import token_logprobs, topk_logprobs
-from copd.policy import Policy, Prompt, SharedPrefix
+from copd.policy import Policy, SharedPrefix
 from copd.types import (
     Answers,
     Batch,
-    Completion,
     EvaluationRequest,
     Lesson,
+    Likeness,
     Metrics,
+    Portrait,
     ProblemId,
     SampleRequest,
     ScoreRequest,
@@ -54,7 +59,6 @@ class Branch:
             loss=config.loss,
             distill=config.distill,
             monitor=config.monitor,
-            temperature=config.rollout.temperature,
             micro_batch_tokens=config.optimizer.micro_batch_tokens,
             precision=config.model.dtype,
         )
@@ -78,19 +82,13 @@ class Branch:
             )
             for request in requests
         ]
-        try:
+        with self._naming(requests):
             sampled = self._sample(wanted, self._rollout.max_completion_tokens, keep_graph=True)
-        except FloatingPointError as error:
-            domains = dict.fromkeys(repr(r.problems[0].domain) for r in requests)
-            raise Diverged(
-                f"branch {self.name!r} cannot sample on domain {', '.join(domains)} at "
-                f"{requests[0].position}: {error}"
-            ) from error
         if sampled.prefixes is not None:
             problems = [request.problems for request in requests]
             self._read = dict(zip(problems, sampled.prefixes, strict=True))
         return [
-            self._batch(request, batch.prompts, groups)
+            pack_batch(request, batch.prompts, groups, self._book)
             for request, batch, groups in zip(requests, wanted, sampled.groups, strict=True)
         ]
 
@@ -99,6 +97,21 @@ class Branch:
         if not requests:
             return []
         return split_scores(self._score(join_requests(requests)), requests)
+
+    def portray(self, requests: Sequence[SampleRequest]) -> list[Portrait]:
+        """How this branch answers held-out problems; what training has read stays as it is."""
+        limit = self._rollout.max_completion_tokens
+        prompts = [self._book.aside.prompts(request.problems) for request in requests]
+        with self._naming(requests):
+            return portray(self._policy, self._learning, requests, prompts, limit)
+
+    def compare(self, portraits: Sequence[Sequence[Portrait]]) -> list[list[Likeness]]:
+        """How like others this branch is: their portraits, a sequence per set of problems."""
+        prompts = [self._book.aside.prompts(own[0].problems) for own in portraits]
+        return [
+            compare(self._policy, self._learning, own, read)
+            for own, read in zip(portraits, prompts, strict=True)
+        ]
 
     def update(self, request: UpdateRequest) -> Metrics:
         """One optimizer update on all lessons, weighing the same; returns `action/name` metrics."""
@@ -109,6 +122,7 @@ class Branch:
             distill if isinstance(distill, SampledDistill) else None,
         )
         self._optimizer.zero_grad(set_to_none=True)
+        apart = Gradients(self._parameters()) if self._learning.monitor.gradient_cosine else None
         metrics: dict[str, float] = {}
         for lesson, advantages in zip(request.lessons, signals, strict=True):
             record = self._learning.backward(
@@ -125,6 +139,10 @@ class Branch:
                 f"{lesson.batch.action}/{key}": value
                 for key, value in lesson_metrics(lesson, record, advantages).items()
             }
+            if apart:
+                apart.take(lesson.batch.action)
+        if apart:
+            metrics |= apart.give_back()
         self._read = {}
         metrics["update/grad_norm"] = self._step()
         metrics["update/learning_rate"] = self._optimizer.param_groups[0]["lr"]
@@ -203,27 +221,6 @@ class Branch:
             keep_graph=keep_graph,
         )
 
-    def _batch(
-        self, request: SampleRequest, prompts: Sequence[Prompt], groups: list[list[Completion]]
-    ) -> Batch:
-        """Verified rollouts, packed."""
-        completions = [completion for group in groups for completion in group]
-        rewards = [
-            [self._book.verify(name, completion.text) for completion in group]
-            for name, group in zip(request.problems, groups, strict=True)
-        ]
-        return Batch(
-            action=request.action,
-            problems=request.problems,
-            prompt_lengths=np.array([len(prompt.input_ids) for prompt in prompts], dtype=np.int32),
-            token_ids=np.concatenate([c.token_ids for c in completions]),
-            lengths=np.array([len(c.token_ids) for c in completions], dtype=np.int32),
-            logprobs=np.concatenate([c.logprobs for c in completions]),
-            rewards=np.array(rewards, dtype=np.float32),
-            is_truncated=np.array([c.is_truncated for c in completions]),
-            texts=tuple(c.text for c in completions),
-        )
-
     @torch.no_grad()
     def _score(self, request: ScoreRequest) -> Scores:
         prompts = self._book.prompts(request.problems)
@@ -253,6 +250,18 @@ class Branch:
             topk_ids=torch.cat(ids).numpy(),
             topk_logprobs=torch.cat(told).numpy(),
         )
+
+    @contextmanager
+    def _naming(self, requests: Sequence[SampleRequest]) -> Iterator[None]:
+        """A branch that cannot sample any more says which it is, and where."""
+        try:
+            yield
+        except FloatingPointError as error:
+            domains = dict.fromkeys(repr(r.problems[0].domain) for r in requests)
+            raise Diverged(
+                f"branch {self.name!r} cannot sample on domain {', '.join(domains)} at "
+                f"{requests[0].position}: {error}"
+            ) from error
 
     def _step(self) -> float:
         """Clips and updates; returns the gradient norm before clipping."""

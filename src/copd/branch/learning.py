@@ -56,8 +56,6 @@ class Learning:
     loss: LossConfig
     distill: Distill
     monitor: MonitorConfig
-    temperature: float
-    """Of native batches, in sampling and in log-probabilities; distillation is at 1."""
     micro_batch_tokens: int
     precision: Precision
     """Of passes through the model; weights and losses are float32."""
@@ -107,13 +105,12 @@ class Learning:
     ) -> Float[Tensor, "N"]:
         """The loss of each token of a part, before weighting; also fills the record."""
         scores = lesson.scores
-        temperature = self.temperature if scores is None else 1.0
         logprobs, entropies = token_logprobs(
             states.hidden,
             policy.head,
             states.token_ids,
             banned=policy.banned,
-            temperature=temperature,
+            temperature=lesson.batch.temperature,
         )
         record.logprobs.append(logprobs.detach())
         record.entropy.append(entropies)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 
 from copd.domains.base import Domain
 from copd.policy import Prompt
@@ -33,6 +34,11 @@ class PromptBook:
         self._size = size
         self._max_bytes = max_bytes
         self._entries: OrderedDict[ProblemId, tuple[Problem, Prompt]] = OrderedDict()
+
+    @cached_property
+    def aside(self) -> PromptBook:
+        """A book for measurements: what it remembers displaces nothing that training reads."""
+        return PromptBook(self.domains, self._render, size=self._size, max_bytes=self._max_bytes)
 
     def problem(self, name: ProblemId) -> Problem:
         """A problem that was forgotten is rebuilt, but nothing is rendered for it."""

@@ -78,7 +78,7 @@ def sample_batches(
             sampled = policy.sample_together(draws, max_tokens=max_completion_tokens)
         for (index, _), found in zip(loop, sampled, strict=True):
             groups[index] += found
-    return Sampled(groups, prefixes if keep_graph else None)
+    return Sampled(groups, prefixes if len(loops) == 1 else None)
 
 
 def cut_loops(

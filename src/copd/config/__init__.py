@@ -4,9 +4,11 @@ from copd.config.help import describe_settings
 from copd.config.load import load_config, parse_merge
 from copd.config.names import (
     BASE,
+    EXPERT,
     STUDENT,
     UNIFIED,
 )
+from copd.config.pilot import PilotConfig
 from copd.config.recipe import (
     CoPDConfig,
     DareMerge,
@@ -47,6 +49,7 @@ from copd.config.tree import (
 
 __all__ = [
     "BASE",
+    "EXPERT",
     "STUDENT",
     "UNIFIED",
     "CheckpointConfig",
@@ -69,6 +72,7 @@ __all__ = [
     "NoMerge",
     "OPDConfig",
     "OptimizerConfig",
+    "PilotConfig",
     "RecipeConfig",
     "RolloutConfig",
     "SampledDistill",

@@ -10,11 +10,13 @@ BASE: Final = "base"
 """As `recipe.student` of opd: distil into a fresh copy of the base model instead of an expert."""
 STUDENT: Final = "student"
 """The branch that holds such a fresh copy."""
+EXPERT: Final = "expert"
+"""The teacher of the pilot."""
 UNIFIED: Final = "unified"
 """The all-in-one model: the branch of mixed and mopd, the merge of copd and experts."""
 
 RESERVED: Final = (BASE, STUDENT, UNIFIED, "theta_0")
-"""Names copd gives to models itself; theta_0 is the frozen base that reward extrapolation asks."""
+"""Names copd gives to models itself; theta_0 is the frozen base that is asked and compared with."""
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 
 

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from copd.config.names import BASE, check_complete, check_known, listed
+from copd.config.pilot import PilotConfig
 from copd.config.sections import (
     Count,
     Fraction,
@@ -262,7 +263,7 @@ class CoPDConfig(Section):
 
 
 RecipeConfig = Annotated[
-    ExpertsConfig | MixedConfig | OPDConfig | MOPDConfig | CoPDConfig,
+    ExpertsConfig | MixedConfig | OPDConfig | MOPDConfig | CoPDConfig | PilotConfig,
     Field(discriminator="type"),
 ]
 

@@ -152,14 +152,22 @@ DistillConfig = Annotated[SampledDistill | TopKDistill | FullDistill, Field(disc
 
 
 class MonitorConfig(Section):
-    """How far apart teacher and student are, measured while they train."""
+    """How far apart policies are, and whether lessons agree, measured while they train."""
 
     overlap_k: Count = 10
     """k of the top-k overlap (paper: 10)."""
     num_probe_tokens: Count = 128
-    """Tokens compared per teacher-student pair and step."""
+    """Tokens compared per pair of policies and measurement."""
     probe_top_k: Count = 128
     """Tokens on which the KL diagnostics are computed; exact from the vocabulary size up."""
+    every: NonNegativeInt = 0
+    """Steps between comparisons of all branches and the base (dynamics.jsonl); 0 for none."""
+    num_problems: Count = 8
+    """Validation problems per domain that are answered for them."""
+    num_samples: Count = 2
+    """Completions per problem."""
+    gradient_cosine: StrictBool = False
+    """Measure the cosines between the gradients of an update's lessons; keeps one for each."""
 
     @model_validator(mode="after")
     def _check(self) -> MonitorConfig:

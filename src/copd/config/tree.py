@@ -8,6 +8,7 @@ from typing import Annotated
 
 from pydantic import Field, model_validator
 
+from copd.config.pilot import PilotConfig
 from copd.config.recipe import (
     CoPDConfig,
     ExpertsConfig,
@@ -77,6 +78,9 @@ class Config(Section):
     @model_validator(mode="after")
     def _check(self) -> Config:
         self.recipe.check(self.branches, self.domains)
+        if isinstance(self.recipe, PilotConfig):
+            self.recipe.check_measured("evaluation", self.evaluation.every)
+            self.recipe.check_measured("monitor", self.monitor.every)
         for name, domain in self.domains.items():
             if self.evaluation.num_problems > domain.num_test:
                 raise ValueError(

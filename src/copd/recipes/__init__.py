@@ -9,6 +9,7 @@ from copd.config import (
     MixedConfig,
     MOPDConfig,
     OPDConfig,
+    PilotConfig,
 )
 from copd.recipes.copd import copd
 from copd.recipes.cost import Cost, PlanCost, describe, plan_cost
@@ -16,6 +17,7 @@ from copd.recipes.experts import experts
 from copd.recipes.mixed import mixed
 from copd.recipes.mopd import mopd
 from copd.recipes.opd import opd
+from copd.recipes.pilot import pilot
 from copd.recipes.plan import OPD, RLVR, Action, Merge, Plan, Stage, to_dict
 
 __all__ = [
@@ -47,3 +49,5 @@ def build_plan(config: Config) -> Plan:
             return mopd(config.branches, recipe)
         case CoPDConfig() as recipe:
             return copd(config.branches, recipe)
+        case PilotConfig() as recipe:
+            return pilot(recipe)

@@ -127,7 +127,8 @@ def _action_text(action: Action) -> str:
     if isinstance(action, OPD):
         beta = "" if action.beta == 1 else f" (beta {action.beta:g})"
         return f"from {action.teacher} on {action.domain}{beta}"
-    return f"from rewards on {action.domain}"
+    sampled = "" if action.temperature is None else f" at temperature {action.temperature:g}"
+    return f"from rewards on {action.domain}{sampled}"
 
 
 def _cost_lines(cost: PlanCost) -> list[str]:

@@ -16,6 +16,8 @@ class RLVR:
 
     branch: str
     domain: str
+    temperature: float | None = None
+    """Of its sampling; by default that of the run."""
 
     @property
     def key(self) -> str:
@@ -208,7 +210,7 @@ def to_dict(plan: Plan) -> dict[str, Any]:
             {
                 "name": stage.name,
                 "steps": stage.steps,
-                "actions": [{"key": action.key, **asdict(action)} for action in stage.actions],
+                "actions": [_action_dict(action) for action in stage.actions],
             }
             for stage in plan.stages
         ],
@@ -220,6 +222,12 @@ def to_dict(plan: Plan) -> dict[str, Any]:
         },
         "result": plan.result,
     }
+
+
+def _action_dict(action: Action) -> dict[str, Any]:
+    """What is set of an action."""
+    own = {name: value for name, value in asdict(action).items() if value is not None}
+    return {"key": action.key, **own}
 
 
 def _repeated(names: Collection[str]) -> str | None:

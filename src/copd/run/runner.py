@@ -23,6 +23,7 @@ from copd.run.directory import (
     truncate_lines,
     write_atomically,
 )
+from copd.run.dynamics import measure
 from copd.run.evaluation import (
     Results,
     evaluate,
@@ -44,6 +45,9 @@ from copd.types import Split
 BASE = "base"
 """The untrained model's name in results."""
 
+LINES = ("metrics.jsonl", "timings.jsonl", "rollouts.jsonl", "evaluations.jsonl", "dynamics.jsonl")
+"""Files that a run only appends to."""
+
 
 class Runner:
     """One run in its directory.
@@ -64,7 +68,7 @@ class Runner:
         check_installed(self.config.tracking)
         for name in self.plan.branches:
             self.engine.spawn(name, self.config.model.path)
-        if asks_base(self.config):
+        if asks_base(self.config) or self.config.monitor.every:
             self.engine.spawn(REFERENCE, self.config.model.path)
 
     def run(self, *, measure: bool = True) -> None:
@@ -116,27 +120,30 @@ class Runner:
         if checkpoint:
             self.engine.each(Branch.restore, dict.fromkeys(self.plan.branches, checkpoint.folder))
             self.console.print(f"continuing after step {done} of {self.plan.total_steps}")
-        for name in ("metrics.jsonl", "timings.jsonl", "rollouts.jsonl", "evaluations.jsonl"):
-            truncate_lines(self.root / name, lambda record: record["step"] <= done)
+        for name in LINES:
+            truncate_lines(self.root / name, lambda record: 0 < done >= record["step"])
         lines = (read_lines(self.root / name) for name in ("metrics.jsonl", "timings.jsonl"))
         self.history.read(*lines)
         return done, cost
 
     def _train(self, done: int, cost: dict[str, dict[str, int]]) -> None:
         total, settings = self.plan.total_steps, self.config.checkpoint
+        if done == 0:
+            self._measure_sometimes(0, "start")
         for step in () if self._is_spent(cost) else range(done + 1, total + 1):
             started = time.perf_counter()
             index, _ = self.plan.locate(step - 1)
             position = Position(step, index, self.plan.stages[index])
             result = take_step(self.engine, self.config, position)
             cost = add_step(cost, position.stage, result.lessons)
+            is_last = step == total or self._is_spent(cost)
             line = self._log(position, result, cost)
             results = self._evaluate_sometimes(step)
+            self._measure_sometimes(step, position.stage.name, is_last=is_last)
             seconds = round(time.perf_counter() - started, 4)
             append_lines(self.root / "timings.jsonl", [{"step": step, "seconds": seconds}])
             self.progress.advance(line, seconds)
             self.trackers.log(step, step_values(line, seconds, results))
-            is_last = step == total or self._is_spent(cost)
             if is_last or step % settings.every == 0 or step in settings.milestones:
                 root, branches = self.root / "checkpoints", self.plan.branches
                 save_checkpoint(root, self.engine, branches, step, cost, settings=settings)
@@ -180,6 +187,12 @@ class Runner:
             return {
                 **evaluate(self.engine, self.config, names, split=split, domain_done=domain_done)
             }
+
+    def _measure_sometimes(self, step: int, stage: str, *, is_last: bool = False) -> None:
+        every = self.config.monitor.every
+        if every and (is_last or step % every == 0):
+            line = measure(self.engine, self.config, self.plan.branches, step, stage)
+            append_lines(self.root / "dynamics.jsonl", [line])
 
     def _base_results(self, done: int) -> Results:
         """The base's results: measured before the first step, read from a file afterwards."""

@@ -16,7 +16,7 @@ from copd.run.seeds import derive_seed, draw_problems
 from copd.types import Batch, Lesson, Metrics, SampleRequest, ScoreRequest, Scores, UpdateRequest
 
 REFERENCE = "theta_0"
-"""The frozen copy of the base that reward extrapolation asks; no branch may have this name."""
+"""The frozen copy of the base that is asked and compared with; no branch may have this name."""
 
 
 @dataclass(frozen=True)
@@ -95,10 +95,11 @@ def _sample_request(config: Config, position: Position, action: Action) -> Sampl
         start=(position.step - 1) * config.rollout.num_prompts,
         count=config.rollout.num_prompts,
     )
+    native = isinstance(action, RLVR)
     return SampleRequest(
         action=action.key,
         problems=problems,
-        temperature=config.rollout.temperature if isinstance(action, RLVR) else 1.0,
+        temperature=action.temperature or config.rollout.temperature if native else 1.0,
         seed=derive_seed(*place, position.stage_index, position.step, "sample"),
         position=str(position),
     )

@@ -1,0 +1,176 @@
+"""How a policy behaves on some problems, and how like it another policy is there.
+
+Everything is at temperature 1 and without a graph. Knows no rewards and no training.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from copd.branch.learning import Learning
+from copd.branch.lesson import completions_of, micro_batches
+from copd.branch.precision import autocast
+from copd.branch.sampling import Wanted, sample_batches
+from copd.functional import (
+    full_logprobs,
+    symmetric_kl,
+    token_logprobs,
+    topk_buckets,
+    topk_logprobs,
+    topk_overlap,
+)
+from copd.policy import Policy, Prompt, SharedPrefix
+from copd.types import Completion, Likeness, Portrait, SampleRequest, ScoreRequest
+
+_CHUNK = 1024
+"""Whole distributions at a time."""
+
+
+@torch.no_grad()
+def portray(
+    policy: Policy,
+    learning: Learning,
+    requests: Sequence[SampleRequest],
+    prompts: Sequence[Sequence[Prompt]],
+    max_completion_tokens: int,
+) -> list[Portrait]:
+    """`monitor.num_samples` completions per problem, and the policy's top tokens at some of theirs.
+
+    The probes are `monitor.num_probe_tokens` random tokens of a portrait, or all if it has fewer.
+    """
+    sampled = sample_batches(
+        policy,
+        [
+            Wanted(own, learning.monitor.num_samples, 1.0, request.seed)
+            for request, own in zip(requests, prompts, strict=True)
+        ],
+        max_completion_tokens=max_completion_tokens,
+        max_prompt_tokens=learning.micro_batch_tokens,
+        precision=learning.precision,
+    )
+    prefixes = sampled.prefixes or [None] * len(requests)
+    return [
+        _tell(policy, learning, _question(learning, request, groups), own, prefix)
+        for request, groups, own, prefix in zip(
+            requests, sampled.groups, prompts, prefixes, strict=True
+        )
+    ]
+
+
+@torch.no_grad()
+def compare(
+    policy: Policy,
+    learning: Learning,
+    portraits: Sequence[Portrait],
+    prompts: Sequence[Prompt],
+) -> list[Likeness]:
+    """How like each portrait the policy is; all are of the same problems, which it reads once.
+
+    The overlap is of the two top `monitor.overlap_k`; the symmetric KL is taken over the portrait's
+    own top tokens and one tail bucket, so it is a lower bound, exact if they are the vocabulary.
+    """
+    question, source = side_by_side(portraits)
+    told_ids = torch.from_numpy(np.concatenate([p.topk_ids for p in portraits]))
+    told = torch.from_numpy(np.concatenate([p.topk_logprobs for p in portraits]))
+    overlap, divergence = torch.zeros(len(source)), torch.zeros(len(source))
+    k = min(learning.monitor.overlap_k, told_ids.shape[1])
+    for part in micro_batches(question, prompts, learning.micro_batch_tokens):
+        with autocast(policy, learning.precision):
+            states = policy.score(prompts[part.problems], completions_of(question, part))
+            inside = (question.probes >= part.tokens.start) & (question.probes < part.tokens.stop)
+            rows = torch.from_numpy(question.probes[inside] - part.tokens.start).long()
+            places = torch.from_numpy(source[inside])
+            for some, at in zip(rows.split(_CHUNK), places.split(_CHUNK), strict=True):
+                hidden = states.hidden[some.to(policy.device)]
+                own = full_logprobs(hidden, policy.head, banned=policy.banned)
+                ids, logprobs = told_ids[at].to(policy.device), told[at].to(policy.device)
+                overlap[at] = topk_overlap(ids[:, :k], own.topk(k).indices).cpu()
+                divergence[at] = symmetric_kl(*topk_buckets(own, logprobs, ids)).cpu()
+    sizes = [len(portrait.probes) for portrait in portraits]
+    return [
+        Likeness(float(one.mean()), float(other.mean()))
+        for one, other in zip(overlap.split(sizes), divergence.split(sizes), strict=True)
+    ]
+
+
+def side_by_side(portraits: Sequence[Portrait]) -> tuple[ScoreRequest, NDArray[np.int64]]:
+    """Portraits of the same problems as one question, all completions of a problem together.
+
+    Also from which probe, counted over all portraits, each of its probes comes.
+    """
+    problems = portraits[0].problems
+    assert all(portrait.problems == problems for portrait in portraits), "one set of problems"
+    lengths = np.concatenate([portrait.lengths for portrait in portraits])
+    order = np.arange(len(lengths)).reshape(len(portraits), len(problems), -1)
+    order = order.swapaxes(0, 1).flatten()  # portrait, problem, sample -> problem, portrait, sample
+    starts = np.cumsum(lengths) - lengths
+    token_of = np.concatenate([np.arange(starts[b], starts[b] + lengths[b]) for b in order])  # N
+    place_of = np.argsort(token_of)
+    offsets = np.cumsum([0, *(len(portrait.token_ids) for portrait in portraits[:-1])])
+    probes = place_of[
+        np.concatenate([p.probes + offset for p, offset in zip(portraits, offsets, strict=True)])
+    ]
+    source = np.argsort(probes)
+    question = ScoreRequest(
+        problems=problems,
+        token_ids=np.concatenate([portrait.token_ids for portrait in portraits])[token_of],
+        lengths=lengths[order],
+        probes=probes[source].astype(np.int32),
+        top_k=0,
+    )
+    return question, source
+
+
+def _question(
+    learning: Learning, request: SampleRequest, groups: Sequence[Sequence[Completion]]
+) -> ScoreRequest:
+    """What a policy is to tell about its own completions."""
+    completions = [completion for group in groups for completion in group]
+    token_ids = np.concatenate([completion.token_ids for completion in completions])
+    size = min(learning.monitor.num_probe_tokens, len(token_ids))
+    probes = np.random.default_rng(request.seed).choice(len(token_ids), size, replace=False)
+    return ScoreRequest(
+        problems=request.problems,
+        token_ids=token_ids,
+        lengths=np.array([len(c.token_ids) for c in completions], dtype=np.int32),
+        probes=np.sort(probes).astype(np.int32),
+        top_k=learning.monitor.probe_top_k,
+    )
+
+
+def _tell(
+    policy: Policy,
+    learning: Learning,
+    question: ScoreRequest,
+    prompts: Sequence[Prompt],
+    prefix: SharedPrefix | None,
+) -> Portrait:
+    """The policy's own distributions; takes the prompts as sampling has read them, if it can."""
+    top_k = min(question.top_k, policy.vocab_size)
+    entropies, ids, told = [], [], []
+    for part in micro_batches(question, prompts, learning.micro_batch_tokens):
+        with autocast(policy, learning.precision):
+            own = prompts[part.problems]
+            read = policy.read(own) if prefix is None else prefix.select(part.problems)
+            states = policy.score_after(read, completions_of(question, part))
+            inside = (question.probes >= part.tokens.start) & (question.probes < part.tokens.stop)
+            rows = torch.from_numpy(question.probes[inside] - part.tokens.start).long()
+            at = states.hidden[rows.to(policy.device)]
+            values, tokens = topk_logprobs(at, policy.head, k=top_k, banned=policy.banned)
+            _, entropy = token_logprobs(
+                states.hidden, policy.head, states.token_ids, banned=policy.banned
+            )
+        told.append(values.cpu())
+        ids.append(tokens.int().cpu())
+        entropies.append(entropy.cpu())
+    return Portrait(
+        problems=question.problems,
+        token_ids=question.token_ids,
+        lengths=question.lengths,
+        probes=question.probes,
+        topk_ids=torch.cat(ids).numpy(),
+        topk_logprobs=torch.cat(told).numpy(),
+        entropy=float(torch.cat(entropies).mean()),
+    )
