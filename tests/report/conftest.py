@@ -14,9 +14,6 @@ from typing import Any
 
 import pytest
 
-from copd.run.commands import train
-from tests.run.conftest import SETTINGS
-
 NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
 MAC = "/Applications/Google Chrome.app/Contents/MacOS/Google Chrome"
 FLAGS = (

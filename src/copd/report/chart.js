@@ -13,7 +13,7 @@ function ticks(low, high, count) {
 
 // The range of y for all facets of a row, so that they can be compared.
 function extent(lines, { from = null, to = null } = {}) {
-  const values = lines.flatMap((l) => finite([...l.y, ...(l.low ?? []), ...(l.high ?? [])]));
+  const values = lines.flatMap((l) => finite([...l.y, ...(l.raw ?? []), ...(l.low ?? []), ...(l.high ?? [])]));
   let low = Math.min(...values, ...finite([from])), high = Math.max(...values, ...finite([to]));
   if (high === low) high = low + (Math.abs(low) * 0.1 || 1);
   const room = (high - low) * 0.05;
@@ -77,57 +77,29 @@ function path(line, values, x, y) {
   }).join("");
 }
 
-// Batches of one kind come in stretches; the line breaks where a stage was without them.
-function broken(line) {
-  const gaps = line.x.slice(1).map((step, i) => step - line.x[i]).sort((a, b) => a - b);
-  const usual = gaps[Math.floor(gaps.length / 2)] ?? 1;
-  const copy = { x: [], y: [], raw: line.raw && [], low: line.low && [], high: line.high && [] };
-  line.x.forEach((step, i) => {
-    if (i && !line.marks && step - line.x[i - 1] > usual) {
-      copy.x.push(step);
-      for (const k of ["y", "raw", "low", "high"]) copy[k]?.push(null);
-    }
-    copy.x.push(step);
-    for (const k of ["y", "raw", "low", "high"]) copy[k]?.push(line[k][i]);
-  });
-  return copy;
-}
-
+// Dots show where a dashed line was measured: only in stages that have its batches.
 function drawLine(picture, line, x, y) {
-  const style = `--c:${line.color}`, dash = line.dash ? " dash" : "", drawn = broken(line);
+  const style = `--c:${line.color}`;
+  const add = (tag, attributes) => picture.append(svg(tag, { style, ...attributes }));
   const kept = line.low ? line.x.map((_, i) => i).filter((i) => line.low[i] !== null) : [];
+  const edge = (values) => (i) => `${x(line.x[i]).toFixed(1)} ${y(values[i]).toFixed(1)}`;
   if (line.marks) {
     for (const i of kept) {
-      picture.append(svg("line", { class: "whisker", style, x1: x(line.x[i]), x2: x(line.x[i]),
-        y1: y(line.low[i]), y2: y(line.high[i]) }));
+      const at = x(line.x[i]);
+      add("line", { class: "whisker", x1: at, x2: at, y1: y(line.low[i]), y2: y(line.high[i]) });
     }
   } else if (kept.length) {
-    const edge = (i, values) => `${x(line.x[i]).toFixed(1)} ${y(values[i]).toFixed(1)}`;
-    for (const run of stretches(line, kept)) {
-      const around = [...run.map((i) => edge(i, line.high)),
-        ...run.toReversed().map((i) => edge(i, line.low))];
-      picture.append(svg("path", { class: "band", style, d: `M${around.join("L")}Z` }));
-    }
+    const around = [...kept.map(edge(line.high)), ...kept.toReversed().map(edge(line.low))];
+    add("path", { class: "band", d: `M${around.join("L")}Z` });
   }
-  if (drawn.raw) picture.append(svg("path", { class: "line raw", style, d: path(drawn, drawn.raw, x, y) }));
-  picture.append(svg("path", { class: `line${dash}`, style, d: path(drawn, drawn.y, x, y) }));
-  const alone = line.x.length === 1;
+  if (line.raw) add("path", { class: "line raw", d: path(line, line.raw, x, y) });
+  add("path", { class: `line${line.dash ? " dash" : ""}`, d: path(line, line.y, x, y) });
+  const radius = line.marks || line.x.length === 1 ? 2.8 : line.dash && line.x.length <= 60 ? 1.9 : 0;
   line.x.forEach((step, i) => {
-    if ((line.marks || alone) && line.y[i] !== null) {
-      picture.append(svg("circle", { class: "mark", style, cx: x(step), cy: y(line.y[i]), r: 2.8 }));
+    if (radius && line.y[i] !== null) {
+      add("circle", { class: line.marks ? "mark" : "point", cx: x(step), cy: y(line.y[i]), r: radius });
     }
   });
-}
-
-function stretches(line, kept) {
-  const gaps = line.x.slice(1).map((step, i) => step - line.x[i]).sort((a, b) => a - b);
-  const usual = gaps[Math.floor(gaps.length / 2)] ?? 1;
-  const found = [];
-  for (const i of kept) {
-    if (found.length && line.x[i] - line.x[found.at(-1).at(-1)] <= usual) found.at(-1).push(i);
-    else found.push([i]);
-  }
-  return found;
 }
 
 // Values at a step: what the read-out says.

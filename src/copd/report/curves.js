@@ -28,7 +28,9 @@ const TOTALS = [
 // 97.5 % quantiles of Student's t for 1, 2, ... degrees of freedom; beyond them the normal's.
 const T = [12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.16,
   2.145, 2.131, 2.12, 2.11, 2.101, 2.093, 2.086];
-const curves = { group: 0, smooth: 0.5, band: "t", suite: "", hidden: new Set() };
+// A t interval of few seeds says little; their extremes say what happened.
+const MANY = DATA.groups.some((group) => group.runs.length >= 5);
+const curves = { group: 0, smooth: 0.5, band: MANY ? "t" : "range", suite: "", hidden: new Set() };
 
 // An exponential mean without the bias of its start; gaps stay gaps.
 function smoothed(values, weight) {
@@ -63,29 +65,35 @@ function together(lines) {
   return { ...lines[0], x, y, low, high };
 }
 
-function linesOf(runs, pick, isSmooth) {
+// An interval ends where a quantity cannot go on.
+const within = (values, { from = null, to = null }) => values && values.map((value) =>
+  value === null ? null : Math.min(to ?? Infinity, Math.max(from ?? -Infinity, value)));
+
+function linesOf(runs, pick, isSmooth, limits = {}) {
   const found = new Map();
   for (const run of runs) {
     for (const line of pick(run)) {
       const key = [line.b, line.kind, line.teacher, line.domain].join("/");
       if (!found.has(key)) found.set(key, []);
       const y = isSmooth ? smoothed(line.y, curves.smooth) : line.y;
-      const raw = isSmooth && curves.smooth > 0 && runs.length === 1 ? line.y : undefined;
+      const hasRaw = isSmooth && curves.smooth > 0 && runs.length === 1 && line.kind !== "cross";
+      const raw = hasRaw ? line.y : undefined;
       found.get(key).push({ ...line, y, raw });
     }
   }
   return [...found.values()].map(together).map((line) => ({
-    ...line, color: colour(line.b), dash: line.kind === "cross",
+    ...line, low: within(line.low, limits), high: within(line.high, limits),
+    color: colour(line.b), dash: line.kind === "cross",
     name: line.teacher ? `${line.b} from ${line.teacher}` : line.b || "run",
   })).filter((line) => !curves.hidden.has(line.b));
 }
 
 function rowLines(row, runs) {
   if (row.q === "measured") {
-    return linesOf(runs, (run) => run.measured.filter((m) => m.suite === curves.suite), false)
+    return linesOf(runs, (run) => run.measured.filter((m) => m.suite === curves.suite), false, row)
       .map((line) => ({ ...line, marks: true }));
   }
-  return linesOf(runs, (run) => run.series.filter((line) => line.q === row.q), true);
+  return linesOf(runs, (run) => run.series.filter((line) => line.q === row.q), true, row);
 }
 
 function drawRow(row, runs, stages, total) {
@@ -104,7 +112,7 @@ function drawTotals(runs, stages, total) {
   const cursor = [];
   const charts = TOTALS.map(([q, title, unit]) => {
     const lines = linesOf(runs, (run) => run.series.filter((line) => line.q === q),
-      q === "grad_norm" || q === "seconds");
+      q === "grad_norm" || q === "seconds", { from: 0 });
     if (!lines.length) return null;
     return chart({ title, unit, lines, span: extent(lines, { from: 0 }), total, stages, group: cursor });
   });
@@ -152,7 +160,8 @@ function curvesBar() {
       return button;
     }),
     el("label", {}, "Smoothing", slider, shown),
-    ...(several ? [choice("Band over seeds", [["t", "95 % of the mean"], ["range", "smallest to largest"]], redraw("band"))] : []),
+    ...(several ? [choice("Band over seeds", 
+      [["range", "smallest to largest"], ["t", "95 % of the mean"]], redraw("band"), curves.band)] : []),
     ...(suites.length > 1
       ? [choice("Held-out suite", suites.map((s) => [s, s || "all"]), redraw("suite"))] : []));
 }
@@ -162,7 +171,7 @@ if (DATA.runs.some((run) => run.series.length || run.measured.length)) {
   const names = new Set(DATA.runs.flatMap((run) => run.stages.map(([name]) => name)).filter((n) => n !== "rlvr"));
   const shade = names.size ? ` Shaded: ${[...names].join(" and ")} stages.` : "";
   find("curves-title").after(el("p", { class: "remark" },
-    `Hover, or focus a chart and use the arrow keys, to read values.${shade} The faint line is unsmoothed.`));
+    `Hover, or focus a chart and use the arrow keys, to read values.${shade} Faint: before smoothing.`));
   curvesBar();
   drawCurves();
 }

@@ -44,9 +44,19 @@ def state(run: RunFiles) -> str:
 
 def overview(runs: Sequence[RunFiles]) -> str:
     """Several runs, a line each."""
-    head = ("run", "recipe", "seed", "state", "last written")
-    rows = [[r.name, recipe(r), str(r.settings.get("seed", "")), state(r), written(r)] for r in runs]
+    head = ("run", "recipe", "seed", "state", "final model, mean accuracy", "last written")
+    rows = [
+        [r.name, recipe(r), str(r.settings.get("seed", "")), state(r), _final(r), written(r)]
+        for r in runs
+    ]
     return _table(head, rows, "overview", "Runs on this page")
+
+
+def _final(run: RunFiles) -> str:
+    """The final model and its mean accuracy in percent, once it is measured."""
+    name = run.final
+    own = run.results.get(name) if name else None
+    return f"{name} {overall(own)}" if own else ""
 
 
 def recipe(run: RunFiles) -> str:
@@ -63,7 +73,7 @@ def written(run: RunFiles) -> str:
 
 def moment(seconds: float) -> str:
     """A time in words, the same everywhere."""
-    return datetime.fromtimestamp(seconds, UTC).strftime("%-d %B %Y, %H:%M UTC")
+    return datetime.fromtimestamp(seconds, UTC).strftime("%-d %b %Y, %H:%M UTC")
 
 
 def _notes(run: RunFiles) -> str:
@@ -126,7 +136,7 @@ def _results(run: RunFiles) -> str:
         f'<th scope="col" data-model="{escape(name)}">{escape(name)}</th>' for name in head
     )
     return (
-        f'<div class="wide"><table class="results"><caption>{caption}</caption>'
+        f'<div class="wide"><table class="results"><caption><span>{caption}</span></caption>'
         f"<thead><tr>{columns}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
     )
 
@@ -179,7 +189,7 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]], kind: str, captio
         for first, *rest in rows
     )
     return (
-        f'<div class="wide"><table class="{kind}"><caption>{escape(caption)}</caption>'
+        f'<div class="wide"><table class="{kind}"><caption><span>{escape(caption)}</span></caption>'
         f"<thead><tr>{columns}</tr></thead><tbody>{body}</tbody></table></div>"
     )
 

@@ -2,8 +2,8 @@
 
 const distances = { run: 0, moment: 0 };
 const KINDS = [
-  ["overlap", "Top-k overlap", "share of the k most probable tokens", "var(--more)"],
-  ["symmetric_kl", "Symmetric KL", "nats", "var(--less)"],
+  ["overlap", "Top-k overlap", "var(--more)"],
+  ["symmetric_kl", "Symmetric KL, nats", "var(--less)"],
 ];
 const pairsOf = (run) => (run.matrices && run.matrices.moments.length ? run.matrices : null);
 
@@ -14,7 +14,7 @@ function bounds(pairs, kind) {
   return [Math.min(...values), Math.max(...values)];
 }
 
-function matrix(models, cells, [kind, title, unit, tint], [low, high]) {
+function matrix(models, cells, [kind, title, tint], [low, high]) {
   const depth = (value) => {
     const part = high > low ? (value - low) / (high - low) : 0;
     return `${Math.round(60 * (kind === "overlap" ? 1 - part : part))}%`;
@@ -24,8 +24,8 @@ function matrix(models, cells, [kind, title, unit, tint], [low, high]) {
     return el("td", { class: i === j ? "own" : "", style: `--tint:${tint};--m:${depth(value)}` }, number(value));
   };
   return el("table", { class: "matrix" },
-    el("caption", {}, `${title}, ${unit}`),
-    el("thead", {}, el("tr", {}, el("td", { class: "none", style: "visibility:hidden" }), models.map((m) => el("th", { scope: "col" }, m)))),
+    el("caption", {}, title),
+    el("thead", {}, el("tr", {}, el("th", { scope: "col" }, el("span", { class: "unseen" }, "student")), models.map((m) => el("th", { scope: "col" }, m)))),
     el("tbody", {}, cells.map((row, i) => el("tr", {}, el("th", { scope: "row" }, models[i]),
       row.map((value, j) => cell(value, i, j))))));
 }
@@ -34,9 +34,9 @@ function drawMatrices() {
   const pairs = pairsOf(DATA.runs[distances.run]);
   const moment = pairs.moments[distances.moment];
   find("matrices-body").replaceChildren(el("div", { class: "matrices" },
-    Object.entries(moment.domains).map(([domain, tables]) => el("div", { "data-domain": domain },
-      el("h3", {}, `On ${domain}`),
-      KINDS.map((kind) => matrix(pairs.models, tables[kind[0]], kind, bounds(pairs, kind[0])))))));
+    DATA.runs[distances.run].domains.filter((domain) => moment.domains[domain]).map((domain) =>
+      el("div", { "data-domain": domain }, el("h3", {}, `On ${domain}`), KINDS.map((kind) =>
+        matrix(pairs.models, moment.domains[domain][kind[0]], kind, bounds(pairs, kind[0])))))));
 }
 
 function matricesBar() {
@@ -57,8 +57,7 @@ function matricesBar() {
     distances.run = Number(value);
     matricesBar();
     drawMatrices();
-  });
-  runs.querySelector("select").value = distances.run;
+  }, distances.run);
   find("matrices-bar").replaceChildren(...(known.length > 1 ? [runs] : []),
     el("label", {}, "Moment", slider, shown));
   find("matrices-note").textContent = "Row: whose tokens (the student); column: who is compared with it. " +

@@ -49,9 +49,9 @@ const range = (start, end) => Array.from({ length: end - start }, (_, i) => star
 const finite = (values) => values.filter((v) => v !== null && v !== undefined);
 const say = (text) => { find("live").textContent = text; };
 
-function choice(label, options, onchange) {
+function choice(label, options, onchange, chosen = options[0][0]) {
   const select = el("select", { onchange: () => onchange(select.value) },
-    options.map(([value, text]) => el("option", { value }, text)));
+    options.map(([value, text]) => el("option", { value, selected: value === chosen }, text)));
   return el("label", {}, label, select);
 }
 

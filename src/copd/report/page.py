@@ -1,4 +1,4 @@
-"""One HTML file from run and study directories: everything inside it, nothing loaded from outside."""
+"""One HTML file from run and study directories: all in it, nothing loaded from outside."""
 
 from __future__ import annotations
 

@@ -111,20 +111,18 @@ def read_run(path: Path, *, name: str, method: str | None = None) -> RunFiles:
 
 def lines(path: Path, notes: list[str], *, needs: tuple[str, ...]) -> Iterator[dict[str, Any]]:
     """The complete lines of a file up to the first damaged one, which is noted."""
-    number = 0
+    read = 0
     try:
-        for number, record in enumerate(read_lines(path), 1):
+        for record in read_lines(path):
             if not isinstance(record, dict) or not set(needs) <= set(record):
-                raise ValueError(f"no {' and '.join(needs)}")
+                break
+            read += 1
             yield record
-        return
-    except UnicodeDecodeError:
-        number += 1
-    except json.JSONDecodeError:
-        number += 1
-    except ValueError:
+        else:
+            return
+    except ValueError:  # neither JSON nor UTF-8
         pass
-    notes.append(f"{path.name} is damaged in line {number}: read up to there.")
+    notes.append(f"{path.name} is damaged in line {read + 1}: read up to there.")
 
 
 def _json(path: Path, notes: list[str]) -> dict[str, Any]:

@@ -13,7 +13,7 @@ const REWARDS = {
 function bound(values) {
   const sizes = values.map(Math.abs).sort((a, b) => a - b);
   const size = sizes[Math.floor(0.98 * (sizes.length - 1))] || 1;
-  return [0.1, 0.2, 0.5, 1, 2, 3, 5, 10].find((nice) => nice >= size) ?? Math.ceil(size);
+  return [0.1, 0.2, 0.3, 0.5, 0.7, 1, 1.5, 2, 2.5, 3, 4, 5, 7, 10].find((nice) => nice >= size) ?? Math.ceil(size);
 }
 const signals = ALL.flatMap((g) => g.rollouts.flatMap((r) => finite(r.delta ?? [])));
 const BOUND = { cross: bound(signals), native: bound(ALL.flatMap((g) => g.rollouts.map((r) => r.advantage))) };
@@ -31,8 +31,8 @@ const pips = (group) => el("span", { class: "pips", role: "img",
   "aria-label": `rewards ${group.rollouts.map((r) => number(r.reward)).join(" ")}` },
   group.rollouts.map((r) => el("i", { style: `--r:${Math.round(100 * Math.max(0, Math.min(1, r.reward)))}%` })));
 
-const what = (group) => group.kind === "cross"
-  ? `${group.b} on ${group.domain}, from ${group.teacher}` : `${group.b} on ${group.domain}`;
+const what = (group) => `${group.b} on ${group.domain}`;
+const from = (group) => (group.kind === "cross" ? `from ${group.teacher}` : group.kind);
 
 function drawList() {
   const list = find("rollout-list");
@@ -41,7 +41,7 @@ function drawList() {
   list.replaceChildren(...listed.map((group, i) => el("li", { role: "option", id: `group-${i}`,
     "aria-selected": "false", style: `--c:${colour(group.b)}`, onclick: () => select(i) },
     el("span", {}, what(group)), pips(group),
-    el("span", { class: "about" }, el("span", {}, group.suite || group.kind), el("span", {}, `step ${group.step}`)))));
+    el("span", { class: "about" }, el("span", {}, [group.suite, from(group)].filter(Boolean).join(", ")), el("span", {}, `step ${group.step}`)))));
   find("rollout-count").textContent = `${listed.length} of ${ALL.length}`;
   select(selected);
 }
@@ -72,7 +72,7 @@ function drawGroup(group) {
   const facts = { problem: `${group.domain}/${group.split}/${group.index}`, suite: group.suite,
     batch: group.kind === "cross" ? `cross, taught by ${group.teacher}` : "native", "expected answer": group.answer };
   return [
-    el("h3", {}, `${run}step ${group.step}, ${what(group)}`),
+    el("h3", {}, `${run}step ${group.step}, ${what(group)}, ${from(group)}`),
     el("div", { class: "asked" },
       group.parts === null ? el("p", {}, "The problem cannot be rebuilt from this configuration.") : group.parts.map(part),
       el("dl", {}, Object.entries(facts).filter(([, v]) => v !== "").map(([k, v]) =>
@@ -146,7 +146,7 @@ function completion(group, rollout) {
     const value = isCross ? rollout.delta?.[i] : rollout.advantage;
     if (value === null || value === undefined) return JSON.stringify(text);
     return isCross
-      ? `${JSON.stringify(text)}  \u03b4 = ${signed(value, 3)} nats: to the teacher ${number(Math.exp(value))} times as probable`
+      ? `${JSON.stringify(text)}  \u03b4 = ${signed(value, 3)} nats, ${number(Math.exp(value))} \u00d7 as probable to the teacher`
       : `${JSON.stringify(text)}  advantage ${signed(value, 3)}`;
   });
   const spans = pieces.map((text, i) => {
