@@ -14,6 +14,22 @@ from typing import Any
 
 import pytest
 
+from copd.config import load_config
+from copd.run.commands import train
+
+LAPTOP = Path(__file__).parents[2] / "configs" / "laptop.toml"
+SHORT = {
+    "recipe.rounds": "1",
+    "recipe.rlvr_steps": "2",
+    "recipe.opd_steps": "2",
+    "rollout.num_prompts": "2",
+    "rollout.group_size": "3",
+    "rollout.max_completion_tokens": "12",
+    "evaluation.num_problems": "6",
+    "evaluation.num_samples": "2",
+    "evaluation.every": "2",
+    "engine.num_threads": "1",
+}
 NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
 MAC = "/Applications/Google Chrome.app/Contents/MacOS/Google Chrome"
 FLAGS = (
@@ -188,3 +204,11 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
     own = Browser(program, tmp_path_factory.mktemp("chromium"))
     yield own
     own.close()
+
+
+@pytest.fixture(scope="session")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of four steps: three domains, both stages, a merge."""
+    root = tmp_path_factory.mktemp("runs") / "short"
+    words = [word for key, value in SHORT.items() for word in (f"--{key}", value)]
+    return train(load_config(LAPTOP, [*words, "--output_dir", str(root)]))

@@ -170,8 +170,10 @@ if (DATA.runs.some((run) => run.series.length || run.measured.length)) {
   show("curves");
   const names = new Set(DATA.runs.flatMap((run) => run.stages.map(([name]) => name)).filter((n) => n !== "rlvr"));
   const shade = names.size ? ` Shaded: ${[...names].join(" and ")} stages.` : "";
+  const longest = Math.max(...DATA.runs.map((run) => run.total));
+  const thin = longest > DATA.points ? ` Of long runs about ${DATA.points} steps are drawn.` : "";
   find("curves-title").after(el("p", { class: "remark" },
-    `Hover, or focus a chart and use the arrow keys, to read values.${shade} Faint: before smoothing.`));
+    `Hover, or focus a chart and use the arrow keys, to read values.${shade} Faint: before smoothing.${thin}`));
   curvesBar();
   drawCurves();
 }

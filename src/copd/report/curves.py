@@ -25,6 +25,13 @@ BATCH_QUANTITIES = (
 
 MAX_POINTS = 500
 """Points of a line; of longer runs every n-th step is kept, and the last."""
+ALL_POINTS = 4000
+"""The same of one line in all runs of the page together."""
+
+
+def num_points(num_runs: int) -> int:
+    """Points of a line on a page of so many runs."""
+    return max(50, min(MAX_POINTS, ALL_POINTS // max(1, num_runs)))
 
 
 def rounded(value: object) -> float | None:
@@ -34,12 +41,12 @@ def rounded(value: object) -> float | None:
     return float(f"{value:.5g}")
 
 
-def series(run: RunFiles) -> list[dict[str, Any]]:
+def series(run: RunFiles, points: int) -> list[dict[str, Any]]:
     """One line per quantity, branch and action: `q b kind domain teacher x y`."""
     found: dict[tuple[str, str, str], tuple[list[int], list[float | None]]] = defaultdict(
         lambda: ([], [])
     )
-    for record in thinned(run.metrics):
+    for record in thinned(run.metrics, points):
         for branch, metrics in record["branches"].items():
             for key, value in metrics.items():
                 action, _, quantity = key.rpartition("/")
@@ -48,7 +55,7 @@ def series(run: RunFiles) -> list[dict[str, Any]]:
         for branch, counts in record.get("cost", {}).items():
             for quantity in ("sampled_tokens", "scored_tokens"):
                 _add(found[quantity, branch, "cost"], record["step"], counts[quantity])
-    for record in thinned(run.timings):
+    for record in thinned(run.timings, points):
         _add(found["seconds", "", "run"], record["step"], record["seconds"])
     return [
         {"q": quantity, "b": branch, **action_parts(action), "x": x, "y": y}
@@ -101,9 +108,9 @@ def _columns(values: Iterable[tuple[int, float, float, float]]) -> dict[str, lis
     return {n: [rounded(v) for v in c] for n, c in zip(names, columns, strict=True)}
 
 
-def thinned(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """At most `MAX_POINTS` of the records and the last."""
-    stride = -(-len(records) // MAX_POINTS) if records else 1
+def thinned(records: list[dict[str, Any]], points: int) -> list[dict[str, Any]]:
+    """Every n-th record, about `points` of them, and the last."""
+    stride = max(1, -(-len(records) // points))
     kept = records[::stride]
     return kept if not records or kept[-1] is records[-1] else [*kept, records[-1]]
 

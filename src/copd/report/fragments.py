@@ -16,7 +16,7 @@ from copd.run.cost import COUNTS
 from copd.run.evaluation import DomainResult, Estimate, Results, estimate, gain, overall
 
 
-def run_section(run: RunFiles, *, is_open: bool) -> str:
+def run_section(run: RunFiles, *, is_open: bool, is_printed: bool) -> str:
     """All that is known of a run, foldable."""
     body = "".join(
         [
@@ -29,8 +29,8 @@ def run_section(run: RunFiles, *, is_open: bool) -> str:
         ]
     )
     head = f'<span class="name">{escape(run.name)}</span> <span class="state">{state(run)}</span>'
-    opened = " open" if is_open else ""
-    return f'<details class="run" data-print{opened}><summary>{head}</summary>{body}</details>'
+    marks = (" data-print" if is_printed else "") + (" open" if is_open else "")
+    return f'<details class="run"{marks}><summary>{head}</summary>{body}</details>'
 
 
 def state(run: RunFiles) -> str:
@@ -46,7 +46,14 @@ def overview(runs: Sequence[RunFiles]) -> str:
     """Several runs, a line each."""
     head = ("run", "recipe", "seed", "state", "final model, mean accuracy", "last written")
     rows = [
-        [r.name, recipe(r), str(r.settings.get("seed", "")), state(r), _final(r), written(r)]
+        [
+            r.name,
+            recipe(r),
+            str(r.settings.get("seed", "")),
+            state(r),
+            r.attempt("The mean accuracy", lambda r=r: _final(r), ""),
+            written(r),
+        ]
         for r in runs
     ]
     return _table(head, rows, "overview", "Runs on this page")
@@ -164,6 +171,8 @@ def _accuracy(e: Estimate) -> str:
 
 def _points(e: Estimate) -> str:
     mean, low, high = (f"{100 * x:+.1f}".replace("-", "\u2212") for x in (e.mean, e.low, e.high))
+    if not np.isfinite(e.low):
+        return f'<td class="gain unsure"><b>{mean}</b></td>'
     sure = "sure" if e.low > 0 or e.high < 0 else "unsure"
     return f'<td class="gain {sure}"><b>{mean}</b> <small>[{low}, {high}]</small></td>'
 
@@ -201,26 +210,25 @@ def _plan_text(run: RunFiles) -> str:
     return json.dumps(run.plan, indent=2) if run.plan else ""
 
 
+def folded(title: str, content: str, *, is_printed: bool = False) -> str:
+    """HTML behind its title; unfolded by a click, and on paper where it should be."""
+    mark = " data-print" if is_printed else ""
+    return f'<details class="fold"{mark}><summary>{title}</summary>{content}</details>'
+
+
 def _fold(title: str, text: str) -> str:
-    if not text:
-        return ""
-    return (
-        f'<details class="fold" data-print><summary>{title}</summary>'
-        f"<pre>{escape(text)}</pre></details>"
-    )
+    return folded(title, f"<pre>{escape(text)}</pre>", is_printed=True) if text else ""
 
 
 def study_section(path: Path) -> str:
-    """The comparison of a study: its tables, or the sentence that says why there are none."""
+    """The comparison of a study: its tables and what it was."""
     from copd.study.results import load_results
     from copd.study.statistics import summarize
     from copd.study.tables import to_html
 
     results = load_results(path / "results.json")
-    missing = "".join(f"<li>Not finished yet: {escape(name)}.</li>" for name in results.missing)
-    notes = f'<ul class="notes" role="note">{missing}</ul>' if missing else ""
-    tables = to_html(summarize(results))
+    settings = _fold("The study", json.dumps(dict(results.settings), indent=2))
     return (
-        f'<section class="study"><h2>{escape(results.title)}</h2>{notes}'
-        f'<div class="wide">{tables}</div></section>'
+        f'<section class="study"><h2>{escape(results.title)}</h2>'
+        f'<div class="wide">{to_html(summarize(results))}</div>{settings}</section>'
     )

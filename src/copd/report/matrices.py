@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from copd.report.curves import action_parts, rounded, thinned
+from copd.report.curves import MAX_POINTS, action_parts, rounded, thinned
 from copd.report.reading import RunFiles
 
 QUANTITIES = ("overlap", "symmetric_kl")
@@ -36,7 +36,7 @@ def _from_dynamics(run: RunFiles) -> dict[str, Any]:
                 for domain, table in record["domains"].items()
             },
         }
-        for record in thinned(run.dynamics)
+        for record in thinned(run.dynamics, MAX_POINTS)
     ]
     return {"all_pairs": True, "models": models, "moments": moments}
 
@@ -70,7 +70,7 @@ def _from_metrics(run: RunFiles) -> dict[str, Any]:
             moments.append(
                 {"step": record["step"], "stage": record.get("stage", ""), "domains": domains}
             )
-    return {"all_pairs": False, "models": run.branches, "moments": thinned(moments)}
+    return {"all_pairs": False, "models": run.branches, "moments": thinned(moments, MAX_POINTS)}
 
 
 def _filled(

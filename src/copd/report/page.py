@@ -10,14 +10,16 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from copd.report.curves import measured, series
-from copd.report.fragments import moment, overview, recipe, run_section, study_section
+from copd.report.curves import measured, num_points, series
+from copd.report.fragments import folded, moment, overview, recipe, run_section, study_section
 from copd.report.matrices import matrices
 from copd.report.reading import DAMAGE, RunFiles, read_run
 from copd.report.rollouts import MAX_GROUPS, MAX_TOKENS, Gallery, add_rollouts
 from copd.run.directory import write_atomically
 
 SCRIPTS = ("page.js", "chart.js", "curves.js", "matrices.js", "rollouts.js")
+MANY = 6
+"""Runs beyond which a run's own facts are folded away."""
 STUDY_FILES = ("study.json", "results.json")
 
 
@@ -42,13 +44,14 @@ def write_report(paths: Sequence[Path], out: Path | None = None) -> Path:
 def page(runs: Sequence[RunFiles], studies: Sequence[Path]) -> str:
     """The page as text."""
     data = _data(runs)
-    few = len(runs) == 1
+    one = len(runs) == 1
+    each = "".join(run_section(run, is_open=one, is_printed=len(runs) <= MANY) for run in runs)
     parts = {
         "title": escape(_title(runs, studies)),
         "made": moment(time.time()),
         "studies": "".join(map(_study, studies)),
-        "overview": "" if few else overview(runs),
-        "runs": "".join(run_section(run, is_open=few) for run in runs),
+        "overview": "" if one else overview(runs),
+        "runs": each if len(runs) <= MANY else folded("The runs one by one", each),
         "style": _file("page.css"),
         "data": embedded(data),
         "script": "\n".join(map(_file, SCRIPTS)),
@@ -84,9 +87,9 @@ def _label(runs: Sequence[RunFiles]) -> str:
 
 
 def _data(runs: Sequence[RunFiles]) -> dict[str, Any]:
-    gallery = Gallery()
+    gallery, points = Gallery(), num_points(len(runs))
     together = groups(runs)
-    shown = [group["runs"][0] for group in together] if len(runs) > 12 else range(len(runs))
+    shown = [group["runs"][0] for group in together] if len(runs) > 2 * MANY else range(len(runs))
     for number in shown:
         quota = MAX_GROUPS // len(shown)
         run = runs[number]
@@ -94,13 +97,14 @@ def _data(runs: Sequence[RunFiles]) -> dict[str, Any]:
             "Rollouts", lambda r=run, n=number, q=quota: add_rollouts(gallery, r, n, quota=q), None
         )
     return {
-        "runs": [_run(run) for run in runs],
+        "runs": [_run(run, points) for run in runs],
+        "points": points,
         "groups": together,
         "rollouts": {**gallery.to_json(), "max_tokens": MAX_TOKENS, "runs": len(shown)},
     }
 
 
-def _run(run: RunFiles) -> dict[str, Any]:
+def _run(run: RunFiles, points: int) -> dict[str, Any]:
     return {
         "name": run.name,
         "seed": run.settings.get("seed"),
@@ -109,7 +113,7 @@ def _run(run: RunFiles) -> dict[str, Any]:
         "domains": run.domains,
         "stages": [[stage["name"], stage["steps"]] for stage in run.plan.get("stages", [])],
         "total": run.total_steps,
-        "series": run.attempt("Learning curves", lambda: series(run), []),
+        "series": run.attempt("Learning curves", lambda: series(run, points), []),
         "measured": run.attempt("Held-out accuracy over steps", lambda: measured(run), []),
         "matrices": run.attempt("Overlap and KL of pairs", lambda: matrices(run), None),
     }

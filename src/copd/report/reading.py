@@ -16,7 +16,7 @@ from copd.run.directory import read_lines
 from copd.run.evaluation import DomainResult, from_json
 
 T = TypeVar("T")
-DAMAGE = (ValueError, KeyError, TypeError, AttributeError, IndexError)
+DAMAGE = (ValueError, KeyError, TypeError, AttributeError, IndexError, ArithmeticError)
 """What reading values of an unexpected shape raises; json's errors are ValueErrors."""
 
 
@@ -54,7 +54,8 @@ class RunFiles:
 
     @property
     def domains(self) -> list[str]:
-        return list(self.settings.get("domains", {}))
+        domains = self.settings.get("domains")
+        return list(domains) if isinstance(domains, dict) else []
 
     @property
     def total_steps(self) -> int:
@@ -116,6 +117,8 @@ def lines(path: Path, notes: list[str], *, needs: tuple[str, ...]) -> Iterator[d
         for record in read_lines(path):
             if not isinstance(record, dict) or not set(needs) <= set(record):
                 break
+            if not isinstance(record["step"], int):
+                break
             read += 1
             yield record
         else:
@@ -166,7 +169,10 @@ def _results(path: Path, notes: list[str]) -> dict[str, dict[str, DomainResult]]
     if not path.exists():
         return {}
     try:
-        return from_json(_json(path, notes))
+        results = from_json(_json(path, notes))
+        if not all(own and all(r.accuracy for r in own.values()) for own in results.values()):
+            raise ValueError("a model in it has no measured problems")
+        return results
     except DAMAGE as error:
         notes.append(f"{path.name} is damaged: {_reason(error)}.")
         return {}
