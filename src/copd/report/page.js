@@ -71,21 +71,22 @@ function tip(target, text) {
   box.style.top = `${at.top + window.scrollY - box.offsetHeight - 7}px`;
 }
 
-// The theme: the system's until the button is used.
+// The theme is the system's until the button is used.
 const prefersDark = matchMedia("(prefers-color-scheme: dark)");
 
-function setTheme(dark) {
-  document.documentElement.dataset.theme = dark ? "dark" : "light";
-  find("theme").textContent = dark ? "Light" : "Dark";
-  find("theme").setAttribute("aria-label", dark ? "Use light colours" : "Use dark colours");
+function nameTheme() {
+  const { theme } = document.documentElement.dataset;
+  const isDark = theme ? theme === "dark" : prefersDark.matches;
+  find("theme").textContent = isDark ? "Light" : "Dark";
+  find("theme").setAttribute("aria-label", isDark ? "Use light colours" : "Use dark colours");
+  return isDark;
 }
 
-let chosen = false;
-setTheme(prefersDark.matches);
-prefersDark.addEventListener("change", (event) => { if (!chosen) setTheme(event.matches); });
+nameTheme();
+prefersDark.addEventListener("change", nameTheme);
 find("theme").addEventListener("click", () => {
-  chosen = true;
-  setTheme(document.documentElement.dataset.theme !== "dark");
+  document.documentElement.dataset.theme = nameTheme() ? "light" : "dark";
+  nameTheme();
 });
 
 // On paper nothing can be unfolded.
