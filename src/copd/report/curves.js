@@ -173,7 +173,7 @@ if (DATA.runs.some((run) => run.series.length || run.measured.length)) {
   const longest = Math.max(...DATA.runs.map((run) => run.total));
   const thin = longest > DATA.points ? ` Of long runs about ${DATA.points} steps are drawn.` : "";
   find("curves-title").after(el("p", { class: "remark" },
-    `Hover, or focus a chart and use the arrow keys, to read values.${shade} Faint: before smoothing.${thin}`));
+    el("span", { class: "noprint" }, "Hover, or focus a chart and use the arrow keys, to read values."), `${shade} Faint: before smoothing.${thin}`));
   curvesBar();
   drawCurves();
 }

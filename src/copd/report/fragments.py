@@ -24,8 +24,8 @@ def run_section(run: RunFiles, *, is_open: bool, is_printed: bool) -> str:
             _facts(run),
             run.attempt("The table of results", lambda: _results(run), ""),
             run.attempt("The table of costs", lambda: _costs(run), ""),
-            _fold("Plan", run.attempt("The plan", lambda: _plan_text(run), "")),
-            _fold("Configuration", json.dumps(run.settings, indent=2) if run.settings else ""),
+            _fold("Plan", run.attempt("The plan", lambda: _plan_text(run), ""), "plan"),
+            _fold("Configuration", _plain(run.settings) if run.settings else "", "settings"),
         ]
     )
     head = f'<span class="name">{escape(run.name)}</span> <span class="state">{state(run)}</span>'
@@ -207,7 +207,11 @@ def _plan_text(run: RunFiles) -> str:
     """As `copd plan` prints it, where the configuration alone makes the plan of this run."""
     if run.config is not None and to_dict(plan := build_plan(run.config)) == run.plan:
         return describe(plan, plan_cost(plan, run.config.rollout))
-    return json.dumps(run.plan, indent=2) if run.plan else ""
+    return _plain(run.plan) if run.plan else ""
+
+
+def _plain(values: Mapping[str, object]) -> str:
+    return json.dumps(dict(values), indent=2, ensure_ascii=False)
 
 
 def folded(title: str, content: str, *, is_printed: bool = False) -> str:
@@ -216,8 +220,9 @@ def folded(title: str, content: str, *, is_printed: bool = False) -> str:
     return f'<details class="fold"{mark}><summary>{title}</summary>{content}</details>'
 
 
-def _fold(title: str, text: str) -> str:
-    return folded(title, f"<pre>{escape(text)}</pre>", is_printed=True) if text else ""
+def _fold(title: str, text: str, kind: str) -> str:
+    content = f'<pre class="{kind}">{escape(text)}</pre>'
+    return folded(title, content, is_printed=True) if text else ""
 
 
 def study_section(path: Path) -> str:
@@ -227,7 +232,7 @@ def study_section(path: Path) -> str:
     from copd.study.tables import to_html
 
     results = load_results(path / "results.json")
-    settings = _fold("The study", json.dumps(dict(results.settings), indent=2))
+    settings = _fold("The study", _plain(results.settings), "settings")
     return (
         f'<section class="study"><h2>{escape(results.title)}</h2>'
         f'<div class="wide">{to_html(summarize(results))}</div>{settings}</section>'

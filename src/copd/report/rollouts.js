@@ -221,8 +221,8 @@ if (ALL.length) {
   const from = runs < DATA.runs.length ? ` from ${runs} of ${DATA.runs.length} runs` : "";
   find("rollouts-note").replaceChildren(
     `A run keeps the first group of every batch. Here are ${ALL.length} of ${recorded}${from}, spread evenly over steps, ` +
-    `with at most ${cut} tokens of a completion. Keys: `, el("kbd", {}, "j"), " ", el("kbd", {}, "k"),
-    " or arrows in the list for the next and the last group; left and right arrows in a completion for its tokens.");
+    `with at most ${cut} tokens of a completion. `, el("span", { class: "noprint" }, "Keys: ", el("kbd", {}, "j"), " ",
+      el("kbd", {}, "k"), " or arrows in the list for the next and the last group; left and right arrows in a completion for its tokens."));
   rolloutsBar();
   find("rollouts-body").append(el("div", { class: "browser" },
     el("ul", { class: "list", id: "rollout-list", role: "listbox", tabindex: 0, "aria-label": "Groups of rollouts" }),
