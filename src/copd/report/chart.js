@@ -38,8 +38,8 @@ function chart(spec) {
   const place = { picture, cursor, read, lines, steps, x, y, at: steps.length };
   follow(place, group);
   group.push(place);
-  return el("figure", {}, el("figcaption", {}, title, el("span", {}, unit)), picture, read,
-    numbers(lines, steps));
+  return el("figure", {}, el("figcaption", {}, title, el("span", {}, unit)),
+    el("div", { class: "plot" }, picture, read), numbers(lines, steps));
 }
 
 function drawFrame(picture, { x, y, span, total, stages }) {
