@@ -6,7 +6,8 @@ For every problem of the digits world there are three ways to write a completion
 their first letter: a sound procedure, a careless one and a hasty guess. The base learns all three
 equally often, so it is mediocre by construction: it can solve nearly everything, and mostly does
 not. Which letter stands for the sound procedure differs between domains (`--world
-conflict`, the one that ships) or is the same everywhere (`--world agree`).
+conflict`, the one that ships, and `--world scarce`, where the trunk is small) or is the same
+everywhere (`--world agree`).
 
 With one CPU thread this takes about 20 minutes; it prints accuracy and pass@8 of what it made.
 """
@@ -18,6 +19,7 @@ import math
 import re
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -40,9 +42,29 @@ CONTROL += ["<|image_pad|>", "<|video_pad|>"]
 SOUND_LETTER = {
     "conflict": {"text": "AAA", "image": "BBB", "video": "ABA"},
     "agree": {"text": "AAA", "image": "AAA", "video": "AAA"},
+    "scarce": {"text": "AAA", "image": "BBB", "video": "ABA"},
 }
 """Letter of the sound procedure for each suite of a domain; the careless one has the other, C is
 the bare answer."""
+
+
+@dataclass(frozen=True)
+class Trunk:
+    """Sizes of a language model and its vision tower."""
+
+    hidden: int
+    intermediate: int
+    layers: int
+    head_dim: int
+    mrope: tuple[int, int, int]
+    vision_hidden: int
+
+
+TRUNKS = {
+    "conflict": Trunk(96, 256, 4, 24, (4, 4, 4), 64),
+    "agree": Trunk(96, 256, 4, 24, (4, 4, 4), 64),
+    "scarce": Trunk(64, 160, 3, 16, (4, 2, 2), 48),
+}
 
 LUCK = 0.2
 """How often a hasty guess is right."""
@@ -92,22 +114,22 @@ def build_tokenizer(domains: dict[str, DigitsDomain]) -> PreTrainedTokenizerFast
     )
 
 
-def build_config(tokenizer: PreTrainedTokenizerFast) -> Qwen3VLConfig:
+def build_config(tokenizer: PreTrainedTokenizerFast, trunk: Trunk) -> Qwen3VLConfig:
     ids = tokenizer.get_vocab()
     return Qwen3VLConfig(
         text_config={
             "vocab_size": len(tokenizer),
-            "hidden_size": 96,
-            "intermediate_size": 256,
-            "num_hidden_layers": 4,
+            "hidden_size": trunk.hidden,
+            "intermediate_size": trunk.intermediate,
+            "num_hidden_layers": trunk.layers,
             "num_attention_heads": 4,
             "num_key_value_heads": 2,
-            "head_dim": 24,
+            "head_dim": trunk.head_dim,
             "max_position_embeddings": 512,
             "rope_parameters": {
                 "rope_type": "default",
                 "rope_theta": 10000.0,
-                "mrope_section": [4, 4, 4],
+                "mrope_section": [*trunk.mrope],
                 "mrope_interleaved": True,
             },
             "pad_token_id": ids["<|endoftext|>"],
@@ -116,14 +138,14 @@ def build_config(tokenizer: PreTrainedTokenizerFast) -> Qwen3VLConfig:
             "tie_word_embeddings": True,
         },
         vision_config={
-            "hidden_size": 64,
+            "hidden_size": trunk.vision_hidden,
             "depth": 2,
             "num_heads": 4,
-            "intermediate_size": 128,
+            "intermediate_size": 2 * trunk.vision_hidden,
             "patch_size": PATCH,
             "spatial_merge_size": MERGE,
             "temporal_patch_size": TEMPORAL,
-            "out_hidden_size": 96,
+            "out_hidden_size": trunk.hidden,
             "num_position_embeddings": 64,
             "deepstack_visual_indexes": [0],
         },
@@ -300,7 +322,7 @@ def main() -> None:
     sizes: dict[Split, int] = {"train": 1_000_000, "validation": 1, "test": 3000}
     domains = {m: DigitsDomain(m, m, tuple(suites), sizes) for m, suites in MODALITIES.items()}
     tokenizer = build_tokenizer(domains)
-    model = Qwen3VLForConditionalGeneration(build_config(tokenizer))
+    model = Qwen3VLForConditionalGeneration(build_config(tokenizer, TRUNKS[args.world]))
     print(f"{sum(p.numel() for p in model.parameters()):,} parameters, {len(tokenizer)} tokens")
     encoder = Encoder(tokenizer, model)
     streams = [

@@ -58,7 +58,7 @@ def draw(results: StudyResults, *, seed: int, resamples: int) -> Draws:
     """Resampled problems and seed weights for `moments_of` the same results."""
     rng = np.random.default_rng(seed)
     problems = [resampled_means(v, resamples, rng) for _, _, v in values_by_suite(results)]
-    seeds = list(dict.fromkeys(outcome.seed for outcome in results.outcomes))
+    seeds = sorted({outcome.seed for outcome in results.outcomes})
     normal = rng.standard_normal((resamples, len(seeds)))
     degrees = np.arange(1, len(seeds) + 1)
     return Draws(

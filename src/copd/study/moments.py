@@ -129,7 +129,7 @@ def contrast(moments: Moments, coefficients: Mapping[str, float]) -> Contrast | 
     values = units @ moments.means.T @ weights.T
     mean = units.mean(axis=0)
     of_mean = mean @ moments.covariances @ mean  # K
-    of_seeds = np.einsum("su,kuv,sv->k", units, moments.covariances, units, optimize=True)
+    of_seeds = ((units @ moments.covariances) * units).sum(axis=(1, 2))
     a = values.var(axis=0, ddof=1) / num_seeds if num_seeds > 1 else np.zeros(len(weights))
     e = (of_seeds - num_seeds * of_mean) / (num_seeds * max(num_seeds - 1, 1))
     b = np.where(weights @ moments.single > 0, np.nan, weights**2 @ of_mean)

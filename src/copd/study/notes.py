@@ -40,12 +40,13 @@ def _reading(summary: Summary) -> list[str]:
 
 
 def _seeds(summary: Summary) -> list[str]:
-    everything = sorted(set(itertools.chain(*summary.seeds.values())))
+    seeded = dict(summary.seeds)
     lines = []
-    for column, seeds in summary.seeds.items():
-        if column == summary.base and len(seeds) == 1:
-            lines.append(f"{column} was measured once: its intervals are over problems only.")
-            continue
+    if summary.base is not None and len(seeded[summary.base]) == 1:
+        del seeded[summary.base]
+        lines.append(f"{summary.base} was measured once: its intervals are over problems only.")
+    everything = sorted(set(itertools.chain(*seeded.values())))
+    for column, seeds in seeded.items():
         if len(seeds) < len(everything):
             lines.append(
                 f"{column} has seeds {_listed(sorted(seeds))} of {_listed(everything)}: "

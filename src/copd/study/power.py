@@ -16,6 +16,7 @@ from copd.study.results import StudyResults
 
 SIDED = 0.05
 POWER = 0.80
+_NODES, _WEIGHTS = np.polynomial.legendre.leggauss(64)
 
 
 @dataclass(frozen=True)
@@ -114,8 +115,7 @@ def distribution(t: float, degrees: float) -> float:
     if degrees > 1e6:
         return 0.5 * (1 + math.erf(t / math.sqrt(2)))
     upper = math.atan(t / math.sqrt(degrees))
-    nodes, weights = np.polynomial.legendre.leggauss(64)
-    points = upper * (nodes + 1) / 2
-    integral = float(weights @ np.cos(points) ** (degrees - 1)) * upper / 2
+    points = upper * (_NODES + 1) / 2
+    integral = float(_WEIGHTS @ np.cos(points) ** (degrees - 1)) * upper / 2
     scale = math.exp(math.lgamma((degrees + 1) / 2) - math.lgamma(degrees / 2))
     return 0.5 + scale / math.sqrt(math.pi) * integral
