@@ -224,7 +224,7 @@ def test_a_study_shows_its_tables_and_runs(browser: Browser, run: Path, tmp_path
     study = tmp_path / "study"
     shutil.copytree(run, study / "runs" / "copd" / "seed_0")
     measured = from_json(json.loads((run / "eval.json").read_text()))
-    cost = dict.fromkeys(COUNTS, 5)
+    cost: dict[str, int] = dict.fromkeys(COUNTS, 5)
     outcomes = [
         Outcome(name, "base" if name == "base" else "copd", 0, measured[own], cost, 1.0)
         for name, own in (("base", "base"), ("copd", "unified"))
