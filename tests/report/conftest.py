@@ -50,7 +50,15 @@ LAUNCH = (
 )
 """Chromium reads commands from descriptor 3 and answers on 4."""
 
-KEYS = {"ArrowDown": 40, "ArrowUp": 38, "ArrowLeft": 37, "ArrowRight": 39, "Tab": 9, "End": 35}
+KEYS = {
+    "ArrowDown": 40,
+    "ArrowUp": 38,
+    "ArrowLeft": 37,
+    "ArrowRight": 39,
+    "Tab": 9,
+    "End": 35,
+    "Home": 36,
+}
 
 
 class Browser:
@@ -111,6 +119,13 @@ class Browser:
         answer = self.send("Runtime.evaluate", expression=script, returnByValue=True)
         assert "exceptionDetails" not in answer, answer["exceptionDetails"]
         return answer["result"].get("value")
+
+    def until(self, script: str, seconds: float = 20.0) -> None:
+        """Waits for what a browser does a moment later."""
+        deadline = time.monotonic() + seconds
+        while not self.evaluate(script):
+            assert time.monotonic() < deadline, f"never true: {script}"
+            time.sleep(0.02)
 
     def text(self, selector: str) -> str:
         """What a reader sees of an element."""

@@ -78,6 +78,16 @@ def test_a_chart_is_read_with_the_mouse(opened: Browser, run: Path):
     assert opened.count("line.cross") == 0
 
 
+def test_smoothing_is_an_exponential_mean(opened: Browser, run: Path):
+    lines = list(read_lines(run / "metrics.jsonl"))
+    values = [line["branches"]["text"]["rlvr/text/length"] for line in lines]
+    weights = [0.5**k for k in range(4)]
+    mean = sum(w * v for w, v in zip(weights, reversed(values), strict=True)) / sum(weights)
+    opened.evaluate(f"document.querySelector({json.dumps(chart('length', 1))}).focus()")
+    opened.press("End")
+    assert re.search(rf"text\s+{mean:.3g}\b", opened.text("#curves .read:not([hidden])"))
+
+
 def test_a_chart_is_read_with_keys_and_as_a_table(opened: Browser, run: Path):
     opened.evaluate(f"document.querySelector({json.dumps(chart('overlap', 2))}).focus()")
     opened.press("ArrowLeft")
@@ -89,7 +99,8 @@ def test_a_chart_is_read_with_keys_and_as_a_table(opened: Browser, run: Path):
     assert text.startswith("step 3, ")
     assert f"text from image {value['opd/from_image/image/overlap']:.3g}" in text
     opened.click('[data-quantity="reward"] figure:nth-child(1) .numbers summary')
-    assert opened.count('[data-quantity="reward"] figure:nth-child(1) tbody tr') == 4
+    rows = '[data-quantity="reward"] figure:nth-child(1) tbody tr'
+    opened.until(f"document.querySelectorAll({json.dumps(rows)}).length === 4")
 
 
 def test_a_branch_can_be_hidden(opened: Browser):
@@ -104,7 +115,7 @@ def test_matrices_move_with_the_slider(opened: Browser, run: Path):
     assert "This run has no dynamics.jsonl" in opened.text("#matrices-note")
     metrics = list(read_lines(run / "metrics.jsonl"))
     opened.click("#moment")
-    for key, step in (("End", 4), ("ArrowLeft", 3)):
+    for key, step in (("Home", 3), ("ArrowRight", 4)):
         opened.press(key)
         assert opened.text("#matrices-bar output") == f"step {step}, mutual"
         value = metrics[step - 1]["branches"]["video"]["opd/from_text/text/overlap"]
@@ -153,7 +164,7 @@ def test_a_clip_plays(opened: Browser):
     frames = opened.count(".frames img")
     assert frames >= 8
     loaded = "[...document.querySelectorAll('.frames img')].every((i) => i.naturalWidth === 16)"
-    assert opened.evaluate(loaded)
+    opened.until(loaded)
     opened.click("button.play")
     assert opened.text("button.play") == "Stop"
     assert opened.count(".frames img.now") == 1
