@@ -1,10 +1,11 @@
 # make demo: environment + CoPD on three domains.   make test: environment + tests + lint + types.
+# make browser: Chromium, in which tests open the report; without one they are skipped (Debian, as root).
 # make bench: side by side with TRL on an idle machine, into docs/benchmarks.md.
 PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test unit lint format bench clean
+.PHONY: demo test unit lint format browser bench clean
 
 demo: .venv/installed
 	@if [ -e runs/laptop/config.json ]; then $(BIN)/copd resume runs/laptop; \
@@ -24,6 +25,10 @@ lint: .venv/installed-dev
 format: .venv/installed-dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+browser:
+	apt-get update -qq
+	DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium
 
 bench: .venv/installed-bench
 	$(BIN)/python -m benchmarks.cpu

@@ -111,6 +111,7 @@ def build_parser(settings: str = "") -> argparse.ArgumentParser:
     cli_compare.add_options(_command(commands, "compare", cli_compare.ABOUT))
     _add_eval(commands)
     _add_merge(commands)
+    _add_report(commands)
     return parser
 
 
@@ -136,6 +137,15 @@ def _add_merge(commands: Commands) -> None:
     parser.add_argument("--density", metavar="D", type=float, help="share of changes kept")
     parser.add_argument("--scale", metavar="S", type=float, help="factor on the merged change")
     parser.add_argument("--seed", metavar="N", type=_natural, help="decides what dare drops")
+
+
+def _add_report(commands: Commands) -> None:
+    parser = _command(commands, "report", "write what runs did as one HTML page to read offline")
+    about = "directory of a run, also one still going, or of a study"
+    parser.add_argument("runs", metavar="RUN", nargs="+", type=Path, help=about)
+    default = "file to write; by default RUN/report.html, for several ./report.html"
+    parser.add_argument("--out", metavar="FILE", type=Path, help=default)
+    parser.add_argument("--open", action="store_true", help="show it in the browser")
 
 
 def _command(
@@ -215,6 +225,17 @@ def _merge(arguments: argparse.Namespace, _: Sequence[str]) -> None:
     from copd.run import commands
 
     commands.merge(arguments.models, arguments.out, config, arguments.base)
+
+
+def _report(arguments: argparse.Namespace, _: Sequence[str]) -> None:
+    from copd.report import write_report
+
+    out = write_report(arguments.runs, arguments.out)
+    print(f"report: {out}")
+    if arguments.open:
+        import webbrowser
+
+        webbrowser.open(out.resolve().as_uri())
 
 
 def merge_config(arguments: argparse.Namespace) -> MergeConfig:
@@ -310,6 +331,7 @@ _COMMANDS = {
     "compare": cli_compare.run,
     "eval": _evaluate,
     "merge": _merge,
+    "report": _report,
 }
 
 if __name__ == "__main__":

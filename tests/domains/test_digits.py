@@ -189,6 +189,14 @@ def test_the_verifier_reads_the_final_answer():
     assert one.verify(problem, problem.answer) == 0.0
 
 
+@pytest.mark.parametrize(
+    ("text", "reading"), [("A1,2#7", "7"), ("#1# 2\n", "2"), ("#", ""), ("7", ""), ("", "")]
+)
+def test_the_reading_is_what_was_verified(text, reading):
+    one = domain("text", "chain")
+    assert one.reading(one.problem("test", 0), text) == reading
+
+
 def test_user_errors():
     with pytest.raises(ValueError, match=r"Correct domains\.text\.suites"):
         domain("text", "chains")

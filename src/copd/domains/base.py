@@ -40,3 +40,7 @@ class Domain(Protocol):
     def verify(self, problem: Problem, text: str) -> float:
         """The reward in [0, 1] of a completion's text; what cannot be parsed earns 0.0."""
         ...
+
+    def reading(self, problem: Problem, text: str) -> str:
+        """What `verify` took for the answer in a completion's text; "" where it found none."""
+        ...

@@ -1,10 +1,23 @@
-"""Which tokens end a completion and which may never be sampled. Knows no model weights."""
+"""Which tokens end a completion, which may never be sampled, and how they read.
+
+Knows no model weights.
+"""
+
+from collections.abc import Callable, Sequence
 
 import torch
 from jaxtyping import Bool
+from tokenizers.decoders import DecodeStream
 from torch import Tensor
-from transformers import GenerationConfig, PreTrainedConfig, PreTrainedTokenizerBase
+from transformers import (
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedConfig,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+)
 
+from copd.policy.loading import find_model
 from copd.policy.media import MODEL_TYPES
 
 
@@ -45,3 +58,21 @@ def banned_tokens(
     banned = torch.tensor([i in control or i not in named for i in range(vocab_size)])
     banned[list(ends)] = False
     return banned
+
+
+def token_reader(
+    path: str, *, trust_remote_code: bool = False
+) -> Callable[[Sequence[int]], list[str]]:
+    """Splits a completion's text into its tokens: one piece per id, special tokens included.
+
+    A character that takes several tokens stands at the last of them, the others are "".
+    """
+    tokenizer = AutoTokenizer.from_pretrained(find_model(path), trust_remote_code=trust_remote_code)
+
+    def read(token_ids: Sequence[int]) -> list[str]:
+        if not isinstance(tokenizer, PreTrainedTokenizerFast):
+            return [str(tokenizer.decode([token_id])) for token_id in token_ids]
+        stream = DecodeStream(skip_special_tokens=False)
+        return [stream.step(tokenizer.backend_tokenizer, i) or "" for i in token_ids]
+
+    return read

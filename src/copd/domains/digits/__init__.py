@@ -13,7 +13,7 @@ import numpy as np
 
 from copd.domains.digits import image, text, video
 from copd.domains.digits.question import Generator, Question
-from copd.domains.verifiers import exact
+from copd.domains.verifiers import exact, final_answer
 from copd.types import Message, Problem, ProblemId, Split
 
 MODALITIES: Mapping[str, Mapping[str, Generator]] = {
@@ -61,6 +61,9 @@ class DigitsDomain:
 
     def verify(self, problem: Problem, text: str) -> float:
         return exact(text, problem.answer)
+
+    def reading(self, problem: Problem, text: str) -> str:
+        return final_answer(text) or ""
 
     def question(self, split: Split, index: int) -> Question:
         """The generated question behind a problem; its seed is (suite, split, index)."""
