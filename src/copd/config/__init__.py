@@ -1,7 +1,16 @@
 """The configuration of a run: its tree, its file and its errors. Knows no torch."""
 
+from copd.config.domains import (
+    ColumnsConfig,
+    DigitsConfig,
+    DomainConfig,
+    ExactVerifier,
+    FilesConfig,
+    NumericVerifier,
+    VerifierConfig,
+)
 from copd.config.help import describe_settings
-from copd.config.load import load_config, parse_merge
+from copd.config.load import load_config, parse_config, parse_files, parse_merge
 from copd.config.names import (
     BASE,
     STUDENT,
@@ -26,9 +35,7 @@ from copd.config.recipe import (
 )
 from copd.config.sections import (
     CheckpointConfig,
-    DigitsConfig,
     DistillConfig,
-    DomainConfig,
     EngineConfig,
     EvaluationConfig,
     FullDistill,
@@ -50,6 +57,7 @@ __all__ = [
     "UNIFIED",
     "CheckpointConfig",
     "CoPDConfig",
+    "ColumnsConfig",
     "Config",
     "DareMerge",
     "DigitsConfig",
@@ -57,7 +65,9 @@ __all__ = [
     "DomainConfig",
     "EngineConfig",
     "EvaluationConfig",
+    "ExactVerifier",
     "ExpertsConfig",
+    "FilesConfig",
     "FullDistill",
     "LossConfig",
     "MOPDConfig",
@@ -66,6 +76,7 @@ __all__ = [
     "ModelConfig",
     "MonitorConfig",
     "NoMerge",
+    "NumericVerifier",
     "OPDConfig",
     "OptimizerConfig",
     "RecipeConfig",
@@ -77,8 +88,11 @@ __all__ = [
     "TopKDistill",
     "UniformMerge",
     "ValidationMerge",
+    "VerifierConfig",
     "WeightedMerge",
     "describe_settings",
     "load_config",
+    "parse_config",
+    "parse_files",
     "parse_merge",
 ]

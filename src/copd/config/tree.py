@@ -8,6 +8,7 @@ from typing import Annotated
 
 from pydantic import Field, model_validator
 
+from copd.config.domains import DomainConfig
 from copd.config.recipe import (
     CoPDConfig,
     ExpertsConfig,
@@ -16,7 +17,6 @@ from copd.config.recipe import (
 from copd.config.sections import (
     CheckpointConfig,
     DistillConfig,
-    DomainConfig,
     EngineConfig,
     EvaluationConfig,
     LossConfig,
@@ -71,7 +71,7 @@ class Config(Section):
     def _check(self) -> Config:
         self.recipe.check(self.branches, self.domains)
         for name, domain in self.domains.items():
-            if self.evaluation.num_problems > domain.num_test:
+            if domain.num_test and self.evaluation.num_problems > domain.num_test:
                 raise ValueError(
                     "evaluation.num_problems must not exceed what a domain has: got "
                     f"{self.evaluation.num_problems}, but domains.{name}.num_test is "
