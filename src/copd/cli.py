@@ -17,12 +17,18 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from copd import cli_data
+
 if TYPE_CHECKING:
     from copd.config import MergeConfig
 
     Commands = argparse._SubParsersAction[argparse.ArgumentParser]
 
-_OWN_OPTIONS = {"train": ("--help",), "plan": ("--help", "--json", "--completion-tokens")}
+_OWN_OPTIONS = {
+    "train": ("--help",),
+    "plan": ("--help", "--json", "--completion-tokens"),
+    "data": cli_data.OWN_OPTIONS,
+}
 """Commands in which every other option is an override, dotted or not."""
 
 _MERGE_OPTIONS = {
@@ -104,6 +110,7 @@ def build_parser(settings: str = "") -> argparse.ArgumentParser:
     plan.add_argument("--completion-tokens", metavar="N", type=_count, help=expected)
     _add_eval(commands)
     _add_merge(commands)
+    cli_data.add_options(_command(commands, "data", cli_data.ABOUT, settings))
     return parser
 
 
@@ -296,7 +303,14 @@ _count = partial(_at_least, 1, int)
 _natural = partial(_at_least, 0, int)
 _non_negative = partial(_at_least, 0, float)
 
-_COMMANDS = {"train": _train, "resume": _resume, "plan": _plan, "eval": _evaluate, "merge": _merge}
+_COMMANDS = {
+    "train": _train,
+    "resume": _resume,
+    "plan": _plan,
+    "eval": _evaluate,
+    "merge": _merge,
+    "data": cli_data.run,
+}
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -8,6 +8,7 @@ from copd.config.domains import (
     FilesConfig,
     NumericVerifier,
     VerifierConfig,
+    num_problems,
 )
 from copd.config.help import describe_settings
 from copd.config.load import load_config, parse_config, parse_files, parse_merge
@@ -92,6 +93,7 @@ __all__ = [
     "WeightedMerge",
     "describe_settings",
     "load_config",
+    "num_problems",
     "parse_config",
     "parse_files",
     "parse_merge",

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, StrictBool, model_validator
 
 from copd.config.sections import Count, NonNegativeFloat, PositiveFloat, Section
+from copd.types import Split
 
 Share = Annotated[float, Field(strict=True, ge=0, lt=1)]
 Location = Annotated[str, Field(min_length=1)]
@@ -123,3 +124,14 @@ class FilesConfig(Section):
 
 
 DomainConfig = Annotated[DigitsConfig | FilesConfig, Field(discriminator="type")]
+
+
+def num_problems(config: DomainConfig, split: Split) -> int:
+    """How many problems a split has, once the data have been looked at."""
+    found = {
+        "train": config.num_train,
+        "validation": config.num_validation,
+        "test": config.num_test,
+    }[split]
+    assert found is not None, "a run fills in what its files decide before it begins"
+    return found

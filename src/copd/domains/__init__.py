@@ -29,7 +29,10 @@ def with_sizes(config: Config, say: Callable[[str], None]) -> Config:
     for name, section in config.domains.items():
         if isinstance(section, FilesConfig):
             measured["domains"][name] = files.with_sizes(name, section).model_dump()
-            for remark in files.remarks(files.open_files(name, section)):
+            index = files.open_files(name, section).index
+            if index.bad:
+                say(f"domain {name}: dropped {len(index.bad)} of {index.num_rows} problems as bad")
+            for remark in files.remarks(index):
                 say(f"domain {name}: {remark}")
     return config if measured == config.model_dump() else parse_config(measured)
 

@@ -15,7 +15,9 @@ from copd.config import ExactVerifier, NumericVerifier, VerifierConfig
 ANSWER_MARK = "#"
 """What precedes the final answer in a completion, as in GSM8K's solutions."""
 
-_NUMBER = re.compile(r"(?<![0-9])[-+]?(?:(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)(?:\.[0-9]+)?|\.[0-9]+)")
+_NUMBER = re.compile(
+    r"(?<![0-9])[-+]?(?:(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)(?:\.[0-9]+)?|\.[0-9]+)"
+)
 
 
 def final_answer(text: str, mark: str = ANSWER_MARK) -> str | None:

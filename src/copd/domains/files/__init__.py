@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from copd.config import FilesConfig
 from copd.domains.files.clips import ClipBudget
-from copd.domains.files.draft import Draft, Turn, read_draft
+from copd.domains.files.draft import Draft, read_draft
 from copd.domains.files.index import Index, Source, build_index
 from copd.domains.files.media import MediaReader
 from copd.domains.files.sources import SUFFIXES, Tables, find_tables
@@ -138,11 +138,8 @@ def with_sizes(name: str, config: FilesConfig) -> FilesConfig:
     )
 
 
-def remarks(domain: FilesDomain) -> Iterator[str]:
-    """What a person should know before training on it."""
-    index = domain.index
-    if index.bad:
-        yield f"{len(index.bad)} of {index.num_rows} problems are bad and dropped"
+def remarks(index: Index) -> Iterator[str]:
+    """What a person should know of usable problems before training on them."""
     if index.num_leaked:
         yield f"{index.num_leaked} problems are left out: a held-out split asks the same"
     if index.num_repeated:
@@ -190,7 +187,9 @@ def _check_sizes(domain: FilesDomain) -> None:
 
 
 @lru_cache(maxsize=16)
-def _examined(name: str, settings: str, stamps: tuple[object, ...]) -> tuple[tuple[Source, ...], Index]:
+def _examined(
+    name: str, settings: str, stamps: tuple[object, ...]
+) -> tuple[tuple[Source, ...], Index]:
     config = FilesConfig.model_validate_json(settings)
     sources = tuple(_sources(find_tables(config), config))
     return sources, build_index(sources, config, load_verifier(config.verifier), name)
@@ -211,7 +210,8 @@ def _media_root(table: Table, config: FilesConfig) -> Path:
     root = Path(config.media_root).expanduser()
     if not root.is_dir():
         raise ValueError(
-            f"media_root must be a folder: got {config.media_root!r}, which is none. Check the path."
+            f"media_root must be a folder: got {config.media_root!r}, which is none. "
+            "Check the path."
         )
     return root
 

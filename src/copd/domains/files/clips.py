@@ -46,12 +46,10 @@ class ClipBudget:
 def read_clip(source: Path | bytes, budget: ClipBudget) -> Video:
     """Frames `fps` apart, or evenly over the whole clip where those would be too many."""
     with io.BytesIO(source) if isinstance(source, bytes) else source.open("rb") as file:
-        container_format = _container_format(file)
-        with _open(file, container_format) as container:
+        with _open(file) as container:
             times = _frame_times(container)
-    with io.BytesIO(source) if isinstance(source, bytes) else source.open("rb") as file:
-        with _open(file, container_format) as container:
-            chosen, fps = choose_frames(times, budget)
+        chosen, fps = choose_frames(times, budget)
+        with _open(file) as container:
             frames = list(_decode(container, [times[i] for i in chosen], budget))
     return Video(np.stack(frames), fps)
 
@@ -73,6 +71,7 @@ def choose_frames(times: list[float], budget: ClipBudget) -> tuple[list[int], fl
 
 
 def _container_format(file: BinaryIO) -> str:
+    file.seek(0)
     start = file.read(12)
     file.seek(0)
     for magic, place, name in _CONTAINERS:
@@ -81,14 +80,18 @@ def _container_format(file: BinaryIO) -> str:
     raise ValueError("is no MP4, WebM or GIF file")
 
 
-def _open(file: BinaryIO, container_format: str) -> InputContainer:
+def _open(file: BinaryIO) -> InputContainer:
     try:
         import av
+        from av.container import InputContainer
     except ImportError:
         raise ValueError(
             "clips need the library `av`, which is not installed: pip install 'copd[data]'"
         ) from None
-    return av.open(file, format=container_format, options={"protocol_whitelist": "file"})
+    options = {"protocol_whitelist": "file"}
+    container = av.open(file, mode="r", format=_container_format(file), options=options)
+    assert isinstance(container, InputContainer), "it was opened to be read"
+    return container
 
 
 def _stream(container: InputContainer) -> VideoStream:
@@ -134,7 +137,8 @@ def _decode(
             )
         size = size or _shrunk(frame, budget.max_pixels // len(wanted))
         while waiting and frame.time >= waiting[0] - 1e-6:
-            yield frame.to_ndarray(format="rgb24", width=size[0], height=size[1])
+            pixels = frame.to_ndarray(format="rgb24", width=size[0], height=size[1])
+            yield pixels.astype(np.uint8, copy=False)
             waiting.pop(0)
         if not waiting:
             return

@@ -79,18 +79,18 @@ class Draft:
 
 def read_draft(row: Row, columns: ColumnsConfig) -> Draft:
     """The problem a row states, by the columns named or known."""
-    turns = _turns(_required(row, columns, "prompt"))
+    *before, last = _turns(_required(row, columns, "prompt"))
     found = _find(row, columns, "answer")
-    if found is None and len(turns) > 1 and turns[-1].role == "assistant":
-        turns, last = turns[:-1], turns[-1]
+    if found is None and before and last.role == "assistant":
         found = "".join(part for part in last.content if isinstance(part, str))
+        *before, last = before
     if found is None:
         found = _required(row, columns, "answer")
-    if turns[-1].role != "user":
-        raise ValueError(f"has no question: its last turn is the {turns[-1].role}'s")
+    if last.role != "user":
+        raise ValueError(f"has no question: its last turn is the {last.role}'s")
     media = [*_media(row, columns, "images", "image"), *_media(row, columns, "videos", "video")]
     suite = _find(row, columns, "suite")
-    turns = _placed(turns, media)
+    turns = _placed((*before, last), media)
     if not any(_is_content(part) for turn in turns for part in turn.content):
         raise ValueError("has an empty prompt")
     return Draft(turns, _answer(found), None if suite is None else _checked(str(suite), "suite"))
@@ -214,7 +214,7 @@ def _media(row: Row, columns: ColumnsConfig, role: str, kind: Kind) -> list[Medi
 def _one_media(value: Any, kind: Kind) -> Media:
     if isinstance(value, dict):
         content = value.get("bytes")
-        value = value.get(kind) or value.get("path") or value.get("url") if not content else content
+        value = content or value.get(kind) or value.get("path") or value.get("url")
     if isinstance(value, bytes):
         return Media(kind, value)
     if not isinstance(value, str) or not value:

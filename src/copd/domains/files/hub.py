@@ -72,7 +72,9 @@ def open_saved(folder: Path) -> Mapping[str, ArrowTable]:
 
         return load_from_disk(str(folder))
 
-    return _splits(_loaded(load, f"{folder} cannot be read as a saved data set"), str(folder), folder)
+    return _splits(
+        _loaded(load, f"{folder} cannot be read as a saved data set"), str(folder), folder
+    )
 
 
 def open_named(name: str) -> Mapping[str, ArrowTable]:
@@ -94,16 +96,12 @@ def is_saved(folder: Path) -> bool:
     return (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file()
 
 
-def _splits(
-    loaded: Dataset | DatasetDict, name: str, folder: Path
-) -> Mapping[str, ArrowTable]:
+def _splits(loaded: Dataset | DatasetDict, name: str, folder: Path) -> Mapping[str, ArrowTable]:
     from datasets import DatasetDict
 
     if not isinstance(loaded, DatasetDict):
         return {"train": _table(name, folder, loaded)}
-    return {
-        str(split): _table(f"{name}[{split}]", folder, data) for split, data in loaded.items()
-    }
+    return {str(split): _table(f"{name}[{split}]", folder, data) for split, data in loaded.items()}
 
 
 def _table(name: str, folder: Path, data: Dataset) -> ArrowTable:

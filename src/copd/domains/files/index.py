@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from copd.config import ColumnsConfig, FilesConfig
+from copd.config import FilesConfig
 from copd.domains.files.draft import Draft, read_draft
 from copd.domains.files.media import MediaReader
 from copd.domains.files.tables import Row, Table
@@ -129,7 +129,7 @@ def _suite(draft: Draft, default: str, known: set[str]) -> str:
 
 def _finished(seen: _Seen, sources: Sequence[Source], config: FilesConfig) -> Index:
     keys, tables, rows = (np.array(a, dtype=np.int64) for a in (seen.keys, seen.tables, seen.rows))
-    given = {source.split for source in sources}
+    given: set[Split] = {source.split for source in sources}
     own = np.array([SPLITS.index(source.split) for source in sources], dtype=np.int64)
     splits = own[tables] if len(tables) else tables
     splits = np.where(splits == 0, _by_share(keys, given, config), splits)
@@ -154,9 +154,7 @@ def _finished(seen: _Seen, sources: Sequence[Source], config: FilesConfig) -> In
     )
 
 
-def _by_share(
-    keys: NDArray[np.int64], given: set[Split], config: FilesConfig
-) -> NDArray[np.int64]:
+def _by_share(keys: NDArray[np.int64], given: set[Split], config: FilesConfig) -> NDArray[np.int64]:
     """Splits of the rows of `path`, by fixed zones of their keys: test below, validation above.
 
     A row's split depends on nothing but its own question, so rows that are added move no other.

@@ -83,7 +83,9 @@ class MediaReader:
             reason = error.strerror if isinstance(error, OSError) else None
             raise ValueError(f"{self._called(media)[:200]}: {reason or error}") from None
         if size > max_bytes:
-            raise ValueError(f"{self._called(media)} has {size} bytes, at most {max_bytes} are read")
+            raise ValueError(
+                f"{self._called(media)} has {size} bytes, at most {max_bytes} are read"
+            )
         return path
 
     def _find(self, name: str) -> Path:
@@ -91,7 +93,9 @@ class MediaReader:
         if "://" in name:
             scheme, _, rest = name.partition("://")
             if scheme != "file":
-                raise ValueError(f"{name[:80]!r} is an address: copd downloads nothing, save the file")
+                raise ValueError(
+                    f"{name[:80]!r} is an address: copd downloads nothing, save the file"
+                )
             name = unquote(rest)
         path = (self.folder / name).resolve()
         if not path.is_relative_to(self.root):

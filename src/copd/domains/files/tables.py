@@ -133,7 +133,7 @@ def parse_object(text: str) -> Row:
 
 
 def parse_json(text: str) -> Any:
-    """Any JSON value, strictly: no NaN, no bottomless nesting, no numbers of thousands of digits."""
+    """Any JSON value, strictly: no NaN, no bottomless nesting, no endless numbers."""
     try:
         return json.loads(text, parse_constant=_refuse_constant)
     except json.JSONDecodeError as error:
