@@ -93,7 +93,7 @@ def build_index(
                 seen.suites.add(_suite(draft, default_suite, seen.suites))
             except ValueError as error:
                 where = source.table.number(place)
-                seen.bad.append(BadRow(source.table.name, where, str(error)))
+                seen.bad.append(BadRow(source.table.name, where, _one_line(str(error))))
                 continue
             seen.keys.append(key)
             seen.tables.append(number)
@@ -102,6 +102,12 @@ def build_index(
             seen.level = max(seen.level, *kinds, 0)
             seen.digest.update(f"{key} {draft.answer}\n".encode())
     return _finished(seen, sources, config)
+
+
+def _one_line(text: str, limit: int = 300) -> str:
+    """A reason may quote what a stranger wrote."""
+    line = " ".join(text.split())
+    return line if len(line) <= limit else f"{line[:limit]} ..."
 
 
 def _examine(

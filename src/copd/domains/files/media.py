@@ -94,7 +94,7 @@ class MediaReader:
             scheme, _, rest = name.partition("://")
             if scheme != "file":
                 raise ValueError(
-                    f"{name[:80]!r} is an address: copd downloads nothing, save the file"
+                    f"{name[:80]!r} is an address: nothing is downloaded, save it"
                 )
             name = unquote(rest)
         path = (self.folder / name).resolve()

@@ -44,11 +44,11 @@ class _Places:
 
 
 def open_text(path: Path) -> TextTable:
-    """The table of a file, by its suffix; a file of JSON may hold a list, or an object per line."""
+    """The table of a file, by its suffix; a .json file may hold a list, or an object per line."""
     if path.suffix in (".csv", ".tsv"):
         return _find_records(path, "\t" if path.suffix == ".tsv" else ",")
     with path.open("rb") as file:
-        is_list = file.read(4096).removeprefix(_BOM).lstrip()[:1] == b"["
+        is_list = path.suffix == ".json" and file.read(4096).removeprefix(_BOM).lstrip()[:1] == b"["
     return _find_entries(path) if is_list else _find_lines(path)
 
 
