@@ -108,12 +108,12 @@ def _write_part(folder: Path, stem: str, part: Part, line: dict[str, list[str]])
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description="Write the digits world as files.")
     parser.add_argument("folder", type=Path, help="where to write")
     parser.add_argument("--num-train", type=int, default=SIZES["train"], help="training problems")
     arguments = parser.parse_args()
     for modality in ("image", "video"):
-        sizes = SIZES | {"train": arguments.num_train}
+        sizes: dict[Split, int] = {**SIZES, "train": arguments.num_train}
         write_domain(arguments.folder / modality, modality, sizes)
     run = RUN.format(folder=arguments.folder.as_posix())
     (arguments.folder / "run.toml").write_text(run, encoding="utf-8")

@@ -4,6 +4,7 @@ import csv
 import json
 import pickle
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -95,7 +96,9 @@ def test_system_prompt_and_suffix_frame_every_prompt(tmp_path: Path):
     rows = [{"prompt": "a", "answer": "1"}, {"prompt": own, "answer": "1"}]
     settings = ("--system_prompt", "Be brief.", "--prompt_suffix", '"\\nNow."', "--test_share", "0")
     domain = opened(write_lines(tmp_path / "a.jsonl", rows), *settings, "--validation_share", "0")
-    assert sorted([asked(replace(p, messages=(m,))) for m in p.messages] for p in problems(domain)["train"]) == [
+    assert sorted(
+        [asked(replace(p, messages=(m,))) for m in p.messages] for p in problems(domain)["train"]
+    ) == [
         ["Be brief.", "a\nNow."],
         ["mine", "b\nNow."],
     ]
@@ -111,14 +114,20 @@ def test_system_prompt_and_suffix_frame_every_prompt(tmp_path: Path):
             [
                 {
                     "role": "user",
-                    "content": [{"type": "image"}, {"type": "text", "text": "or"}, {"type": "image"}],
+                    "content": [
+                        {"type": "image"},
+                        {"type": "text", "text": "or"},
+                        {"type": "image"},
+                    ],
                 }
             ],
             ["a", "or", "b"],
         ),
     ],
 )
-def test_media_stand_at_their_marks_or_come_first(tmp_path: Path, picture, prompt, shape: list[str]):
+def test_media_stand_at_their_marks_or_come_first(
+    tmp_path: Path, picture, prompt, shape: list[str]
+):
     row = {"prompt": prompt, "images": ["a.png", {"path": "b.png", "bytes": None}], "answer": "1"}
     problem = only(opened(write_lines(tmp_path / "a.jsonl", [row])))
     pixels = {"a": picture, "b": picture[::-1]}
@@ -176,7 +185,7 @@ def test_every_format_holds_the_same_problems(tmp_path: Path):
         for path in sorted(tmp_path.iterdir())
     ]
     assert len(told) == 5 and all(one == told[0] for one in told)
-    assert sorted(sum(told[0].values(), [])) == sorted((r["prompt"], r["answer"]) for r in rows)
+    assert sorted(chain(*told[0].values())) == sorted((r["prompt"], r["answer"]) for r in rows)
 
 
 def test_parquet_and_saved_data_sets(tmp_path: Path, picture, monkeypatch: pytest.MonkeyPatch):
@@ -193,13 +202,14 @@ def test_parquet_and_saved_data_sets(tmp_path: Path, picture, monkeypatch: pytes
     saved = saved.cast_column("images", datasets.List(datasets.Image()))
     saved.to_parquet(tmp_path / "a.parquet")
     saved.save_to_disk(tmp_path / "plain")
-    half = {"train": saved.select(range(5)), "test": saved.select(range(5, 8))}
-    datasets.DatasetDict(half).save_to_disk(tmp_path / "split")
+    half = datasets.DatasetDict(train=saved.select(range(5)), test=saved.select(range(5, 8)))
+    half.save_to_disk(tmp_path / "split")
     for name in ("a.parquet", "plain", "split"):
         domain = opened(tmp_path / name)
-        found = sum(problems(domain).values(), [])
+        found = list(chain(*problems(domain).values()))
         assert sorted(p.answer for p in found) == [str(i) for i in range(8)]
-        assert all(np.array_equal(p.messages[0].content[0].pixels, picture) for p in found)
+        shown = [part for p in found for part in p.messages[0].content if isinstance(part, Image)]
+        assert len(shown) == 8 and all(np.array_equal(part.pixels, picture) for part in shown)
         assert pickle.loads(pickle.dumps(domain)).problem("train", 0).answer
     assert [p.answer for p in problems(opened(tmp_path / "split"))["test"]] == ["5", "6", "7"]
 

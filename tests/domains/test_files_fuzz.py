@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image as Pillow
-from scripts.make_files_example import write_clip
 
 from copd.config import parse_files
 from copd.domains.files import open_files
 from copd.types import Image, Text, Video
+from scripts.make_files_example import write_clip
 
 NUM_PARTS = 10
 CASES_PER_PART = 240
@@ -34,7 +34,10 @@ def rows(count: int = 6) -> list[dict[str, Any]]:
     shapes = [
         {"prompt": "1+1?", "answer": "2"},
         {"problem": "<image>which?", "images": ["a.png"], "answer": 3},
-        {"prompt": [{"role": "user", "content": "a\u00e9b"}], "reward_model": {"ground_truth": "x"}},
+        {
+            "prompt": [{"role": "user", "content": "a\u00e9b"}],
+            "reward_model": {"ground_truth": "x"},
+        },
         {"question": "how?", "answer": "so\n#### 1,080", "data_source": "gsm8k"},
         {"prompt": "<video>?", "videos": [{"path": "a.mp4"}], "solution": "b"},
         {"prompt": "p", "image": base64.b64encode(picture("PNG")).decode(), "answer": "c"},
@@ -52,7 +55,21 @@ def as_csv(content: list[Any]) -> bytes:
 
 
 JUNK: list[Any] = [
-    *(None, True, 0, -1, 1e308, 10**30, "", " ", "\0", "x" * 5000, "\ud83d", "<image>", "<|im_end|>"),
+    *(
+        None,
+        True,
+        0,
+        -1,
+        1e308,
+        10**30,
+        "",
+        " ",
+        "\0",
+        "x" * 5000,
+        "\ud83d",
+        "<image>",
+        "<|im_end|>",
+    ),
     *([], {}, [[]], [None], [{}], {"role": "user"}, [{"role": "user", "content": None}]),
     *("a.png", "../a.png", "/etc/passwd", "gone.png", "cut.png", "bomb.png", "a.mp4", "cut.mp4"),
     *("data:image/png;base64,AAAA", "iVBORw0KGgo" + "A" * 90, "https://x/y.png", "file://a.png"),
@@ -169,9 +186,9 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     CLIP = (place / "a.mp4").read_bytes()
     (place / "cut.mp4").write_bytes(CLIP[:-100])
     if not PARQUET:
-        datasets.Dataset.from_list([{"prompt": f"{i}?", "answer": str(i)} for i in range(9)]).to_parquet(
-            tmp_path / "whole.parquet"
-        )
+        datasets.Dataset.from_list(
+            [{"prompt": f"{i}?", "answer": str(i)} for i in range(9)]
+        ).to_parquet(tmp_path / "whole.parquet")
         PARQUET = (tmp_path / "whole.parquet").read_bytes()
     return place
 
@@ -210,7 +227,9 @@ def assert_whole(problem) -> None:
             case Image(pixels):
                 assert pixels.dtype == np.uint8 and pixels.ndim == 3 and pixels.size
             case Video(frames, fps):
-                assert frames.dtype == np.uint8 and frames.ndim == 4 and len(frames) >= 2 and fps > 0
+                assert (
+                    frames.dtype == np.uint8 and frames.ndim == 4 and len(frames) >= 2 and fps > 0
+                )
 
 
 def test_what_is_not_damaged_is_used(folder: Path):

@@ -1,4 +1,4 @@
-"""Pictures and clips from strangers: where they may lie, how large they may be, what they become."""
+"""Pictures and clips from strangers: where they may lie, what is refused, what they become."""
 
 import base64
 import io
@@ -6,22 +6,23 @@ import os
 import struct
 import zlib
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
 import pytest
 from PIL import Image as Pillow
-from scripts.make_files_example import write_clip, write_domain, write_picture
 
 from copd.config import parse_files
 from copd.domains.digits import MODALITIES, DigitsDomain
 from copd.domains.files import open_files
 from copd.domains.files.clips import ClipBudget, choose_frames, read_clip
-from copd.domains.files.draft import Media
+from copd.domains.files.draft import Kind, Media
 from copd.domains.files.media import MediaReader
 from copd.policy.render import Renderer, load_renderer
 from copd.policy.tiny import resolve
 from copd.types import Image, Split, Video
+from scripts.make_files_example import write_clip, write_domain, write_picture
 
 BUDGET = ClipBudget(fps=2.0, max_frames=32, max_pixels=10_000)
 
@@ -63,7 +64,7 @@ def clip(count: int = 8, fps: float = 4.0, size: tuple[int, int] = (16, 24)) -> 
     return Video(np.broadcast_to(greys, (count, *size, 3)).copy(), fps)
 
 
-def refusal(reader: MediaReader, source: str | bytes, kind="image") -> str:
+def refusal(reader: MediaReader, source: str | bytes, kind: Kind = "image") -> str:
     with pytest.raises(ValueError) as caught:
         reader.read(Media(kind, source))
     assert "\n" not in str(caught.value)
@@ -79,7 +80,13 @@ def test_a_file_must_lie_below_the_root_once_links_are_followed(reader: MediaRea
     (root / "out.png").symlink_to(root.parent / "secret.png")
     (root / "folder").symlink_to(root.parent)
     (root / "fine.png").symlink_to(root / "in.png")
-    for name in ("in.png", str(root / "in.png"), f"file://{root}/in.png", "x/../in.png", "fine.png"):
+    for name in (
+        "in.png",
+        str(root / "in.png"),
+        f"file://{root}/in.png",
+        "x/../in.png",
+        "fine.png",
+    ):
         image = reader.read(Media("image", name))
         assert isinstance(image, Image) and image.pixels.shape == (2, 3, 3)
     for name in ("../secret.png", str(root.parent / "secret.png"), "out.png", "folder/secret.png"):
@@ -135,7 +142,11 @@ def test_bytes_base64_and_data_addresses_are_the_same_picture(tmp_path: Path):
     rows = [
         f'{{"prompt": "{i}", "answer": "1", "image": {source}}}'
         for i, source in enumerate(
-            (f'"{text}"', f'"data:image/png;base64,{text}"', f'[{{"bytes": null, "path": "a.png"}}]')
+            (
+                f'"{text}"',
+                f'"data:image/png;base64,{text}"',
+                '[{"bytes": null, "path": "a.png"}]',
+            )
         )
     ]
     (tmp_path / "a.png").write_bytes(content)
@@ -145,7 +156,9 @@ def test_bytes_base64_and_data_addresses_are_the_same_picture(tmp_path: Path):
     for index in range(3):
         part = domain.problem("train", index).messages[0].content[0]
         assert isinstance(part, Image) and (part.pixels == [1, 2, 3]).all()
-    (tmp_path / "b.jsonl").write_text('{"prompt": "a", "answer": 1, "image": "iVBORw0KGgo%s"}' % ("*" * 80))
+    (tmp_path / "b.jsonl").write_text(
+        '{"prompt": "a", "answer": 1, "image": "iVBORw0KGgo%s"}' % ("*" * 80)
+    )
     [bad] = open_files("b", parse_files(str(tmp_path / "b.jsonl"))).index.bad
     assert "base64" in bad.reason
 
@@ -165,7 +178,7 @@ def test_bytes_base64_and_data_addresses_are_the_same_picture(tmp_path: Path):
     ids=["all", "half", "budget", "short", "uneven"],
 )
 def test_frames_are_chosen_by_rate_and_budget(times, budget, chosen, fps):
-    found, rate = choose_frames(times, ClipBudget(*budget, 1))
+    found, rate = choose_frames(times, ClipBudget(budget[0], budget[1], max_pixels=1))
     assert found == chosen and rate == pytest.approx(fps)
 
 
@@ -180,16 +193,21 @@ def test_a_clip_keeps_rate_colours_and_order(tmp_path: Path):
     assert small.frames.shape == (8, 8, 12, 3)
 
 
-@pytest.mark.parametrize(("suffix", "codec"), [("webm", "libvpx-vp9"), ("gif", "gif")])
-def test_webm_and_gif_are_read_too(tmp_path: Path, suffix: str, codec: str):
-    video, path = clip(), tmp_path / f"a.{suffix}"
+def write(path: Path, video: Video, codec: str, pixels: str) -> None:
+    """A clip with loss."""
     with av.open(path, "w") as container:
-        stream = container.add_stream(codec, rate=4)
-        stream.width, stream.height = 24, 16
-        stream.pix_fmt = "rgb8" if suffix == "gif" else "yuv420p"
+        stream: Any = container.add_stream(codec, rate=int(video.fps))
+        stream.height, stream.width = video.frames.shape[1:3]
+        stream.pix_fmt = pixels
         for frame in video.frames:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
         container.mux(stream.encode())
+
+
+@pytest.mark.parametrize(("suffix", "codec"), [("webm", "libvpx-vp9"), ("gif", "gif")])
+def test_webm_and_gif_are_read_too(tmp_path: Path, suffix: str, codec: str):
+    video, path = clip(), tmp_path / f"a.{suffix}"
+    write(path, video, codec, "rgb8" if suffix == "gif" else "yuv420p")
     found = read_clip(path, BUDGET)
     assert found.frames.shape == (4, 16, 24, 3) and found.fps == pytest.approx(2.0, rel=0.01)
     greys = found.frames.mean(axis=(1, 2, 3))
@@ -210,7 +228,10 @@ def test_clips_that_cannot_be_used_say_why(reader: MediaReader):
     assert "needs at least 2" in refusal(reader, "a.mp4", "video")
     write_clip(path, clip(2, size=(128, 128)))
     assert "max_pixels allows 10000" in refusal(reader, "a.mp4", "video")
-    for playlist in (b"ffconcat version 1.0\nfile a.mp4\n", b"#EXTM3U\n#EXTINF:1,\nfile:///etc/passwd\n"):
+    for playlist in (
+        b"ffconcat version 1.0\nfile a.mp4\n",
+        b"#EXTM3U\n#EXTINF:1,\nfile:///etc/passwd\n",
+    ):
         assert "is no MP4, WebM or GIF file" in refusal(reader, playlist, "video")
 
 
@@ -220,7 +241,8 @@ def test_clips_that_cannot_be_used_say_why(reader: MediaReader):
 @pytest.fixture(scope="module", params=["image", "video"])
 def world(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory):
     """A built-in domain, and the same one written to files and read from them."""
-    modality, sizes = request.param, dict[Split, int](train=9, validation=6, test=12)
+    modality = request.param
+    sizes: dict[Split, int] = {"train": 9, "validation": 6, "test": 12}
     folder = tmp_path_factory.mktemp(modality)
     write_domain(folder, modality, sizes)
     built_in = DigitsDomain(modality, modality, tuple(MODALITIES[modality]), sizes)
@@ -246,12 +268,7 @@ def test_a_lossy_clip_is_nearly_the_same(tmp_path: Path):
     world = DigitsDomain("video", "video", ("rises",), {"train": 1, "validation": 1, "test": 1})
     part = world.problem("test", 0).messages[0].content[0]
     assert isinstance(part, Video)
-    with av.open(tmp_path / "a.mp4", "w") as container:
-        stream = container.add_stream("libx264", rate=2, options={"crf": "10"})
-        stream.width, stream.height, stream.pix_fmt = 16, 16, "yuv420p"
-        for frame in part.frames:
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
-        container.mux(stream.encode())
+    write(tmp_path / "a.mp4", part, "libx264", "yuv420p")
     found = read_clip(tmp_path / "a.mp4", BUDGET)
     assert found.frames.shape == part.frames.shape and found.fps == part.fps
     assert np.abs(found.frames.astype(int) - part.frames).mean() < 4

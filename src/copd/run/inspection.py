@@ -11,7 +11,7 @@ from copd.domains.files import FilesDomain, remarks
 from copd.domains.files.index import SPLITS
 from copd.policy.render import Renderer, load_renderer
 from copd.policy.tiny import resolve
-from copd.types import Image, Part, Problem, Split, Text
+from copd.types import Image, Part, Problem, Text
 
 Record = dict[str, Any]
 
@@ -41,9 +41,11 @@ def inspect(domain: FilesDomain, model: str | None, num_shown: int) -> Record:
 
 def _first(domain: FilesDomain, count: int) -> Iterator[Problem]:
     """The first problems of the first split that has any."""
-    split: Split = next((s for s in SPLITS if domain.num_problems(s)), "train")
-    for index in range(min(count, domain.num_problems(split))):
-        yield domain.problem(split, index)
+    for split in SPLITS:
+        for index in range(min(count, domain.num_problems(split))):
+            yield domain.problem(split, index)
+        if domain.num_problems(split):
+            return
 
 
 def _shown(problem: Problem, domain: FilesDomain, renderer: Renderer | None) -> Record:

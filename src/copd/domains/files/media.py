@@ -93,9 +93,7 @@ class MediaReader:
         if "://" in name:
             scheme, _, rest = name.partition("://")
             if scheme != "file":
-                raise ValueError(
-                    f"{name[:80]!r} is an address: nothing is downloaded, save it"
-                )
+                raise ValueError(f"{name[:80]!r} is an address: nothing is downloaded, save it")
             name = unquote(rest)
         path = (self.folder / name).resolve()
         if not path.is_relative_to(self.root):
