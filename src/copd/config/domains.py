@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field, StrictBool, model_validator
 
 from copd.config.sections import Count, NonNegativeFloat, PositiveFloat, Section
-from copd.types import Split
+
+if TYPE_CHECKING:  # help and plan answer without numpy
+    from copd.types import Split
 
 Share = Annotated[float, Field(strict=True, ge=0, lt=1)]
 Location = Annotated[str, Field(min_length=1)]
