@@ -193,9 +193,9 @@ def test_a_clip_keeps_rate_colours_and_order(tmp_path: Path):
     assert small.frames.shape == (8, 8, 12, 3)
 
 
-def write(path: Path, video: Video, codec: str, pixels: str) -> None:
+def write(path: Path, video: Video, codec: str, pixels: str, **options: str) -> None:
     """A clip with loss."""
-    with av.open(path, "w") as container:
+    with av.open(path, "w", options=options) as container:
         stream: Any = container.add_stream(codec, rate=int(video.fps))
         stream.height, stream.width = video.frames.shape[1:3]
         stream.pix_fmt = pixels
@@ -233,6 +233,15 @@ def test_clips_that_cannot_be_used_say_why(reader: MediaReader):
         b"#EXTM3U\n#EXTINF:1,\nfile:///etc/passwd\n",
     ):
         assert "is no MP4, WebM or GIF file" in refusal(reader, playlist, "video")
+
+
+def test_a_clip_with_its_index_in_front_is_known_to_be_cut_off(reader: MediaReader):
+    frames = np.random.default_rng(0).integers(0, 256, (32, 16, 24, 3), dtype=np.uint8)
+    path = reader.root / "a.mp4"
+    write(path, Video(frames, 4.0), "libx264", "yuv420p", movflags="faststart")
+    whole = path.read_bytes()
+    assert isinstance(reader.read(Media("video", whole)), Video)
+    assert "is cut off" in refusal(reader, whole[: len(whole) // 2], "video")
 
 
 # The digits world, from files
