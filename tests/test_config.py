@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from copd.config import Config, describe_settings, load_config, parse_merge
+from copd.config import Config, DigitsConfig, describe_settings, load_config, parse_merge
 from copd.recipes import build_plan, plan_cost
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.toml"))
@@ -148,7 +148,9 @@ def test_overrides_are_toml_values_or_text(minimal: Path):
     )
     assert build_plan(config).total_steps == 4 * 25
     assert config.optimizer.learning_rate == 2e-4
-    assert config.domains["text"].suites == ("chain", "words")
+    text = config.domains["text"]
+    assert isinstance(text, DigitsConfig)
+    assert text.suites == ("chain", "words")
     assert config.model.frozen_vision is True
     assert (config.model.path, config.seed) == ("org/name", 1)
 

@@ -74,8 +74,34 @@ def test_an_unknown_key_is_named_with_the_nearest_valid_one(minimal: Path, key: 
 
 
 @pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ("", "domains.mine.path is missing: it must be chosen (A file, several, a folder"),
+        ("path = 3", "domains.mine.path must be text or must be a list"),
+        ("path = []", "domains.mine.path must be text or must have at least 1 item"),
+        ("path = 'a', modality = 'text'", 'set domains.mine.type = "digits".'),
+        ("path = 'a', columns = {promt = 'b'}", "Did you mean domains.mine.columns.prompt?"),
+        ("path = 'a', columns = {prompt = 3}", "domains.mine.columns.prompt must be text: got 3."),
+        ("path = 'a', verifier = {type = 'exakt'}", "expected one of 'exact', 'numeric'"),
+        ("path = 'a', verifier = {tolerance = 1}", "domains.mine.verifier.type is missing"),
+        (
+            "path = 'a', verifier = {type = 'exact', tolerance = 1}",
+            'set domains.mine.verifier.type = "numeric".',
+        ),
+        ("path = 'a', max_pixels = 100_000_000", "max_pixels must be at most 89000000"),
+        ("path = 'a', test_share = 0.96", "must leave problems to learn from: got 0.05 and 0.96"),
+    ],
+)
+def test_a_domain_of_files_says_what_is_wrong(minimal: Path, settings: str, sentence: str):
+    table = f"{{type = 'files', {settings}}}".replace(", }", "}")
+    [found] = refusal(minimal, "--domains.mine", table)
+    assert sentence in found
+
+
+@pytest.mark.parametrize(
     ("overrides", "remedy"),
     [
+        (("--domains.text.type", "digit"), "got 'digit', expected one of 'digits', 'files'."),
         (("--distill.top_k", "5"), "distill.type is missing: expected one of 'sampled', 'topk'"),
         (("--distill.type", "full", "--distill.top_k", "5"), 'set distill.type = "topk"'),
         (("--distill.type", "sampled", "--distill.form", "jsd"), "only with 'topk' or 'full'"),
@@ -112,7 +138,6 @@ def test_a_setting_of_another_variant_names_that_variant(
             ("--domains.text.suites", "chain"),
             'domains.text.suites must be a list, such as ["a", "b"]: got \'chain\'.',
         ),
-        (("--domains.text.type", "digit"), "domains.text.type must be 'digits': got 'digit'."),
         (
             ("--recipe.beta", "high"),
             "must be a number or must be a table, such as {key = VALUE}: got",

@@ -17,7 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from copd import cli_compare
+from copd import cli_compare, cli_data
 
 if TYPE_CHECKING:
     from copd.config import MergeConfig
@@ -28,6 +28,7 @@ _OWN_OPTIONS = {
     "train": ("--help",),
     "plan": ("--help", "--json", "--completion-tokens"),
     "compare": cli_compare.OWN_OPTIONS,
+    "data": cli_data.OWN_OPTIONS,
 }
 """Commands in which every other option is an override, dotted or not."""
 
@@ -111,7 +112,11 @@ def build_parser(settings: str = "") -> argparse.ArgumentParser:
     cli_compare.add_options(_command(commands, "compare", cli_compare.ABOUT))
     _add_eval(commands)
     _add_merge(commands)
+    cli_compare.add_options(_command(commands, "compare", cli_compare.ABOUT))
+    _add_eval(commands)
+    _add_merge(commands)
     _add_report(commands)
+    cli_data.add_options(_command(commands, "data", cli_data.ABOUT, settings))
     return parser
 
 
@@ -332,6 +337,7 @@ _COMMANDS = {
     "eval": _evaluate,
     "merge": _merge,
     "report": _report,
+    "data": cli_data.run,
 }
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """The book of prompts: what it keeps, and what it forgets."""
 
 from copd.branch.prompts import PromptBook
+from copd.domains.digits import DigitsDomain
 from copd.types import ProblemId
 
 
@@ -35,3 +36,22 @@ def test_a_verifier_renders_nothing(make_engine):
     assert [small.problem(name).answer for name in names] == answers
     assert small.verify(names[0], f"#{answers[0]}") == 1.0
     assert len(rendered) == 2
+
+
+def test_a_verifier_decodes_nothing(make_engine):
+    book = make_engine("a")._branches["a"]._book
+    asked = []
+
+    class Counting(DigitsDomain):
+        def problem(self, split, index):
+            asked.append(index)
+            return super().problem(split, index)
+
+    domains = {name: Counting(**vars(domain)) for name, domain in book.domains.items()}
+    small = PromptBook(domains, book._render, size=1)
+    names = [ProblemId("image", "train", i) for i in range(3)]
+    small.prompts(names)
+    answers = [small.problem(name).answer for name in names]
+    assert [small.verify(n, f"#{a}") for n, a in zip(names, answers, strict=True)] == [1.0] * 3
+    assert asked == [0, 1, 2]
+    assert small.problem(names[0]).messages == ()

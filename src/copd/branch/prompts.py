@@ -7,11 +7,15 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 
 from copd.domains.base import Domain
 from copd.policy import Prompt
 from copd.types import Message, Problem, ProblemId
+
+_NUM_PROBLEMS = 2**16
+"""Problems remembered for their verifiers; each is a few hundred bytes of text."""
 
 
 class PromptBook:
@@ -33,7 +37,8 @@ class PromptBook:
         self._render = render
         self._size = size
         self._max_bytes = max_bytes
-        self._entries: OrderedDict[ProblemId, tuple[Problem, Prompt]] = OrderedDict()
+        self._entries: OrderedDict[ProblemId, Prompt] = OrderedDict()
+        self._problems: OrderedDict[ProblemId, Problem] = OrderedDict()
 
     @cached_property
     def aside(self) -> PromptBook:
@@ -41,12 +46,15 @@ class PromptBook:
         return PromptBook(self.domains, self._render, size=self._size, max_bytes=self._max_bytes)
 
     def problem(self, name: ProblemId) -> Problem:
-        """A problem that was forgotten is rebuilt, but nothing is rendered for it."""
-        entry = self._entries.get(name)
-        return self._build(name) if entry is None else entry[0]
+        """A problem as its verifier needs it, without messages: those hold decoded pixels.
+
+        They are remembered longer than prompts, so that no clip is decoded to verify an answer.
+        """
+        problem = self._problems.get(name)
+        return self._build(name)[0] if problem is None else problem
 
     def prompts(self, names: Sequence[ProblemId]) -> list[Prompt]:
-        prompts = [self._entry(name)[1] for name in names]
+        prompts = [self._entry(name) for name in names]
         self._forget()
         return prompts
 
@@ -61,20 +69,24 @@ class PromptBook:
             )
             raise
 
-    def _entry(self, name: ProblemId) -> tuple[Problem, Prompt]:
-        entry = self._entries.pop(name, None)
-        if entry is None:
-            problem = self._build(name)
-            entry = (problem, self._render(problem.messages))
-        self._entries[name] = entry
-        return entry
+    def _entry(self, name: ProblemId) -> Prompt:
+        prompt = self._entries.pop(name, None)
+        if prompt is None:
+            _, messages = self._build(name)
+            prompt = self._render(messages)
+        self._entries[name] = prompt
+        return prompt
 
-    def _build(self, name: ProblemId) -> Problem:
-        return self.domains[name.domain].problem(name.split, name.index)
+    def _build(self, name: ProblemId) -> tuple[Problem, Sequence[Message]]:
+        problem = self.domains[name.domain].problem(name.split, name.index)
+        self._problems[name] = replace(problem, messages=())
+        if len(self._problems) > _NUM_PROBLEMS:
+            self._problems.popitem(last=False)
+        return self._problems[name], problem.messages
 
     def _forget(self) -> None:
         """Drops the oldest; prompts grow when a frozen tower has read them, so all are counted."""
-        num_bytes = sum(prompt.num_bytes for _, prompt in self._entries.values())
+        num_bytes = sum(prompt.num_bytes for prompt in self._entries.values())
         while len(self._entries) > self._size or num_bytes > self._max_bytes:
-            _, (_, prompt) = self._entries.popitem(last=False)
+            _, prompt = self._entries.popitem(last=False)
             num_bytes -= prompt.num_bytes

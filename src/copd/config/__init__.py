@@ -1,7 +1,17 @@
 """The configuration of a run: its tree, its file and its errors. Knows no torch."""
 
+from copd.config.domains import (
+    ColumnsConfig,
+    DigitsConfig,
+    DomainConfig,
+    ExactVerifier,
+    FilesConfig,
+    NumericVerifier,
+    VerifierConfig,
+    num_problems,
+)
 from copd.config.help import describe_settings
-from copd.config.load import load_config, parse_merge
+from copd.config.load import load_config, parse_config, parse_files, parse_merge
 from copd.config.names import (
     BASE,
     EXPERT,
@@ -28,9 +38,7 @@ from copd.config.recipe import (
 )
 from copd.config.sections import (
     CheckpointConfig,
-    DigitsConfig,
     DistillConfig,
-    DomainConfig,
     EngineConfig,
     EvaluationConfig,
     FullDistill,
@@ -54,6 +62,7 @@ __all__ = [
     "UNIFIED",
     "CheckpointConfig",
     "CoPDConfig",
+    "ColumnsConfig",
     "Config",
     "DareMerge",
     "DigitsConfig",
@@ -61,7 +70,9 @@ __all__ = [
     "DomainConfig",
     "EngineConfig",
     "EvaluationConfig",
+    "ExactVerifier",
     "ExpertsConfig",
+    "FilesConfig",
     "FullDistill",
     "LossConfig",
     "MOPDConfig",
@@ -70,6 +81,7 @@ __all__ = [
     "ModelConfig",
     "MonitorConfig",
     "NoMerge",
+    "NumericVerifier",
     "OPDConfig",
     "OptimizerConfig",
     "PilotConfig",
@@ -83,8 +95,12 @@ __all__ = [
     "TrackingConfig",
     "UniformMerge",
     "ValidationMerge",
+    "VerifierConfig",
     "WeightedMerge",
     "describe_settings",
     "load_config",
+    "num_problems",
+    "parse_config",
+    "parse_files",
     "parse_merge",
 ]

@@ -10,6 +10,7 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
+from copd.config.domains import FilesConfig
 from copd.config.errors import sentences
 from copd.config.names import check_known
 from copd.config.recipe import MergeConfig
@@ -31,10 +32,27 @@ def load_config(path: Path | str, overrides: Sequence[str] = ()) -> Config:
         raw = with_setting(raw, keys, value_of(text))
     for keys in _read_as_text(raw, texts):
         raw = with_setting(raw, keys, texts[keys])
+    return parse_config(raw)
+
+
+def parse_config(raw: Mapping[str, object]) -> Config:
+    """A whole configuration from plain values."""
     try:
         return Config.model_validate(raw)
     except ValidationError as error:
         raise ValueError("\n".join(sentences(error, Config))) from None
+
+
+def parse_files(path: str, overrides: Sequence[str] = ()) -> FilesConfig:
+    """Settings of a domain of files outside a run: `--columns.prompt question`."""
+    raw: dict[str, Any] = {"type": "files", "path": path}
+    for keys, text in parse_overrides(overrides).items():
+        raw = with_setting(raw, keys, value_of(text))
+    try:
+        return FilesConfig.model_validate(raw)
+    except ValidationError as error:
+        found = sentences(error, FilesConfig, remedy="Pass another value to --{path}.")
+        raise ValueError("\n".join(found)) from None
 
 
 def parse_merge(raw: Mapping[str, object]) -> MergeConfig:

@@ -43,26 +43,6 @@ class ModelConfig(Section):
     """Keep the vision tower as it is in the base model."""
 
 
-class DigitsConfig(Section):
-    """The built-in world of handwritten digits."""
-
-    type: Literal["digits"]
-    """Which kind of domain this is."""
-    modality: Literal["text", "image", "video"]
-    """What the problems are made of."""
-    suites: tuple[str, ...] = ()
-    """Suites to use; empty means all of them."""
-    num_train: Count = 100_000
-    """Problems to learn from."""
-    num_validation: Count = 512
-    """Problems that choose settings, such as merge weights."""
-    num_test: Count = 1024
-    """Problems that are only ever measured."""
-
-
-DomainConfig = DigitsConfig
-
-
 class RolloutConfig(Section):
     """One batch of rollouts: what a branch samples for one action in one step."""
 

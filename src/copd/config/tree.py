@@ -8,6 +8,7 @@ from typing import Annotated
 
 from pydantic import Field, model_validator
 
+from copd.config.domains import DomainConfig
 from copd.config.pilot import PilotConfig
 from copd.config.recipe import (
     CoPDConfig,
@@ -18,7 +19,6 @@ from copd.config.sections import (
     CheckpointConfig,
     Count,
     DistillConfig,
-    DomainConfig,
     EngineConfig,
     EvaluationConfig,
     LossConfig,
@@ -82,7 +82,7 @@ class Config(Section):
             self.recipe.check_measured("evaluation", self.evaluation.every)
             self.recipe.check_measured("monitor", self.monitor.every)
         for name, domain in self.domains.items():
-            if self.evaluation.num_problems > domain.num_test:
+            if domain.num_test and self.evaluation.num_problems > domain.num_test:
                 raise ValueError(
                     "evaluation.num_problems must not exceed what a domain has: got "
                     f"{self.evaluation.num_problems}, but domains.{name}.num_test is "

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
 
+from copd.policy.loading import find_model
 from copd.policy.media import (
     MODEL_TYPES,
     TorchProcessor,
@@ -115,3 +116,10 @@ def _template_part(part: Part) -> dict[str, str]:
     if isinstance(part, Text):
         return {"type": "text", "text": part.text}
     return {"type": "image" if isinstance(part, Image) else "video"}
+
+
+def load_renderer(path: str, *, trust_remote_code: bool = False) -> Renderer:
+    """The renderer of a model alone: none of its weights are read."""
+    source = find_model(path)
+    config = AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
+    return Renderer.load(source, config, trust_remote_code=trust_remote_code)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from copd.branch.state import load_weights
 from copd.config import Config, MergeConfig, load_config
+from copd.domains import with_sizes
 from copd.engine import create_engine
 from copd.policy import Policy
 from copd.policy.tiny import resolve
@@ -62,6 +63,7 @@ def evaluate(
     config = config.model_copy(
         update={"evaluation": settings, "seed": config.seed if seed is None else seed}
     )
+    config = with_sizes(config, Console(stderr=True).print)
     for name in config.domains:
         available = evaluation_request(config, name, split).num_problems
         if settings.num_problems > available:

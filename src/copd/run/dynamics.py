@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from copd.branch import Branch
-from copd.config import BASE, Config
+from copd.config import BASE, Config, num_problems
 from copd.engine import Engine
 from copd.run.seeds import derive_seed
 from copd.run.step import REFERENCE
@@ -56,7 +56,7 @@ def _request(config: Config, domain: str, position: str) -> SampleRequest:
 
     A change from line to line is then one of the policies, not of the draw.
     """
-    count = min(config.monitor.num_problems, config.domains[domain].num_validation)
+    count = min(config.monitor.num_problems, num_problems(config.domains[domain], "validation"))
     return SampleRequest(
         action="dynamics",
         problems=tuple(ProblemId(domain, "validation", index) for index in range(count)),

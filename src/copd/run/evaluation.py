@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from rich.table import Table
 
 from copd.branch import Branch
-from copd.config import Config, EvaluationConfig
+from copd.config import Config, EvaluationConfig, num_problems
 from copd.engine import Engine
 from copd.recipes import Plan
 from copd.run.packed import pack, unpack
@@ -116,15 +116,10 @@ def measured_models(plan: Plan, settings: EvaluationConfig) -> list[str]:
 def evaluation_request(config: Config, domain: str, split: Split) -> EvaluationRequest:
     """What `config.evaluation` says, cut to the problems the split has."""
     settings, section = config.evaluation, config.domains[domain]
-    sizes = {
-        "train": section.num_train,
-        "validation": section.num_validation,
-        "test": section.num_test,
-    }
     return EvaluationRequest(
         domain=domain,
         split=split,
-        num_problems=min(settings.num_problems, sizes[split]),
+        num_problems=min(settings.num_problems, num_problems(section, split)),
         num_samples=settings.num_samples,
         temperature=settings.temperature,
         max_completion_tokens=settings.max_completion_tokens

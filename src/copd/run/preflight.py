@@ -6,7 +6,7 @@ from __future__ import annotations
 import numpy as np
 
 from copd.branch import Branch
-from copd.config import Config
+from copd.config import Config, num_problems
 from copd.engine import Engine
 from copd.recipes import OPD, Plan
 from copd.run.seeds import derive_seed
@@ -31,7 +31,8 @@ def check_teachers(engine: Engine, config: Config, plan: Plan) -> None:
     }
     for student, teacher, domain in sorted(pairs):
         problems = tuple(
-            ProblemId(domain, "train", i) for i in range(min(2, config.domains[domain].num_train))
+            ProblemId(domain, "train", i)
+            for i in range(min(2, num_problems(config.domains[domain], "train")))
         )
         seed = derive_seed(config.seed, student, teacher, domain, "preflight")
         request = SampleRequest("preflight", problems, 1.0, seed, "the check")

@@ -12,6 +12,7 @@ from rich.console import Console
 
 from copd.branch import Branch
 from copd.config import Config
+from copd.domains import with_sizes
 from copd.engine import Engine
 from copd.recipes import Plan, build_plan, to_dict
 from copd.run.checkpoint import latest_checkpoint, save_checkpoint
@@ -56,6 +57,7 @@ class Runner:
     """
 
     def __init__(self, config: Config, engine: Engine, console: Console) -> None:
+        config = with_sizes(config, console.print)
         self.config, self.engine, self.console = config, engine, console
         self.plan: Plan = build_plan(config)
         self.root: Path = config.output_dir

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from copd.branch import Branch
-from copd.config import Config, SampledDistill, TopKDistill
+from copd.config import Config, SampledDistill, TopKDistill, num_problems
 from copd.engine import Engine
 from copd.recipes import OPD, RLVR, Action, Stage
 from copd.run.seeds import derive_seed, draw_problems
@@ -91,7 +91,7 @@ def _sample_request(config: Config, position: Position, action: Action) -> Sampl
     problems = draw_problems(
         place,
         action.domain,
-        config.domains[action.domain].num_train,
+        num_problems(config.domains[action.domain], "train"),
         start=(position.step - 1) * config.rollout.num_prompts,
         count=config.rollout.num_prompts,
     )

@@ -1,0 +1,265 @@
+"""A row's turns, media and answer, still without pixels. Knows no file format and opens no media.
+
+Every mistake is a ValueError that says what is wrong with the row.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import json
+import math
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from copd.config import ColumnsConfig
+from copd.domains.files.tables import Row, parse_json
+
+Kind = Literal["image", "video"]
+
+MAX_MEDIA = 256
+"""Pictures and clips of one problem."""
+
+_KNOWN: Mapping[str, tuple[str, ...]] = {
+    "prompt": ("prompt", "problem", "question", "messages"),
+    "answer": ("reward_model.ground_truth", "answer", "solution"),
+    "images": ("images", "image"),
+    "videos": ("videos", "video"),
+    "suite": ("suite", "data_source"),
+}
+_ROLES = ("system", "user", "assistant")
+_MARK = re.compile(r"<(image|video)>")
+_CONTROL = re.compile(r"<\|\w{1,40}\|>")
+_DATA_URI = re.compile(r"data:[\w.+-]+/[\w.+-]+;base64,")
+_BASE64_STARTS = ("iVBORw0KGgo", "/9j/", "R0lGOD", "UklGR")
+"""How pictures of PNG, JPEG, GIF and WebP begin in base64."""
+
+
+@dataclass(frozen=True)
+class Media:
+    """A picture or a clip that is not loaded yet."""
+
+    kind: Kind
+    source: str | bytes
+    """A path, or the content of the file."""
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One chat turn."""
+
+    role: str
+    content: tuple[str | Media, ...]
+
+
+@dataclass(frozen=True)
+class Draft:
+    """A problem before its media are loaded."""
+
+    turns: tuple[Turn, ...]
+    answer: str
+    suite: str | None
+
+    @property
+    def media(self) -> Iterator[Media]:
+        return (part for turn in self.turns for part in turn.content if isinstance(part, Media))
+
+    def key(self, identify: Callable[[Media], str]) -> int:
+        """63 bits that two problems share only if they ask the same; the answer is not in it."""
+        parts = [
+            [t.role, *([p] if isinstance(p, str) else [p.kind, identify(p)] for p in t.content)]
+            for t in self.turns
+        ]
+        digest = hashlib.blake2b(json.dumps(parts).encode(), digest_size=8).digest()
+        return int.from_bytes(digest, "big") >> 1
+
+
+def read_draft(row: Row, columns: ColumnsConfig) -> Draft:
+    """The problem a row states, by the columns named or known."""
+    *before, last = _turns(_required(row, columns, "prompt"))
+    found = _find(row, columns, "answer")
+    if found is None and before and last.role == "assistant":
+        found = "".join(part for part in last.content if isinstance(part, str))
+        *before, last = before
+    if found is None:
+        found = _required(row, columns, "answer")
+    if last.role != "user":
+        raise ValueError(f"has no question: its last turn is the {last.role}'s")
+    media = [*_media(row, columns, "images", "image"), *_media(row, columns, "videos", "video")]
+    suite = _find(row, columns, "suite")
+    turns = _placed((*before, last), media)
+    if not any(_is_content(part) for turn in turns for part in turn.content):
+        raise ValueError("has an empty prompt")
+    return Draft(turns, _answer(found), None if suite is None else _checked(str(suite), "suite"))
+
+
+def _is_content(part: str | Media) -> bool:
+    return isinstance(part, Media) or bool(part.strip())
+
+
+def _find(row: Row, columns: ColumnsConfig, role: str) -> Any:
+    """The value of the first column there is; None and an empty cell count as absent."""
+    chosen: str | None = getattr(columns, role)
+    for name in _KNOWN[role] if chosen is None else (chosen,):
+        value = _lookup(row, name)
+        if value is not None and not (isinstance(value, str) and not value.strip()):
+            return value
+    return None
+
+
+def _lookup(row: Row, name: str) -> Any:
+    if name in row:
+        return row[name]
+    key, _, rest = name.partition(".")
+    below = row.get(key) if rest else None
+    if isinstance(below, str) and below.startswith("{"):
+        below = _structure(below)
+    return _lookup(below, rest) if isinstance(below, dict) else None
+
+
+def _required(row: Row, columns: ColumnsConfig, role: str) -> Any:
+    value = _find(row, columns, role)
+    if value is None:
+        chosen: str | None = getattr(columns, role)
+        expected = " or ".join(_KNOWN[role]) if chosen is None else chosen
+        has = ", ".join(map(str, list(row)[:12])) or "no columns"
+        raise ValueError(f"has no {role}: expected a value in {expected}, got {has[:200]}")
+    return value
+
+
+def _structure(text: str) -> Any:
+    """A list or table that a cell spells as JSON; the text itself where it is none."""
+    try:
+        return parse_json(text)
+    except ValueError:
+        return text
+
+
+def _turns(value: Any) -> tuple[Turn, ...]:
+    if isinstance(value, str) and re.match(r'\s*\[\s*\{\s*"', value):
+        spelled = _structure(value)
+        is_chat = isinstance(spelled, list) and all(
+            isinstance(turn, dict) and "role" in turn for turn in spelled
+        )
+        value = spelled if is_chat else value
+    if isinstance(value, str):
+        return (Turn("user", (_checked(value, "prompt"),)),)
+    if not isinstance(value, list) or not value:
+        raise ValueError(f"has a prompt of type {type(value).__name__}: expected text or messages")
+    return tuple(_turn(turn) for turn in value)
+
+
+def _turn(value: Any) -> Turn:
+    if not isinstance(value, dict) or value.get("role") not in _ROLES:
+        shown = repr(value.get("role") if isinstance(value, dict) else value)[:60]
+        raise ValueError(f"has a message without a role of {', '.join(_ROLES)}: got {shown}")
+    content = value.get("content")
+    if isinstance(content, str):
+        return Turn(value["role"], (_checked(content, "message"),))
+    if not isinstance(content, list):
+        kind = type(content).__name__
+        raise ValueError(f"has a message whose content is of type {kind}: expected text or parts")
+    return Turn(value["role"], tuple(_part(part) for part in content))
+
+
+def _part(value: Any) -> str | Media:
+    """A part of a message; one that only says "image" takes the next of the row's pictures."""
+    kind = value.get("type") if isinstance(value, dict) else None
+    if kind == "text" and isinstance(value.get("text"), str):
+        return _checked(value["text"], "message")
+    if kind in ("image", "video"):
+        source = value.get(kind) or value.get("path") or value.get("url")
+        return f"<{kind}>" if source is None else _one_media(source, kind)
+    raise ValueError(f"has a message part that is no text, image or video: got {repr(value)[:60]}")
+
+
+def _checked(text: str, what: str) -> str:
+    """Refuses what a tokenizer or a chat template would stumble over."""
+    if "\0" in text:
+        raise ValueError(f"has a NUL byte in its {what}")
+    if not text.isascii() and any("\ud800" <= char <= "\udfff" for char in text):
+        raise ValueError(f"has half a character (a lone surrogate) in its {what}")
+    if control := _CONTROL.search(text):
+        raise ValueError(f"has the control token {control[0]!r} in its {what}")
+    return text
+
+
+def _answer(value: Any) -> str:
+    """The reference as text; a worked solution of GSM8K counts from its last ####."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, int) or (isinstance(value, float) and math.isfinite(value)):
+        return repr(value)
+    if not isinstance(value, str):
+        raise ValueError(f"has an answer of type {type(value).__name__}: expected text or a number")
+    answer = _checked(value, "answer").rpartition("####")[2].strip()
+    if not answer:
+        raise ValueError("has an empty answer")
+    return answer
+
+
+def _media(row: Row, columns: ColumnsConfig, role: str, kind: Kind) -> list[Media]:
+    value = _find(row, columns, role)
+    if isinstance(value, str) and value[:1] in "[{":
+        value = _structure(value)
+    values = [] if value is None else value if isinstance(value, list) else [value]
+    if len(values) > MAX_MEDIA:
+        raise ValueError(f"has {len(values)} {role}, at most {MAX_MEDIA} are read")
+    return [_one_media(value, kind) for value in values]
+
+
+def _one_media(value: Any, kind: Kind) -> Media:
+    if isinstance(value, dict):
+        content = value.get("bytes")
+        value = content or value.get(kind) or value.get("path") or value.get("url")
+    if isinstance(value, bytes):
+        return Media(kind, value)
+    if not isinstance(value, str) or not value:
+        raise ValueError(f"has {'an' if kind == 'image' else 'a'} {kind} without path or bytes")
+    if uri := _DATA_URI.match(value):
+        return Media(kind, _decoded(value[uri.end() :], kind))
+    if len(value) > 64 and value.startswith(_BASE64_STARTS):
+        return Media(kind, _decoded(value, kind))
+    return Media(kind, _checked(value, f"{kind} path"))
+
+
+def _decoded(text: str, kind: Kind) -> bytes:
+    try:
+        return base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise ValueError(f"has base64 of its {kind} that is broken ({error})") from None
+
+
+def _placed(turns: tuple[Turn, ...], media: list[Media]) -> tuple[Turn, ...]:
+    """Media at their marks in order; without any mark, before the first word of the user."""
+    waiting: dict[str, list[Media]] = {"image": [], "video": []}
+    for one in media:
+        waiting[one.kind].append(one)
+    for kind, found in waiting.items():
+        marks = sum(_count(turn, f"<{kind}>") for turn in turns)
+        if marks and marks != len(found):
+            raise ValueError(f"has {marks} <{kind}> in its text but {len(found)} {kind}s")
+    free = [m for m in media if not any(_count(turn, f"<{m.kind}>") for turn in turns)]
+    placed = [Turn(t.role, tuple(_split(t, waiting))) for t in turns]
+    first = next(i for i, turn in enumerate(turns) if turn.role == "user")
+    placed[first] = Turn("user", (*free, *placed[first].content))
+    return tuple(placed)
+
+
+def _count(turn: Turn, mark: str) -> int:
+    return sum(part.count(mark) for part in turn.content if isinstance(part, str))
+
+
+def _split(turn: Turn, waiting: dict[str, list[Media]]) -> Iterator[str | Media]:
+    for part in turn.content:
+        if isinstance(part, Media):
+            yield part
+            continue
+        for place, piece in enumerate(_MARK.split(part)):
+            if place % 2:
+                yield waiting[piece].pop(0)
+            elif piece:
+                yield piece

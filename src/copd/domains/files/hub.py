@@ -1,0 +1,128 @@
+"""Parquet files and Hugging Face data sets as tables: the only file that imports `datasets`.
+
+Rows are memory-mapped by that library and read without its decoders: pictures stay bytes and paths.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from copd.domains.files.tables import Row
+
+if TYPE_CHECKING:
+    from datasets import Dataset, DatasetDict
+
+Loaded = TypeVar("Loaded")
+
+
+@dataclass(frozen=True, eq=False)
+class ArrowTable:
+    """One split of a data set."""
+
+    name: str
+    folder: Path
+    data: Dataset
+    """With its format set to "arrow"."""
+
+    has_strings_only = False
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def number(self, index: int) -> int:
+        return index + 1
+
+    def row(self, index: int) -> Row:
+        try:
+            part: Any = self.data[index]
+            [row] = part.to_pylist()
+        except Exception as error:  # Arrow has an exception of its own for every kind of damage
+            raise ValueError(f"cannot be read ({_first_line(error)})") from None
+        return row
+
+    def rows(self) -> Iterator[Row | ValueError]:
+        for index in range(len(self)):
+            try:
+                yield self.row(index)
+            except ValueError as error:
+                yield error
+
+
+def open_parquet(path: Path) -> ArrowTable:
+    """A Parquet file, through the library's cache of memory-mapped files."""
+
+    def load() -> Dataset:
+        from datasets import Dataset, DatasetDict, IterableDataset
+
+        found = Dataset.from_parquet(str(path))
+        assert not isinstance(found, DatasetDict | IterableDataset), "one file is one data set"
+        return found
+
+    return _table(str(path), path.parent, _loaded(load, f"{path} cannot be read as Parquet"))
+
+
+def open_saved(folder: Path) -> Mapping[str, ArrowTable]:
+    """What `save_to_disk` wrote, by split; a data set without splits is "train"."""
+
+    def load() -> Dataset | DatasetDict:
+        from datasets import load_from_disk
+
+        return load_from_disk(str(folder))
+
+    return _splits(
+        _loaded(load, f"{folder} cannot be read as a saved data set"), str(folder), folder
+    )
+
+
+def open_named(name: str) -> Mapping[str, ArrowTable]:
+    """A data set of the hub, `owner/name` or `owner/name:subset`, by split."""
+    repository, _, subset = name.partition(":")
+
+    def load() -> DatasetDict:
+        from datasets import DatasetDict, load_dataset
+
+        found = load_dataset(repository, subset or None)
+        assert isinstance(found, DatasetDict), "no split was asked for"
+        return found
+
+    return _splits(_loaded(load, f"data set {name!r} cannot be loaded"), name, Path.cwd())
+
+
+def is_saved(folder: Path) -> bool:
+    """True for a folder that `save_to_disk` wrote."""
+    return (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file()
+
+
+def _splits(loaded: Dataset | DatasetDict, name: str, folder: Path) -> Mapping[str, ArrowTable]:
+    from datasets import DatasetDict
+
+    if not isinstance(loaded, DatasetDict):
+        return {"train": _table(name, folder, loaded)}
+    return {str(split): _table(f"{name}[{split}]", folder, data) for split, data in loaded.items()}
+
+
+def _table(name: str, folder: Path, data: Dataset) -> ArrowTable:
+    return ArrowTable(name, folder, data.with_format("arrow"))
+
+
+def _loaded(load: Callable[[], Loaded], failure: str) -> Loaded:
+    try:
+        from datasets.utils.logging import disable_progress_bar, set_verbosity
+    except ImportError:
+        raise ValueError(
+            f"{failure}: the library `datasets` is not installed. Run pip install 'copd[data]'."
+        ) from None
+    disable_progress_bar()
+    set_verbosity(50)  # its warnings and errors come as exceptions too
+    try:
+        return load()
+    except Exception as error:  # the library lets through whatever its readers raise
+        raise ValueError(f"{failure}: {_first_line(error)}. Check the path or name.") from None
+
+
+def _first_line(error: Exception) -> str:
+    text = str(error).strip().partition("\n")[0].rstrip(".")
+    return f"{type(error).__name__} {text[:200]}".strip()

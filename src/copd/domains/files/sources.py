@@ -1,0 +1,106 @@
+"""Where a domain's rows are: paths and names to tables per split. Reads no row."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from itertools import chain
+from pathlib import Path
+
+from copd.config import FilesConfig
+from copd.domains.files.hub import is_saved, open_named, open_parquet, open_saved
+from copd.domains.files.tables import Table
+from copd.domains.files.text import open_text
+from copd.types import Split
+
+SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
+
+_SPLIT_NAMES: Mapping[str, Split] = {
+    "test": "test",
+    "validation": "validation",
+    "valid": "validation",
+    "val": "validation",
+    "dev": "validation",
+}
+_HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*(:[\w.-]+)?")
+
+Tables = dict[Split, list[Table]]
+
+
+def find_tables(config: FilesConfig) -> Tables:
+    """Tables by split; a folder or data set may bring splits of its own, by their names.
+
+    What a setting names for a split replaces what `path` has for it.
+    """
+    found = _find_all(config.path, "path")
+    given: dict[Split, str | tuple[str, ...] | None] = {
+        "validation": config.validation_path,
+        "test": config.test_path,
+    }
+    for split, paths in given.items():
+        if paths is not None:
+            tables = _find_all(paths, f"{split}_path")
+            found[split] = tables[split] or list(chain.from_iterable(tables.values()))
+    if not found["train"]:
+        raise ValueError(
+            f"path must have problems to learn from: got {config.path!r}, which has only "
+            "files for validation or test. Name the training file."
+        )
+    return found
+
+
+def _find_all(paths: str | Sequence[str], key: str) -> Tables:
+    merged: Tables = {"train": [], "validation": [], "test": []}
+    for path in [paths] if isinstance(paths, str) else paths:
+        for split, tables in _find(path, key).items():
+            merged[split] += tables
+    return merged
+
+
+def _find(name: str, key: str) -> Tables:
+    path = Path(name).expanduser()
+    if path.is_file():
+        return {"train": [open_file(path)]}
+    if path.is_dir():
+        return _by_split(open_saved(path)) if is_saved(path) else _in_folder(path, key)
+    if _HUB_NAME.fullmatch(name) and not Path(name.split("/")[0]).exists():
+        return _by_split(open_named(name))
+    raise ValueError(
+        f"{key} must be a file, a folder or a data set: got {name!r}, which is none. "
+        "Check the path; a data set of the hub is named 'owner/name'."
+    )
+
+
+def open_file(path: Path) -> Table:
+    """One data file, by its suffix."""
+    if path.suffix not in SUFFIXES:
+        raise ValueError(
+            f"{path} is of a kind copd does not read: got {path.suffix or 'no suffix'}, expected "
+            f"{', '.join(SUFFIXES)}. Convert it, or rename it to what it is."
+        )
+    return open_parquet(path) if path.suffix == ".parquet" else open_text(path)
+
+
+def _in_folder(folder: Path, key: str) -> Tables:
+    files = sorted(p for p in folder.iterdir() if p.suffix in SUFFIXES and p.is_file())
+    if not files:
+        raise ValueError(
+            f"{key} must hold data files: got folder {str(folder)!r}, which has none of "
+            f"{', '.join(SUFFIXES)}. Name the file itself."
+        )
+    found: Tables = {"train": [], "validation": [], "test": []}
+    for file in files:
+        found[split_of(file.stem)].append(open_file(file))
+    return found
+
+
+def _by_split(tables: Mapping[str, Table]) -> Tables:
+    found: Tables = {"train": [], "validation": [], "test": []}
+    for name, table in tables.items():
+        found[split_of(name)].append(table)
+    return found
+
+
+def split_of(name: str) -> Split:
+    """The split a name says: `test-00000`, `val.2` and `validation` do, everything else trains."""
+    return _SPLIT_NAMES.get(re.split(r"[^a-z]", name.lower())[0], "train")

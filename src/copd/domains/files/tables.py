@@ -1,0 +1,146 @@
+"""Rows of a data file, one at a time: where each is, and what it says.
+
+A row that cannot be read is a ValueError with the reason. Knows no column and no problem.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+MAX_ROW_BYTES = 2**26
+"""Longest line, and largest row, that is read; pictures may be inside."""
+
+Row = Mapping[str, Any]
+
+
+class Table(Protocol):
+    """Rows by position."""
+
+    @property
+    def name(self) -> str:
+        """What it is called in messages."""
+        ...
+
+    @property
+    def folder(self) -> Path:
+        """Where paths in its rows start."""
+        ...
+
+    @property
+    def has_strings_only(self) -> bool:
+        """True when a list or a table arrives as JSON text."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def number(self, index: int) -> int:
+        """Where a person finds the row: its line, or its place in a list, counted from 1."""
+        ...
+
+    def row(self, index: int) -> Row: ...
+
+    def rows(self) -> Iterator[Row | ValueError]:
+        """All in order; what cannot be read comes as its error."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class TextTable:
+    """A JSONL, JSON or CSV file as places in it; nothing of its content is kept."""
+
+    path: Path
+    starts: NDArray[np.int64]
+    sizes: NDArray[np.int64]
+    numbers: NDArray[np.int64]
+    broken: Mapping[int, str] = field(default_factory=dict)
+    """Rows known to be unreadable, with the reason."""
+
+    header: tuple[str, ...] = ()
+    """Column names of a CSV file."""
+
+    delimiter: str = ","
+
+    @property
+    def name(self) -> str:
+        return str(self.path)
+
+    @property
+    def folder(self) -> Path:
+        return self.path.parent
+
+    @property
+    def has_strings_only(self) -> bool:
+        return bool(self.header)
+
+    def __len__(self) -> int:
+        return len(self.starts)
+
+    def number(self, index: int) -> int:
+        return int(self.numbers[index])
+
+    def row(self, index: int) -> Row:
+        with self.path.open("rb") as file:
+            return self._read(file, index)
+
+    def rows(self) -> Iterator[Row | ValueError]:
+        with self.path.open("rb") as file:
+            for index in range(len(self)):
+                try:
+                    yield self._read(file, index)
+                except ValueError as error:
+                    yield error
+
+    def _read(self, file: BinaryIO, index: int) -> Row:
+        if index in self.broken:
+            raise ValueError(self.broken[index])
+        size = int(self.sizes[index])
+        if size > MAX_ROW_BYTES:
+            raise ValueError(f"is {size} bytes long, at most {MAX_ROW_BYTES} are read")
+        file.seek(int(self.starts[index]))
+        try:
+            text = file.read(size).decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise ValueError(f"is not UTF-8 ({error.reason} at byte {error.start})") from None
+        return self._parse_csv(text) if self.header else parse_object(text)
+
+    def _parse_csv(self, text: str) -> Row:
+        csv.field_size_limit(MAX_ROW_BYTES)
+        try:
+            lines = io.StringIO(text, newline="\n")
+            cells = next(csv.reader(lines, delimiter=self.delimiter))
+        except csv.Error as error:
+            raise ValueError(f"is not CSV ({error})") from None
+        if len(cells) != len(self.header):
+            raise ValueError(f"has {len(cells)} cells, the header has {len(self.header)}")
+        return dict(zip(self.header, cells, strict=True))
+
+
+def parse_object(text: str) -> Row:
+    """A JSON object; anything else is refused with the reason."""
+    value = parse_json(text)
+    if not isinstance(value, dict):
+        raise ValueError(f"is not a JSON object but a {type(value).__name__}")
+    return value
+
+
+def parse_json(text: str) -> Any:
+    """Any JSON value, strictly: no NaN, no bottomless nesting, no endless numbers."""
+    try:
+        return json.loads(text, parse_constant=_refuse_constant)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"is not JSON ({error.msg} at character {error.pos + 1})") from None
+    except RecursionError:
+        raise ValueError("is nested too deeply") from None
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"holds {name}, which is not JSON")

@@ -1,0 +1,173 @@
+"""Finds the rows of JSONL, JSON and CSV files without keeping them. Knows no column."""
+
+from __future__ import annotations
+
+import csv
+import json
+from array import array
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+
+from copd.domains.files.tables import MAX_ROW_BYTES, TextTable
+
+MAX_LIST_BYTES = 2**28
+"""Largest JSON list: unlike lines, it has to be read at once to find its entries."""
+
+_BOM = b"\xef\xbb\xbf"
+
+
+@dataclass
+class _Places:
+    """Where rows are, while they are being found."""
+
+    starts: array[int] = field(default_factory=lambda: array("q"))
+    sizes: array[int] = field(default_factory=lambda: array("q"))
+    numbers: array[int] = field(default_factory=lambda: array("q"))
+    broken: dict[int, str] = field(default_factory=dict)
+
+    def add(self, start: int, size: int, number: int, reason: str = "") -> None:
+        if reason:
+            self.broken[len(self.starts)] = reason
+        self.starts.append(start)
+        self.sizes.append(size)
+        self.numbers.append(number)
+
+    def table(self, path: Path, header: tuple[str, ...] = (), delimiter: str = ",") -> TextTable:
+        starts, sizes, numbers = (
+            np.array(values, dtype=np.int64) for values in (self.starts, self.sizes, self.numbers)
+        )
+        return TextTable(path, starts, sizes, numbers, self.broken, header, delimiter)
+
+
+def open_text(path: Path) -> TextTable:
+    """The table of a file, by its suffix; a .json file may hold a list, or an object per line."""
+    if path.suffix in (".csv", ".tsv"):
+        return _find_records(path, "\t" if path.suffix == ".tsv" else ",")
+    with path.open("rb") as file:
+        is_list = path.suffix == ".json" and file.read(4096).removeprefix(_BOM).lstrip()[:1] == b"["
+    return _find_entries(path) if is_list else _find_lines(path)
+
+
+def _find_lines(path: Path) -> TextTable:
+    places = _Places()
+    with path.open("rb") as file:
+        for number, (start, size, is_blank) in enumerate(_lines(file), start=1):
+            if not is_blank:
+                places.add(start, size, number)
+    return places.table(path)
+
+
+def _lines(file: BinaryIO) -> Iterator[tuple[int, int, bool]]:
+    """Start, size and blankness of every line; a huge one is walked over in pieces."""
+    start = len(_BOM) if file.read(len(_BOM)) == _BOM else 0
+    file.seek(start)
+    while line := file.readline(MAX_ROW_BYTES):
+        size, is_blank = len(line), line.isspace()
+        while not line.endswith(b"\n") and (line := file.readline(MAX_ROW_BYTES)):
+            size, is_blank = size + len(line), False
+        yield start, size, is_blank
+        start += size
+
+
+def _find_entries(path: Path) -> TextTable:
+    """The entries of one JSON list; after a mistake in its syntax the rest is one bad row."""
+    size = path.stat().st_size
+    if size > MAX_LIST_BYTES:
+        raise ValueError(
+            f"{path} is one JSON list of {size} bytes: at most {MAX_LIST_BYTES} are read at once. "
+            "Write one object per line (.jsonl) instead."
+        )
+    places, content = _Places(), path.read_bytes()
+    skipped = len(_BOM) if content.startswith(_BOM) else 0
+    try:
+        text = content[skipped:].decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8: {error.reason} at byte {error.start}.") from None
+    decoder, at, done = json.JSONDecoder(), _skip(text, text.index("[") + 1), 0
+    place = skipped
+    while text[at : at + 1] != "]":
+        try:
+            _, end = decoder.raw_decode(text, at)
+        except (ValueError, RecursionError):
+            end = len(text)
+        begin = place + len(text[done:at].encode())
+        place, done = begin + len(text[at:end].encode()), end
+        number, at = len(places.starts) + 1, _skip(text, end)
+        if text[at : at + 1] not in (",", "]"):
+            reason = "ends the list: the JSON is broken here, what follows cannot be read"
+            places.add(begin, place - begin, number, reason)
+            break
+        places.add(begin, place - begin, number)
+        at = _skip(text, at + 1) if text[at] == "," else at
+    return places.table(path)
+
+
+def _skip(text: str, at: int) -> int:
+    """The next place that is not white space."""
+    while text[at : at + 1] in (" ", "\t", "\n", "\r"):
+        at += 1
+    return at
+
+
+def _find_records(path: Path, delimiter: str) -> TextTable:
+    """CSV records, which may span lines; the first one names the columns."""
+    csv.field_size_limit(MAX_ROW_BYTES)
+    places = _Places()
+    with path.open("rb") as file:
+        feed = _Feed(file)
+        reader = csv.reader(feed, delimiter=delimiter)
+        header = _header(path, reader)
+        while True:
+            start, number = feed.position, reader.line_num + 1
+            feed.start = start
+            try:
+                cells = next(reader, None)
+            except (csv.Error, ValueError) as error:
+                reason = f"is not CSV ({error}), what follows cannot be read"
+                places.add(start, feed.position - start, number, reason)
+                break
+            if cells is None:
+                break
+            if cells:
+                places.add(start, feed.position - start, number)
+    return places.table(path, header, delimiter)
+
+
+def _header(path: Path, reader: Iterator[list[str]]) -> tuple[str, ...]:
+    try:
+        names = tuple(name.encode("latin-1").decode("utf-8") for name in next(reader, []))
+    except (csv.Error, ValueError) as error:
+        raise ValueError(f"{path} has no header that could be read: {error}.") from None
+    if not names or len(set(names)) < len(names):
+        raise ValueError(
+            f"{path} must name each column once in its first line: got {list(names)!r}."
+        )
+    return names
+
+
+class _Feed:
+    """Lines for a CSV reader that tell how far it has read.
+
+    They are decoded as Latin-1, which keeps bytes and cannot fail: only the structure matters here.
+    """
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self.position = self.start = len(_BOM) if file.read(len(_BOM)) == _BOM else 0
+        file.seek(self.position)
+
+    def __iter__(self) -> _Feed:
+        return self
+
+    def __next__(self) -> str:
+        line = self._file.readline(MAX_ROW_BYTES + 1)
+        if not line:
+            raise StopIteration
+        self.position += len(line)
+        if self.position - self.start > MAX_ROW_BYTES:
+            raise ValueError(f"a record is longer than {MAX_ROW_BYTES} bytes")
+        return line.decode("latin-1")
