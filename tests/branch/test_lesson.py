@@ -6,11 +6,10 @@ import torch
 
 from copd.branch.lesson import completions_of, micro_batches, token_advantages
 from copd.config import LossConfig, SampledDistill
-from copd.policy import Prompt
 from copd.types import Batch, Lesson, ProblemId, Scores
 
 LENGTHS = [2, 1, 3, 1, 1, 4]
-PROMPTS = [Prompt(torch.zeros(n, dtype=torch.int64)) for n in (5, 1, 3)]
+PROMPT_LENGTHS = [5, 1, 3]
 
 
 def batch(rewards=((1, 0), (1, 1), (0, 1))):
@@ -18,7 +17,7 @@ def batch(rewards=((1, 0), (1, 1), (0, 1))):
     return Batch(
         action="rlvr/text",
         problems=tuple(ProblemId("text", "train", i) for i in range(3)),
-        prompt_lengths=np.array([5, 1, 3], dtype=np.int32),
+        prompt_lengths=np.array(PROMPT_LENGTHS, dtype=np.int32),
         token_ids=np.arange(num_tokens, dtype=np.int32),
         lengths=np.array(LENGTHS, dtype=np.int32),
         logprobs=np.linspace(-2, -1, num_tokens, dtype=np.float32),
@@ -47,7 +46,7 @@ def signals(lessons, *settings) -> list[torch.Tensor]:
 @pytest.mark.parametrize("max_tokens", [1, 8, 11, 12, 17, 1000])
 def test_micro_batches_cover_everything_once_and_keep_the_limit(max_tokens):
     one = batch()
-    parts = list(micro_batches(one, PROMPTS, max_tokens))
+    parts = list(micro_batches(one, PROMPT_LENGTHS, max_tokens))
     seen = [i for part in parts for i in range(12)[part.tokens]]
     assert seen == list(range(12))
     sizes = [5 + 3, 1 + 4, 3 + 5]
@@ -59,7 +58,7 @@ def test_micro_batches_cover_everything_once_and_keep_the_limit(max_tokens):
 
 
 def test_completions_of_a_part_are_grouped_by_problem():
-    first, _second = micro_batches(batch(), PROMPTS, 17)
+    first, _second = micro_batches(batch(), PROMPT_LENGTHS, 17)
     groups = completions_of(batch(), first)
     assert [[row.tolist() for row in group] for group in groups] == [
         [[0, 1], [2]],

@@ -125,13 +125,13 @@ class Branch:
         apart = Gradients(self._parameters()) if self._learning.monitor.gradient_cosine else None
         metrics: dict[str, float] = {}
         for lesson, advantages in zip(request.lessons, signals, strict=True):
+            problems = lesson.batch.problems
             record = self._learning.backward(
                 self._policy,
                 lesson,
                 advantages,
                 1.0 / len(request.lessons),
-                prompts=self._book.prompts(lesson.batch.problems),
-                prefix=self._read.pop(lesson.batch.problems, None),
+                prompts=self._read.pop(problems, None) or self._book.prompts(problems),
             )
             self._require_finite("loss", record.loss, lesson, request)
             self._require_finite("gradient", self._gradient_norm(), lesson, request)
@@ -227,7 +227,8 @@ class Branch:
         policy, head = self._policy, self._policy.head
         top_k = min(request.top_k or head.shape[0], head.shape[0])
         logprobs, ids, told = [], [], []
-        for part in micro_batches(request, prompts, self._learning.micro_batch_tokens):
+        sizes = [len(prompt.input_ids) for prompt in prompts]
+        for part in micro_batches(request, sizes, self._learning.micro_batch_tokens):
             with autocast(policy, self._learning.precision):
                 states = policy.score(prompts[part.problems], completions_of(request, part))
                 logprobs.append(

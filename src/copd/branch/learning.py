@@ -67,22 +67,21 @@ class Learning:
         advantages: Float[Tensor, "N"] | None,
         share: float,
         *,
-        prompts: Sequence[Prompt],
-        prefix: SharedPrefix | None,
+        prompts: Sequence[Prompt] | SharedPrefix,
     ) -> Record:
         """Adds the gradient of `share` times the lesson's loss to the policy's parameters.
 
-        Takes the prompts as sampling has read them, with `prefix`, or else reads them again.
+        Takes the prompts as sampling has read them, or reads them here.
         """
         batch, record = lesson.batch, Record()
-        leaves = None if prefix is None else prefix.cut()
+        leaves = prompts.cut() if isinstance(prompts, SharedPrefix) else prompts
         weights = share * token_weights(torch.from_numpy(batch.lengths), self.loss.aggregation)
-        for part in micro_batches(batch, prompts, self.micro_batch_tokens):
+        for part in micro_batches(batch, batch.prompt_lengths.tolist(), self.micro_batch_tokens):
             with autocast(policy, self.precision):
-                if leaves is None:
-                    read = policy.read(prompts[part.problems])
-                else:
+                if isinstance(leaves, SharedPrefix):
                     read = leaves.select(part.problems)
+                else:
+                    read = policy.read(leaves[part.problems])
                 states = policy.score_after(read, completions_of(batch, part))
                 losses = self._losses(policy, lesson, advantages, part, states, record)
             loss = (losses * weights[part.tokens].to(losses.device)).sum()
@@ -90,8 +89,8 @@ class Learning:
             record.loss += float(loss.detach()) / share
             if not math.isfinite(record.loss):
                 return record
-        if prefix is not None and leaves is not None:
-            prefix.backward(leaves)
+        if isinstance(prompts, SharedPrefix) and isinstance(leaves, SharedPrefix):
+            prompts.backward(leaves)
         return record
 
     def _losses(

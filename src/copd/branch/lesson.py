@@ -18,7 +18,6 @@ from copd.functional import (
     reward_extrapolation,
     sampled_reverse_kl,
 )
-from copd.policy import Prompt
 from copd.types import Batch, Lesson, ScoreRequest
 
 
@@ -32,13 +31,13 @@ class Part:
 
 
 def micro_batches(
-    batch: Batch | ScoreRequest, prompts: Sequence[Prompt], max_tokens: int
+    batch: Batch | ScoreRequest, prompt_lengths: Sequence[int], max_tokens: int
 ) -> Iterator[Part]:
     """Cuts a batch into parts of at most `max_tokens` tokens, one problem at least."""
-    num_problems, group_size = len(prompts), len(batch.lengths) // len(prompts)
+    num_problems, group_size = len(prompt_lengths), len(batch.lengths) // len(prompt_lengths)
     starts = np.concatenate([[0], np.cumsum(batch.lengths)])
     completions = batch.lengths.reshape(num_problems, group_size).sum(axis=1)
-    sizes = [len(prompt.input_ids) + n for prompt, n in zip(prompts, completions, strict=True)]
+    sizes = [sum(both) for both in zip(prompt_lengths, completions, strict=True)]
     first = 0
     while first < num_problems:
         last, tokens = first + 1, sizes[first]

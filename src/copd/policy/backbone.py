@@ -11,11 +11,13 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
 from transformers import PreTrainedModel
 
 from copd.policy.attention import RowAttention, install
 from copd.policy.media import MODEL_TYPES
 from copd.policy.render import Prompt
+from copd.policy.text_layers import TextLayers
 from copd.policy.vision import Vision
 
 
@@ -58,6 +60,12 @@ class Backbone:
         return head.weight
 
     @property
+    def body(self) -> Any:
+        """What makes last states of embeddings: text layers, without a head and without a tower."""
+        body: Any = self.model.base_model
+        return body if self.vision is None else body.language_model
+
+    @property
     def num_axes(self) -> int:
         """Axes of a rotary position: 3 (time, height, width) for Qwen3-VL, else 1."""
         return 1 if self.vision is None else 3
@@ -72,14 +80,13 @@ class Backbone:
         Always given explicitly: left alone, transformers counts padding in a text batch and reuses
         the offset of the last batch with pictures.
         """
-        if self.num_axes == 1:
-            return self.on_axes(torch.arange(len(prompt.input_ids)))
         media = prompt.media
-        kinds = media.get("mm_token_type_ids", torch.zeros_like(prompt.input_ids))
+        if not media:
+            return self.on_axes(torch.arange(len(prompt.input_ids)))
         body: Any = self.model.base_model
         positions, _ = body.get_rope_index(
             prompt.input_ids[None],
-            mm_token_type_ids=kinds[None],
+            mm_token_type_ids=media["mm_token_type_ids"][None],
             image_grid_thw=media.get("image_grid_thw"),
             video_grid_thw=media.get("video_grid_thw"),
         )
@@ -95,6 +102,8 @@ class Backbone:
         positions: Int[Tensor, "A N"],
         attention: RowAttention,
         features: Float[Tensor, "F n D"] | None = None,
+        *,
+        written_out: TextLayers | None = None,
     ) -> Float[Tensor, "N D"]:
         """The last hidden states of one row, every text layer attending through `attention`."""
         self._check_mode()
@@ -106,8 +115,10 @@ class Backbone:
 
         device = self.device
         token_ids, positions = token_ids.to(device), positions.to(device)
-        body: Any = self.model.base_model
-        embeddings = body.get_input_embeddings()(token_ids)
+        embeddings = self.body.get_input_embeddings()(token_ids)
+        positions = positions if self.vision is None else positions[:, None]
+        if written_out is not None:
+            return written_out.forward(embeddings, positions, attention)
         deepstack: dict[str, Any] = {}
         if features is not None:
             assert self.vision is not None, "pixels need a tower"
@@ -117,9 +128,9 @@ class Backbone:
             )
             deepstack["visual_pos_masks"] = is_visual[None]
             deepstack["deepstack_visual_embeds"] = list(features[1:])
-        output = (body if self.vision is None else body.language_model)(
+        output = self.body(
             inputs_embeds=embeddings[None],
-            position_ids=positions if self.vision is None else positions[:, None],
+            position_ids=positions,
             attention_mask=torch.ones(1, 1, 1, 1, dtype=torch.bool, device=device),
             use_cache=False,
             row_attention=counted,
@@ -127,6 +138,26 @@ class Backbone:
         )
         self._check_layers(layers)
         return output.last_hidden_state[0]
+
+    def written_out(self) -> TextLayers | None:
+        """The text layers as they are now in fewer operations, for passes without gradient."""
+        layers = TextLayers.build(self.body)
+        return layers if layers is not None and self._is_written_right else None
+
+    @cached_property
+    def _is_written_right(self) -> bool:
+        """Whether layers that look like those of `TextLayers` give the numbers they do."""
+
+        def attention(_: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+            mixed = scaled_dot_product_attention(
+                query, key, value, is_causal=True, scale=scale, enable_gqa=True
+            )
+            return mixed.transpose(1, 2)
+
+        row = (torch.arange(9), self.on_axes(torch.arange(9)), attention)
+        plain = self.forward(*row)
+        written = self.forward(*row, written_out=TextLayers.build(self.body))
+        return bool((plain - written).norm() <= 1e-4 * plain.norm())
 
     def _check_mode(self) -> None:
         """In training mode there may be dropout, and checkpointing would lose kept keys' gradient.

@@ -104,7 +104,13 @@ def sample_tokens(
     prompts = torch.arange(len(group_sizes))
     prompt_of_row = prompts.repeat_interleave(torch.tensor(group_sizes)).to(device)
     choice = _Choice.build(draws, device)
-    decoding = Decoding(backbone, prefix, prompt_of_row, is_static=pace.is_static)
+    decoding = Decoding(
+        backbone,
+        prefix,
+        prompt_of_row,
+        is_static=pace.is_static,
+        written_out=None if pace.is_static else backbone.written_out(),
+    )
     head = as_computed(backbone.head)
     states = prefix.last_states[prompt_of_row]
     num_rows = len(prompt_of_row)
