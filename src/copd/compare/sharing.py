@@ -21,6 +21,7 @@ _WITHOUT_EFFECT = {
     "distill",
     "evaluation",
     "checkpoint",
+    "tracking",
 }
 """Settings that change nothing about an expert; seeds are told apart elsewhere."""
 

@@ -39,6 +39,7 @@ from copd.config.sections import (
     RolloutConfig,
     SampledDistill,
     TopKDistill,
+    TrackingConfig,
 )
 from copd.config.tree import (
     Config,
@@ -75,6 +76,7 @@ __all__ = [
     "TaskArithmeticMerge",
     "TiesMerge",
     "TopKDistill",
+    "TrackingConfig",
     "UniformMerge",
     "ValidationMerge",
     "WeightedMerge",

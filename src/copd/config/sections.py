@@ -208,3 +208,14 @@ class EngineConfig(Section):
     """"local": in this process."""
     num_threads: Count | None = None
     """CPU threads; torch decides by default."""
+
+
+class TrackingConfig(Section):
+    """Where metrics are sent besides the run directory."""
+
+    report_to: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ()
+    """Any of "tensorboard", "wandb", "trackio"."""
+    project: Annotated[str, Field(min_length=1)] = "copd"
+    """Project in wandb and trackio."""
+    run_name: Annotated[str, Field(min_length=1)] | None = None
+    """Name of the run there; by default that of its folder."""

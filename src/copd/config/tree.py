@@ -29,6 +29,7 @@ from copd.config.sections import (
     RolloutConfig,
     SampledDistill,
     Section,
+    TrackingConfig,
 )
 
 
@@ -64,6 +65,8 @@ class Config(Section):
     """Saving the run's state."""
     engine: EngineConfig = EngineConfig()
     """Where branches live."""
+    tracking: TrackingConfig = TrackingConfig()
+    """Sending metrics to trackers."""
 
     @property
     def branches(self) -> Mapping[str, str]:

@@ -4,7 +4,7 @@ ends with."""
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -66,7 +66,12 @@ Results = Mapping[str, DomainResult]
 
 
 def evaluate(
-    engine: Engine, config: Config, branches: Sequence[str], *, split: Split = "test"
+    engine: Engine,
+    config: Config,
+    branches: Sequence[str],
+    *,
+    split: Split = "test",
+    domain_done: Callable[[], None] = lambda: None,
 ) -> dict[str, dict[str, DomainResult]]:
     """Every named branch on every domain; the same problems and the same seeds for all of them.
 
@@ -82,6 +87,7 @@ def evaluate(
         ]
         for name in branches:
             results[name][domain] = domain_result(_join([found[name] for found in answers]))
+        domain_done()
     return results
 
 

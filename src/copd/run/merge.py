@@ -11,7 +11,6 @@ from torch import Tensor
 
 from copd.branch import Branch
 from copd.config import (
-    Config,
     DareMerge,
     MergeConfig,
     NoMerge,
@@ -25,23 +24,25 @@ from copd.config import (
 from copd.engine import Engine
 from copd.functional import average, choose_weights, dare, simplex_grid, task_arithmetic, ties
 from copd.recipes import Merge
-from copd.run.evaluation import evaluate, overall
+from copd.run.evaluation import Results, overall
 
 Weights = Mapping[str, Tensor]
 
 
-def merge_branches(engine: Engine, config: Config, merge: Merge) -> dict[str, float]:
+def merge_branches(
+    engine: Engine, model: str, merge: Merge, validate: Callable[[str], Results]
+) -> dict[str, float]:
     """The merged weights become a branch, to be measured and exported like any other.
 
-    Returns each branch's share where the method has one.
+    `validate` measures a branch on validation problems, for methods that choose by them. Returns
+    each branch's share where the method has one.
     """
-    engine.spawn(merge.into, config.model.path)
+    engine.spawn(merge.into, model)
     base = engine.each(Branch.weights, {merge.into: None})[merge.into]
 
     def accuracy(weights: Weights) -> float:
         engine.each(Branch.set_weights, {merge.into: weights})
-        results = evaluate(engine, config, [merge.into], split="validation")
-        return overall(results[merge.into]).mean
+        return overall(validate(merge.into)).mean
 
     branches: dict[str, dict[str, Tensor]] = engine.each(
         Branch.weights, dict.fromkeys(merge.branches, None)

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
@@ -17,6 +20,7 @@ from copd.run.cost import add_step, no_cost
 from copd.run.directory import (
     append_lines,
     make_folder_atomically,
+    read_lines,
     truncate_lines,
     write_atomically,
 )
@@ -29,11 +33,14 @@ from copd.run.evaluation import (
     results_table,
     to_json,
 )
+from copd.run.history import History
 from copd.run.merge import merge_branches
 from copd.run.preflight import check_teachers
 from copd.run.progress import RunProgress
 from copd.run.rollouts import rollout_records
 from copd.run.step import REFERENCE, Position, StepResult, asks_base, take_step
+from copd.run.trackers import Trackers, check_installed, evaluation_values, step_values
+from copd.types import Split
 
 BASE = "base"
 """The untrained model's name in results."""
@@ -49,9 +56,13 @@ class Runner:
         self.config, self.engine, self.console = config, engine, console
         self.plan: Plan = build_plan(config)
         self.root: Path = config.output_dir
+        self.history = History(self.plan, evaluation_every=config.evaluation.every)
+        self.progress = RunProgress(console, str(self.root), self.history, config.monitor.overlap_k)
+        self.trackers = Trackers(config, console.print)
 
     def prepare(self) -> None:
         """Brings the branches to life; a wrong model or domain shows here, before any writing."""
+        check_installed(self.config.tracking)
         for name in self.plan.branches:
             self.engine.spawn(name, self.config.model.path)
         if asks_base(self.config):
@@ -59,17 +70,28 @@ class Runner:
 
     def run(self) -> None:
         """Trains from the newest checkpoint, or the beginning, to the final models' table."""
-        if (finished := self._finished()) is not None:
-            self._report(finished)
-            return
-        self._finish(self.train())
+        if (results := self._finished()) is None:
+            with self._opened() as (done, cost):
+                results = self._finish(self._to_the_last_step(done, cost))
+        self._report(results)
 
-    def train(self) -> dict[str, Results]:
-        """From the newest checkpoint, or the beginning, to the last step; returns what was measured
-        of the base."""
+    def train(self) -> None:
+        """The same as far as the last step; nothing is exported or measured after it."""
+        with self._opened() as (done, cost):
+            self._to_the_last_step(done, cost)
+
+    @contextmanager
+    def _opened(self) -> Iterator[tuple[int, dict[str, dict[str, int]]]]:
+        """Branches, files, trackers and view as they are after the newest checkpoint."""
         self.prepare()
         self._write_settings()
+        sent = max((line["step"] for line in read_lines(self.root / "timings.jsonl")), default=0)
         done, cost = self._restore()
+        with self.trackers.opened(sent), self.progress:
+            yield done, cost
+
+    def _to_the_last_step(self, done: int, cost: dict[str, dict[str, int]]) -> dict[str, Results]:
+        """Trains; returns what was measured of the base."""
         if done == 0:
             check_teachers(self.engine, self.config, self.plan)
         results = {BASE: self._base_results(done)} if self.config.evaluation.base else {}
@@ -106,35 +128,39 @@ class Runner:
             self.console.print(f"continuing after step {done} of {self.plan.total_steps}")
         for name in ("metrics.jsonl", "timings.jsonl", "rollouts.jsonl", "evaluations.jsonl"):
             truncate_lines(self.root / name, lambda record: record["step"] <= done)
+        lines = (read_lines(self.root / name) for name in ("metrics.jsonl", "timings.jsonl"))
+        self.history.read(*lines)
         return done, cost
 
     def _train(self, done: int, cost: dict[str, dict[str, int]]) -> None:
         total, settings = self.plan.total_steps, self.config.checkpoint
-        with RunProgress(self.console, total, done) as progress:
-            for step in () if self._is_spent(cost) else range(done + 1, total + 1):
-                started = time.perf_counter()
-                index, _ = self.plan.locate(step - 1)
-                position = Position(step, index, self.plan.stages[index])
-                result = take_step(self.engine, self.config, position)
-                cost = add_step(cost, position.stage, result.lessons)
-                self._log(position, result, cost)
-                self._evaluate_sometimes(step)
-                seconds = round(time.perf_counter() - started, 4)
-                append_lines(self.root / "timings.jsonl", [{"step": step, "seconds": seconds}])
-                progress.advance(position, result.metrics, seconds)
-                is_last = step == total or self._is_spent(cost)
-                if is_last or step % settings.every == 0 or step in settings.milestones:
-                    root, branches = self.root / "checkpoints", self.plan.branches
-                    save_checkpoint(root, self.engine, branches, step, cost, settings=settings)
-                if is_last:
-                    break
+        for step in () if self._is_spent(cost) else range(done + 1, total + 1):
+            started = time.perf_counter()
+            index, _ = self.plan.locate(step - 1)
+            position = Position(step, index, self.plan.stages[index])
+            result = take_step(self.engine, self.config, position)
+            cost = add_step(cost, position.stage, result.lessons)
+            line = self._log(position, result, cost)
+            results = self._evaluate_sometimes(step)
+            seconds = round(time.perf_counter() - started, 4)
+            append_lines(self.root / "timings.jsonl", [{"step": step, "seconds": seconds}])
+            self.progress.advance(line, seconds)
+            self.trackers.log(step, step_values(line, seconds, results))
+            is_last = step == total or self._is_spent(cost)
+            if is_last or step % settings.every == 0 or step in settings.milestones:
+                root, branches = self.root / "checkpoints", self.plan.branches
+                save_checkpoint(root, self.engine, branches, step, cost, settings=settings)
+            if is_last:
+                break
 
     def _is_spent(self, cost: dict[str, dict[str, int]]) -> bool:
         """True once all branches together have sampled the tokens they may."""
         limit = self.config.max_tokens
         return limit is not None and sum(c["sampled_tokens"] for c in cost.values()) >= limit
 
-    def _log(self, position: Position, result: StepResult, cost: dict[str, dict[str, int]]) -> None:
+    def _log(
+        self, position: Position, result: StepResult, cost: dict[str, dict[str, int]]
+    ) -> dict[str, Any]:
         line = {
             "step": position.step,
             "stage": position.stage.name,
@@ -144,41 +170,55 @@ class Runner:
         }
         append_lines(self.root / "metrics.jsonl", [line])
         append_lines(self.root / "rollouts.jsonl", rollout_records(position.step, result.lessons))
+        return line
 
-    def _evaluate_sometimes(self, step: int) -> None:
+    def _evaluate_sometimes(self, step: int) -> Mapping[str, Results]:
+        """What the branches can do after this step, where it is a step to ask that."""
         every = self.config.evaluation.every
-        if every and step % every == 0 and step < self.plan.total_steps:
-            results = evaluate(self.engine, self.config, self.plan.branches)
-            line = {"step": step, "results": to_json(results)}
-            append_lines(self.root / "evaluations.jsonl", [line])
+        if not every or step % every or step == self.plan.total_steps:
+            return {}
+        results = self._evaluate("evaluating the branches", self.plan.branches, in_step=True)
+        line = {"step": step, "results": to_json(results)}
+        append_lines(self.root / "evaluations.jsonl", [line])
+        return results
+
+    def _evaluate(
+        self, title: str, names: Sequence[str], *, split: Split = "test", in_step: bool = False
+    ) -> dict[str, Results]:
+        """An evaluation whose progress can be seen."""
+        with self.progress.phase(title, len(self.config.domains), in_step=in_step) as domain_done:
+            return {
+                **evaluate(self.engine, self.config, names, split=split, domain_done=domain_done)
+            }
 
     def _base_results(self, done: int) -> Results:
         """The base's results: measured before the first step, read from a file afterwards."""
         path = self.root / "eval.json"
         if path.exists():
             return from_json(json.loads(path.read_text(encoding="utf-8")))[BASE]
-        self.console.print("evaluating the base")
         name = self.plan.branches[0]
         if done:
             self.engine.spawn(BASE, self.config.model.path)
             name = BASE
-        results = evaluate(self.engine, self.config, [name])[name]
+        results = self._evaluate("evaluating the base", [name])[name]
         if done:
             self.engine.drop(BASE)
         write_atomically(path, json.dumps(to_json({BASE: results})))
+        self.trackers.log_again(0, evaluation_values({BASE: results}))
         return results
 
-    def _finish(self, base: dict[str, Results]) -> None:
-        """Merges, exports, evaluates, and prints what came out."""
+    def _finish(self, base: dict[str, Results]) -> dict[str, Results]:
+        """Merges, exports and evaluates."""
         final = self.root / "final"
         if self.plan.merge is None:
             self._export(final)
         else:
             self._merge(final)
-        self.console.print("evaluating the trained models")
-        results = {**base, **evaluate(self.engine, self.config, self._measured)}
+        trained = self._evaluate("evaluating the trained models", self._measured)
+        results = {**base, **trained}
         write_atomically(self.root / "eval.json", json.dumps(to_json(results)))
-        self._report(results)
+        self.trackers.log_again(self.plan.total_steps, evaluation_values(trained))
+        return results
 
     def _export(self, final: Path) -> None:
         """Without a merge the result branch is the final model, or every branch by its name."""
@@ -197,7 +237,12 @@ class Runner:
         """The merged weights become a branch, to be measured and exported like any other."""
         merge = self.plan.merge
         assert merge is not None, "only called with a merge"
-        shares = merge_branches(self.engine, self.config, merge)
+
+        def validate(model: str) -> Results:
+            title = "trying merge weights"
+            return self._evaluate(title, [model], split="validation", in_step=True)[model]
+
+        shares = merge_branches(self.engine, self.config.model.path, merge, validate)
         self._export_each({merge.into: Path()}, final)
         how = {"method": merge.method.type, "branches": list(merge.branches), "shares": shares}
         write_atomically(self.root / "merge.json", json.dumps(how, indent=2))
