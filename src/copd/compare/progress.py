@@ -15,6 +15,7 @@ _FREE = {
     "output_dir": True,
     "checkpoint": True,
     "engine": True,
+    "tracking": True,
     "evaluation": {"base", "branches"},
 }
 """Settings of a run that may change between two starts of a study."""

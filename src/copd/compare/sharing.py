@@ -21,6 +21,7 @@ _WITHOUT_EFFECT = {
     "distill",
     "evaluation",
     "checkpoint",
+    "tracking",
 }
 """Settings that change nothing about an expert; seeds are told apart elsewhere."""
 
@@ -101,7 +102,8 @@ def share_experts(configs: Mapping[str, Config]) -> Sharing:
 def _member(method: str, config: Config) -> _Member | None:
     stage = build_plan(config).stages[0]
     stops = isinstance(config.recipe, ExpertsConfig) and config.max_tokens is not None
-    if stage.name != "experts" or config.evaluation.every or stops:
+    is_watched = config.evaluation.every or config.monitor.every
+    if stage.name != "experts" or is_watched or stops:
         return None
     assert all(isinstance(action, RLVR) for action in stage.actions), "experts learn from rewards"
     return _Member(method, config, stage.steps, {a.branch: a.domain for a in stage.actions})

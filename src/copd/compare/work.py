@@ -19,7 +19,7 @@ from copd.engine import create_engine
 from copd.recipes import build_plan
 from copd.run.checkpoint import latest_checkpoint
 from copd.run.directory import write_atomically
-from copd.run.evaluation import evaluate, to_json
+from copd.run.evaluation import Results, evaluate, to_json
 from copd.run.merge import merge_branches
 from copd.run.runner import Runner
 
@@ -66,12 +66,11 @@ def _measure_merge(job: Job, name: str) -> None:
         for branch in merge.branches:
             engine.spawn(branch, job.config.model.path)
         engine.each(Branch.restore, dict.fromkeys(merge.branches, checkpoint.folder))
-        shares = merge_branches(
-            engine,
-            job.config.model.path,
-            merge,
-            lambda into: evaluate(engine, job.config, [into], split="validation")[into],
-        )
+
+        def validate(model: str) -> Results:
+            return evaluate(engine, job.config, [model], split="validation")[model]
+
+        shares = merge_branches(engine, job.config.model.path, merge, validate)
         results = evaluate(engine, job.config, [merge.into])
     finally:
         engine.close()

@@ -30,14 +30,14 @@ Weights = Mapping[str, Tensor]
 
 
 def merge_branches(
-    engine: Engine, base_path: str, merge: Merge, validate: Callable[[str], Results]
+    engine: Engine, model: str, merge: Merge, validate: Callable[[str], Results]
 ) -> dict[str, float]:
     """The merged weights become a branch, to be measured and exported like any other.
 
-    `validate` measures a branch on validation problems. Returns each branch's share where the
-    method has one.
+    `validate` measures a branch on validation problems, for methods that choose by them. Returns
+    each branch's share where the method has one.
     """
-    engine.spawn(merge.into, base_path)
+    engine.spawn(merge.into, model)
     base = engine.each(Branch.weights, {merge.into: None})[merge.into]
 
     def accuracy(weights: Weights) -> float:

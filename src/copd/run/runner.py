@@ -243,9 +243,9 @@ class Runner:
         merge = self.plan.merge
         assert merge is not None, "only called with a merge"
 
-        def validate(name: str) -> Results:
+        def validate(model: str) -> Results:
             title = "trying merge weights"
-            return self._evaluate(title, [name], split="validation", in_step=True)[name]
+            return self._evaluate(title, [model], split="validation", in_step=True)[model]
 
         shares = merge_branches(self.engine, self.config.model.path, merge, validate)
         self._export_each({merge.into: Path()}, final)
