@@ -50,6 +50,7 @@ class Branch:
         self._book = book
         self._rollout = config.rollout
         self._optimizer_config = config.optimizer
+        self._merged_rank = config.model.lora.merged_rank
         self._learning = Learning(
             loss=config.loss,
             distill=config.distill,
@@ -79,7 +80,11 @@ class Branch:
             for request in requests
         ]
         try:
-            sampled = self._sample(wanted, self._rollout.max_completion_tokens, keep_graph=True)
+            # with adapters all branches live in the memory of one, and their graphs would not
+            keep_graph = self._policy.owns_model
+            sampled = self._sample(
+                wanted, self._rollout.max_completion_tokens, keep_graph=keep_graph
+            )
         except FloatingPointError as error:
             domains = dict.fromkeys(repr(r.problems[0].domain) for r in requests)
             raise Diverged(
@@ -155,12 +160,16 @@ class Branch:
         )
 
     def weights(self, _: None = None) -> dict[str, Tensor]:
-        """The float32 master weights, copied to the CPU."""
-        return {name: p.detach().cpu().clone() for name, p in self._policy.model.named_parameters()}
+        """The float32 master weights, or those of the adapter, copied to the CPU."""
+        return {name: p.detach().cpu().clone() for name, p in self._policy.parameters().items()}
 
     def set_weights(self, weights: Mapping[str, Tensor]) -> None:
-        """Takes over weights of the same names and shapes; the optimizer starts afresh."""
-        load_weights(self._policy.model, weights)
+        """Takes over weights of the same names and shapes; the optimizer starts afresh.
+
+        An adapter takes any rank.
+        """
+        self._policy.fit(weights)
+        load_weights(self._policy.parameters(), weights)
         self._read = {}
         self._optimizer = _adamw(self._policy, self._optimizer_config)
         self._num_updates = 0
@@ -169,23 +178,29 @@ class Branch:
         """Weights and optimizer into `folder/<name>`, without executable content."""
         target = folder / self.name
         target.mkdir(parents=True)
-        save_weights(self._policy.model, target / "model.safetensors")
+        parameters = self._policy.parameters()
+        save_weights(parameters, target / "model.safetensors")
         save_optimizer(
-            self._policy.model, self._optimizer, self._num_updates, target / "optimizer.safetensors"
+            parameters, self._optimizer, self._num_updates, target / "optimizer.safetensors"
         )
 
     def restore(self, folder: Path) -> None:
         """The inverse of `save`."""
         source = folder / self.name
         self._read = {}
-        load_weights(self._policy.model, source / "model.safetensors")
+        parameters = self._policy.parameters()
+        load_weights(parameters, source / "model.safetensors")
         self._num_updates = load_optimizer(
-            self._policy.model, self._optimizer, source / "optimizer.safetensors"
+            parameters, self._optimizer, source / "optimizer.safetensors"
         )
 
     def export(self, folder: Path) -> None:
         """The policy as an ordinary Hugging Face model folder."""
         self._policy.save(folder)
+
+    def export_adapter(self, folder: Path) -> None:
+        """The adapter as a folder for PEFT."""
+        self._policy.save_adapter(folder, rank=self._merged_rank)
 
     def _sample(
         self, wanted: Sequence[Wanted], max_completion_tokens: int, *, keep_graph: bool = False
@@ -259,6 +274,7 @@ class Branch:
         for group in self._optimizer.param_groups:
             group["lr"] = config.learning_rate * warm
         self._optimizer.step()
+        self._optimizer.zero_grad(set_to_none=True)  # other branches need the memory meanwhile
         return float(norm)
 
     def _parameters(self) -> list[Tensor]:
@@ -281,7 +297,7 @@ class Branch:
 
 def _adamw(policy: Policy, config: OptimizerConfig) -> torch.optim.AdamW:
     return torch.optim.AdamW(
-        [p for p in policy.model.parameters() if p.requires_grad],
+        [{"params": [p for p in policy.parameters().values() if p.requires_grad]}],
         lr=config.learning_rate,
         betas=config.betas,
         eps=config.eps,

@@ -18,16 +18,18 @@ from torch import Tensor, nn
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
-def save_weights(model: nn.Module, path: Path) -> None:
-    """Every parameter once, under its name; tied ones are one parameter."""
-    _write({name: p.detach().cpu() for name, p in model.named_parameters()}, path)
+Parameters = Mapping[str, nn.Parameter]
+
+
+def save_weights(parameters: Parameters, path: Path) -> None:
+    """Every parameter under its name."""
+    _write({name: p.detach().cpu() for name, p in parameters.items()}, path)
 
 
 @torch.no_grad()
-def load_weights(model: nn.Module, source: Path | Mapping[str, Tensor]) -> None:
-    """Copies weights into the model; a name or shape that does not match is an error."""
+def load_weights(parameters: Parameters, source: Path | Mapping[str, Tensor]) -> None:
+    """Copies weights into the parameters; a name or shape that does not match is an error."""
     weights = load_file(source) if isinstance(source, Path) else source
-    parameters = dict(model.named_parameters())
     _require_same_names(parameters, weights, source)
     for name, parameter in parameters.items():
         if parameter.shape != weights[name].shape:
@@ -39,22 +41,22 @@ def load_weights(model: nn.Module, source: Path | Mapping[str, Tensor]) -> None:
 
 
 def save_optimizer(
-    model: nn.Module, optimizer: torch.optim.AdamW, num_updates: int, path: Path
+    parameters: Parameters, optimizer: torch.optim.AdamW, num_updates: int, path: Path
 ) -> None:
     """AdamW's two moments per parameter, and how many updates they have seen."""
     tensors = {"num_updates": torch.tensor(num_updates)}
-    for name, parameter in model.named_parameters():
+    for name, parameter in parameters.items():
         for moment in _MOMENTS if parameter in optimizer.state else ():
             tensors[f"{moment}/{name}"] = optimizer.state[parameter][moment].cpu()
     _write(tensors, path)
 
 
-def load_optimizer(model: nn.Module, optimizer: torch.optim.AdamW, path: Path) -> int:
+def load_optimizer(parameters: Parameters, optimizer: torch.optim.AdamW, path: Path) -> int:
     """The inverse of `save_optimizer`; returns the number of updates."""
     tensors = load_file(path)
     num_updates = int(tensors.pop("num_updates"))
     optimizer.state.clear()
-    for name, parameter in model.named_parameters():
+    for name, parameter in parameters.items():
         if f"{_MOMENTS[0]}/{name}" not in tensors:
             continue
         moments = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from rich.console import Console
@@ -30,7 +31,7 @@ from copd.run.evaluation import (
     results_table,
     to_json,
 )
-from copd.run.merge import Weights, merge_weights
+from copd.run.merge import Weights, merge_adapters, merge_weights
 from copd.run.preflight import check_teachers
 from copd.run.progress import RunProgress
 from copd.run.rollouts import rollout_records
@@ -56,7 +57,7 @@ class Runner:
         for name in self.plan.branches:
             self.engine.spawn(name, self.config.model.path)
         if asks_base(self.config):
-            self.engine.spawn(REFERENCE, self.config.model.path)
+            self.engine.spawn(REFERENCE, self.config.model.path, frozen=True)
 
     def run(self) -> None:
         """Trains from the newest checkpoint, or the beginning, to the final models' table."""
@@ -88,6 +89,10 @@ class Runner:
     def _measured(self) -> list[str]:
         """The models a run ends with: every branch, and what they merge into."""
         return [*self.plan.branches, *([self.plan.merge.into] if self.plan.merge else [])]
+
+    @property
+    def _shares_base(self) -> bool:
+        return self.config.model.branches == "lora"
 
     def _restore(self) -> tuple[int, dict[str, dict[str, int]]]:
         checkpoint = latest_checkpoint(self.root / "checkpoints")
@@ -145,7 +150,7 @@ class Runner:
         self.console.print("evaluating the base")
         name = self.plan.branches[0]
         if done:
-            self.engine.spawn(BASE, self.config.model.path)
+            self.engine.spawn(BASE, self.config.model.path, frozen=True)
             name = BASE
         results = evaluate(self.engine, self.config, [name])[name]
         if done:
@@ -160,6 +165,9 @@ class Runner:
             self._export(final)
         else:
             self._merge(final)
+        if self._shares_base:
+            names = {name: Path(name) for name in self._measured}
+            self._export_each(names, self.root / "adapters", Branch.export_adapter)
         self.console.print("evaluating the trained models")
         results = {BASE: base, **evaluate(self.engine, self.config, self._measured)}
         write_atomically(self.root / "eval.json", json.dumps(to_json(results)))
@@ -172,11 +180,16 @@ class Runner:
         else:
             self._export_each({name: Path(name) for name in self.plan.branches}, final)
 
-    def _export_each(self, places: dict[str, Path], final: Path) -> None:
+    def _export_each(
+        self,
+        places: dict[str, Path],
+        folder: Path,
+        verb: Callable[[Branch, Path], None] = Branch.export,
+    ) -> None:
         def fill(aside: Path) -> None:
-            self.engine.each(Branch.export, {name: aside / place for name, place in places.items()})
+            self.engine.each(verb, {name: aside / place for name, place in places.items()})
 
-        make_folder_atomically(final, fill)
+        make_folder_atomically(folder, fill)
 
     def _merge(self, final: Path) -> None:
         """The merged weights become a branch, to be measured and exported like any other."""
@@ -193,7 +206,10 @@ class Runner:
         branches: dict[str, dict[str, Tensor]] = self.engine.each(
             Branch.weights, dict.fromkeys(merge.branches, None)
         )
-        weights, shares = merge_weights(merge.method, branches, lambda: base, accuracy)
+        if self._shares_base:
+            weights, shares = merge_adapters(merge.method, branches, accuracy)
+        else:
+            weights, shares = merge_weights(merge.method, branches, lambda: base, accuracy)
         self.engine.each(Branch.set_weights, {merge.into: weights})
         self._export_each({merge.into: Path()}, final)
         how = {"method": merge.method.type, "branches": list(merge.branches), "shares": shares}
