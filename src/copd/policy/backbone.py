@@ -59,7 +59,7 @@ class Backbone:
 
     @property
     def num_axes(self) -> int:
-        """Axes of a rotary position: 3 (time, height, width) for Qwen3-VL, else 1."""
+        """Axes of a rotary position: 3 (time, height, width) for a Qwen-VL, else 1."""
         return 1 if self.vision is None else 3
 
     def on_axes(self, positions: Int[Tensor, "N"]) -> Int[Tensor, "A N"]:
@@ -82,6 +82,7 @@ class Backbone:
             mm_token_type_ids=kinds[None],
             image_grid_thw=media.get("image_grid_thw"),
             video_grid_thw=media.get("video_grid_thw"),
+            second_per_grid_ts=media.get("second_per_grid_ts"),
         )
         return positions[:, 0]
 
@@ -115,8 +116,9 @@ class Backbone:
             embeddings = embeddings.masked_scatter(
                 is_visual[:, None], features[0].to(embeddings.dtype)
             )
-            deepstack["visual_pos_masks"] = is_visual[None]
-            deepstack["deepstack_visual_embeds"] = list(features[1:])
+            if len(features) > 1:
+                deepstack["visual_pos_masks"] = is_visual[None]
+                deepstack["deepstack_visual_embeds"] = list(features[1:])
         output = (body if self.vision is None else body.language_model)(
             inputs_embeds=embeddings[None],
             position_ids=positions if self.vision is None else positions[:, None],

@@ -12,7 +12,7 @@ from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBas
 
 from copd.policy.media import (
     MODEL_TYPES,
-    TorchProcessor,
+    Processor,
     load_processor,
     read_media,
     save_processor,
@@ -27,8 +27,9 @@ class Prompt:
     input_ids: Tensor
     """Shape `Lp`, int64, media placeholders expanded."""
     media: dict[str, Tensor] = field(default_factory=dict)
-    """`pixel_values`, `image_grid_thw`, `pixel_values_videos`, `video_grid_thw` as far as there are
-    any, and `mm_token_type_ids` of shape `Lp`; empty for text."""
+    """`pixel_values`, `image_grid_thw`, `pixel_values_videos`, `video_grid_thw` and
+    `second_per_grid_ts` as far as there are any, and `mm_token_type_ids` of shape `Lp`; empty for
+    text."""
 
     features: dict[str, Tensor] = field(default_factory=dict)
     """What frozen vision towers made of the pixels, by tower: filled when the prompt is read."""
@@ -45,17 +46,22 @@ class Renderer:
     """A tokenizer and, for a model that sees, its processor."""
 
     tokenizer: PreTrainedTokenizerBase
-    processor: TorchProcessor | None
+    processor: Processor | None
 
     @classmethod
     def load(
         cls, path: str, config: PreTrainedConfig, *, trust_remote_code: bool = False
     ) -> Renderer:
-        """From a Hugging Face folder or hub name; families other than Qwen3-VL read text only."""
+        """From a Hugging Face folder or hub name; other families than Qwen-VL read text only."""
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
         if config.model_type not in MODEL_TYPES:
             return cls(tokenizer, None)
-        processor = load_processor(path, tokenizer, trust_remote_code=trust_remote_code)
+        processor = load_processor(
+            path,
+            tokenizer,
+            trust_remote_code=trust_remote_code,
+            model_type=config.model_type,
+        )
         return cls(tokenizer, processor)
 
     @property
