@@ -67,7 +67,9 @@ class Backbone:
         return positions.expand(self.num_axes, -1)
 
     def positions(self, prompt: Prompt) -> Int[Tensor, "A L"]:
-        """The prompt's rotary positions; text after it goes on from their maximum + 1.
+        """The prompt's rotary positions; what is written after it goes on from the last one + 1.
+
+        Not from the largest: the times of a long clip of Qwen2.5-VL outrun the text after it.
 
         Always given explicitly: left alone, transformers counts padding in a text batch and reuses
         the offset of the last batch with pictures.
