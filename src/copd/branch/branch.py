@@ -15,12 +15,13 @@ from torch import Tensor
 
 from copd.branch.learning import Diverged, Learning, lesson_metrics
 from copd.branch.lesson import completions_of, micro_batches, token_advantages
+from copd.branch.optimizer import build_optimizer
 from copd.branch.precision import autocast
 from copd.branch.prompts import PromptBook
 from copd.branch.sampling import Sampled, Wanted, sample_batches
 from copd.branch.scoring import join_requests, split_scores
 from copd.branch.state import load_optimizer, load_weights, save_optimizer, save_weights
-from copd.config import Config, OptimizerConfig, SampledDistill
+from copd.config import Config, SampledDistill
 from copd.functional import token_logprobs, topk_logprobs
 from copd.policy import Policy, Prompt, SharedPrefix
 from copd.types import (
@@ -60,7 +61,9 @@ class Branch:
             precision=config.model.dtype,
         )
         policy.set_vision_trainable(not config.model.frozen_vision)
-        self._optimizer = _adamw(policy, config.optimizer)
+        if config.model.gradient_checkpointing:
+            policy.checkpoint()
+        self._optimizer = build_optimizer(policy.parameters(), config.optimizer)
         self._num_updates = 0
         self._read: dict[tuple[ProblemId, ...], SharedPrefix] = {}  # from sampling to update
 
@@ -171,7 +174,7 @@ class Branch:
         self._policy.fit(weights)
         load_weights(self._policy.parameters(), weights)
         self._read = {}
-        self._optimizer = _adamw(self._policy, self._optimizer_config)
+        self._optimizer = build_optimizer(self._policy.parameters(), self._optimizer_config)
         self._num_updates = 0
 
     def save(self, folder: Path) -> None:
@@ -293,13 +296,3 @@ class Branch:
                 f"{request.position}: the run stopped before this update. "
                 "Start again in another output_dir with a lower optimizer.learning_rate."
             )
-
-
-def _adamw(policy: Policy, config: OptimizerConfig) -> torch.optim.AdamW:
-    return torch.optim.AdamW(
-        [{"params": [p for p in policy.parameters().values() if p.requires_grad]}],
-        lr=config.learning_rate,
-        betas=config.betas,
-        eps=config.eps,
-        weight_decay=config.weight_decay,
-    )

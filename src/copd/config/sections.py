@@ -55,6 +55,8 @@ class ModelConfig(Section):
     """Let a model folder run its own Python code."""
     frozen_vision: StrictBool = False
     """Keep the vision tower as it is in the base model; with adapters it always is."""
+    gradient_checkpointing: StrictBool = False
+    """Compute layers again in the backward pass: less memory, about a third more time."""
     branches: Literal["full", "lora"] = "full"
     """"full": each branch owns its weights. "lora": one base in memory, an adapter per branch."""
     lora: LoraConfig = LoraConfig()
@@ -105,8 +107,10 @@ class RolloutConfig(Section):
 
 
 class OptimizerConfig(Section):
-    """AdamW, one update per branch and step."""
+    """AdamW, one update per branch and step; "adamw_8bit": its moments in 8 bits (bitsandbytes)."""
 
+    type: Literal["adamw", "adamw_8bit"] = "adamw"
+    """"adamw_8bit" keeps the moments in 8 bits and needs the package bitsandbytes."""
     learning_rate: PositiveFloat = 1e-6
     """Constant after the warmup (paper: 1e-6)."""
     weight_decay: NonNegativeFloat = 0.01

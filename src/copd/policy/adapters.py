@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from copd.functional import nearest_of_rank
+from copd.policy.loading import import_peft
 
 _PARTS = ("lora_A", "lora_B")
 _PREFIX = "branch_"
@@ -38,7 +39,7 @@ class Adapters:
         target_modules: str | list[str],
         seed: int,
     ) -> None:
-        self._peft = _import_peft()
+        self._peft = import_peft('model.branches = "lora"')
         self.model = model.requires_grad_(False)
         self.scale = alpha / rank
         self._rank = rank
@@ -147,7 +148,7 @@ class Adapters:
         self._layers = {
             path: module
             for path, module in self.model.named_modules()
-            if isinstance(module, self._peft.tuners.tuners_utils.BaseTunerLayer)
+            if isinstance(module, self._peft.tuners.lora.LoraLayer)
         }
         _check_layers(self._layers, self.model.get_output_embeddings())
         self.model.eval()  # what PEFT has put into it
@@ -194,18 +195,6 @@ def _tower_pattern(model: PreTrainedModel) -> str | None:
 def _key(name: str) -> str:
     """PEFT keeps adapters as attributes, where some words are taken."""
     return _PREFIX + name
-
-
-def _import_peft() -> Any:
-    try:
-        import peft
-        import peft.tuners.tuners_utils
-    except ImportError as error:
-        raise ValueError(
-            'model.branches = "lora" needs the package peft: got none. '
-            "Install it with `pip install 'copd[lora]'`."
-        ) from error
-    return peft
 
 
 def _check_layers(layers: Mapping[str, Any], head: nn.Module | None) -> None:

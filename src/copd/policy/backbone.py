@@ -3,8 +3,9 @@
 The only caller of a transformers model. Knows no tokenizer and no sampling.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from copd.policy.attention import RowAttention, install
 from copd.policy.media import MODEL_TYPES
@@ -24,6 +26,8 @@ class Backbone:
     """A causal model whose text layers attend as each pass tells them."""
 
     model: PreTrainedModel
+    checkpointed: list[GradientCheckpointingLayer] = field(default_factory=list)
+    """Layers that a backward pass runs a second time instead of keeping what they computed."""
 
     def __post_init__(self) -> None:
         head = self.model.get_output_embeddings()
@@ -90,7 +94,34 @@ class Backbone:
 
     def features(self, prompts: Sequence[Prompt]) -> Float[Tensor, "F n D"] | None:
         """What the visual tokens of these prompts carry, where there are any."""
-        return None if self.vision is None else self.vision.features(prompts)
+        with self._checkpointing():
+            return None if self.vision is None else self.vision.features(prompts)
+
+    def checkpoint(self, again: Callable[[], AbstractContextManager[Any]]) -> None:
+        """From now on passes with a gradient keep the inputs of layers only.
+
+        `again` is called in the first pass and gives the context for the second. Never reentrant:
+        kept keys leave a layer by the side, and their gradient would be lost without a sound.
+        """
+        model: Any = self.model
+        older = model.gradient_checkpointing_enable  # the name before transformers 5.22
+        enable = getattr(model, "activation_checkpointing_enable", older)
+        enable({"use_reentrant": False, "context_fn": lambda: (nullcontext(), again())})
+        layers = (m for m in self.model.modules() if isinstance(m, GradientCheckpointingLayer))
+        self.checkpointed[:] = layers
+
+    @contextmanager
+    def _checkpointing(self) -> Iterator[None]:
+        """transformers checkpoints layers in training mode; what is inside them stays in eval mode,
+        so that nothing drops out."""
+        layers = self.checkpointed if torch.is_grad_enabled() else []
+        for layer in layers:
+            layer.training = True
+        try:
+            yield
+        finally:
+            for layer in layers:
+                layer.training = False
 
     def forward(
         self,
@@ -121,21 +152,22 @@ class Backbone:
             if len(features) > 1:
                 deepstack["visual_pos_masks"] = is_visual[None]
                 deepstack["deepstack_visual_embeds"] = list(features[1:])
-        output = (body if self.vision is None else body.language_model)(
-            inputs_embeds=embeddings[None],
-            position_ids=positions if self.vision is None else positions[:, None],
-            attention_mask=torch.ones(1, 1, 1, 1, dtype=torch.bool, device=device),
-            use_cache=False,
-            row_attention=counted,
-            **deepstack,
-        )
+        with self._checkpointing():
+            output = (body if self.vision is None else body.language_model)(
+                inputs_embeds=embeddings[None],
+                position_ids=positions if self.vision is None else positions[:, None],
+                attention_mask=torch.ones(1, 1, 1, 1, dtype=torch.bool, device=device),
+                use_cache=False,
+                row_attention=counted,
+                **deepstack,
+            )
         self._check_layers(layers)
         return output.last_hidden_state[0]
 
     def _check_mode(self) -> None:
-        """In training mode there may be dropout, and checkpointing would lose kept keys' gradient.
+        """In training mode there may be dropout, and checkpointing may lose kept keys' gradient.
 
-        In eval mode transformers checkpoints nothing, whatever is enabled.
+        In eval mode transformers checkpoints nothing, whatever is enabled; `checkpoint` does.
         """
         if self.model.training:
             raise ValueError(

@@ -1,7 +1,7 @@
 """A model that is asked, sampled and trained, with its tokenizer. Knows no rewards, no losses."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from copy import copy
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from copd.policy.adapters import Adapters
 from copd.policy.backbone import Backbone
-from copd.policy.loading import find_model, load_model, quiet
+from copd.policy.loading import find_model, find_tokenizer, load_model, quiet
 from copd.policy.packing import (
     PackedStates,
     SharedPrefix,
@@ -63,7 +63,9 @@ class Policy:
         """From a Hugging Face folder or hub name."""
         source = find_model(path)
         model = load_model(source, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
-        renderer = Renderer.load(source, model.config, trust_remote_code=trust_remote_code)
+        renderer = Renderer.load(
+            find_tokenizer(source), model.config, trust_remote_code=trust_remote_code
+        )
         return cls(model, renderer)
 
     def sharing(self, adapters: Adapters, name: str | None) -> "Policy":
@@ -105,6 +107,15 @@ class Policy:
         """Freezes or frees the vision tower, where there is one; a shared model's stays frozen."""
         if self.backbone.vision is not None and self.owns_model:
             self.backbone.vision.tower.requires_grad_(trainable)
+
+    def checkpoint(self) -> None:
+        """Backward passes compute layers again instead of keeping everything: less memory."""
+        adapters = self._adapters
+
+        def again() -> AbstractContextManager[None]:
+            return nullcontext() if adapters is None else adapters.using(adapters.active)
+
+        self.backbone.checkpoint(again)
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:

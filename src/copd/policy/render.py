@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
 
+from copd.policy.loading import quiet, where
 from copd.policy.media import (
     MODEL_TYPES,
     Processor,
@@ -53,8 +54,13 @@ class Renderer:
         cls, path: str, config: PreTrainedConfig, *, trust_remote_code: bool = False
     ) -> Renderer:
         """From a Hugging Face folder or hub name; other families than Qwen-VL read text only."""
-        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
+        with quiet():
+            tokenizer = AutoTokenizer.from_pretrained(
+                **where(path), trust_remote_code=trust_remote_code
+            )
         if config.model_type not in MODEL_TYPES:
+            if tokenizer.chat_template is None:
+                tokenizer.chat_template = plain_template(tokenizer)
             return cls(tokenizer, None)
         processor = load_processor(
             path,
@@ -115,6 +121,16 @@ class Renderer:
         if self.processor is None:
             return "".join(part.text for part in message.content if isinstance(part, Text))
         return [_template_part(part) for part in message.content]
+
+
+def plain_template(tokenizer: PreTrainedTokenizerBase) -> str:
+    """For a base model that knows no chat: what the messages say, a line break after each.
+
+    A token the tokenizer begins every text with begins this one, too.
+    """
+    first = tokenizer("a").input_ids[:1]
+    begin = "{{ bos_token }}" if first == [tokenizer.bos_token_id] else ""
+    return begin + "{% for message in messages %}{{ message.content }}\n{% endfor %}"
 
 
 def _template_part(part: Part) -> dict[str, str]:
