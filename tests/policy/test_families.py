@@ -151,7 +151,7 @@ print(json.dumps(answers))
 
 @pytest.mark.slow
 def test_a_stranger_reads_every_family_and_adapters_merged_or_not(
-    seeing_folder, seeing_25_folder, reading_folders, prompts_of, tmp_path
+    seeing, seeing_folder, seeing_25_folder, reading_folders, prompts_of, tmp_path
 ):
     """In a process that has only transformers, and PEFT for the adapters that are not merged."""
     ours, sees = {}, {}
@@ -183,7 +183,7 @@ def test_a_stranger_reads_every_family_and_adapters_merged_or_not(
         export(f"{family}_adapter", branch, folder, kind, adapter=True)
         assert ours[f"{family}_merged"] != ours[family]
 
-    banned = json.dumps(base.banned.nonzero()[:, 0].tolist())  # the same in all: one tokenizer
+    banned = json.dumps(seeing.banned.nonzero()[:, 0].tolist())  # the same in all: one tokenizer
     result = subprocess.run(
         [sys.executable, "-c", STRANGER, json.dumps(sees), str(tmp_path), banned],
         capture_output=True,

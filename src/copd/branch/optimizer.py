@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -27,10 +28,9 @@ def build_optimizer(
 
 def _adamw_8bit() -> Any:
     try:
-        from bitsandbytes.optim import AdamW8bit
+        return import_module("bitsandbytes.optim").AdamW8bit
     except ImportError as error:
         raise ValueError(
             'optimizer.type = "adamw_8bit" needs the package bitsandbytes: got none. '
             'Install it with `pip install bitsandbytes`, or use "adamw".'
         ) from error
-    return AdamW8bit

@@ -70,6 +70,8 @@ def load_model(source: str, *, dtype: str, device: str, trust_remote_code: bool)
             trust_remote_code=trust_remote_code,
         )
     _check_complete(source, sorted(report["missing_keys"]))
+    if source.endswith(".gguf"):
+        _forget_quantization(model)
     return model.to(device)
 
 
@@ -92,6 +94,13 @@ def find_tokenizer(source: str) -> str:
     if base is None or (Path(source) / "tokenizer_config.json").is_file():
         return source
     return base
+
+
+def _forget_quantization(model: Any) -> None:
+    """What a GGUF file held is ordinary weights by now, to be trained and saved as such."""
+    model.hf_quantizer = None
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
 
 
 def _base_of(source: str) -> str | None:

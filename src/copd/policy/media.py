@@ -18,17 +18,13 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 from transformers.image_processing_backends import TorchvisionBackend
 from transformers.image_processing_utils import BaseImageProcessor
-from transformers.image_utils import (
-    OPENAI_CLIP_MEAN,
-    OPENAI_CLIP_STD,
-    ChannelDimension,
-    SizeDict,
-)
+from transformers.image_utils import ChannelDimension, SizeDict
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
 from transformers.models.qwen2_5_vl.processing_qwen2_5_vl import Qwen2_5_VLProcessor
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
 from transformers.models.qwen3_vl.processing_qwen3_vl import Qwen3VLProcessor
 from transformers.models.qwen3_vl.video_processing_qwen3_vl import Qwen3VLVideoProcessor
+from transformers.utils.constants import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 from transformers.video_utils import VideoMetadata
 
 from copd.types import Image, Video
@@ -118,6 +114,7 @@ class FrameVideoProcessor(TorchVideoProcessor):
         cap_pixels_per_frame: bool | None = None,
     ) -> Tensor:
         """Sides that are multiples of `factor`, each frame within the bounds."""
+        assert size.shortest_edge is not None and size.longest_edge is not None, "set when built"
         height, width = smart_resize(
             *videos.shape[-2:],
             factor=factor,
