@@ -40,7 +40,7 @@ class TimedEngine:
         self.plan = PlannedSampler(end, case.lengths[1])
         self.plan.install()
 
-    def spawn(self, name: str, model: str) -> None:
+    def spawn(self, name: str, model: str, *, frozen: bool = False) -> None:
         raise AssertionError("a benchmark's branches are there from the start")
 
     def drop(self, name: str) -> None:

@@ -14,6 +14,8 @@ from transformers import (
     LlamaForCausalLM,
     PreTrainedModel,
     PreTrainedTokenizerFast,
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
     Qwen3Config,
     Qwen3ForCausalLM,
     Qwen3VLConfig,
@@ -21,7 +23,12 @@ from transformers import (
 )
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-from copd.policy.media import TorchVideoProcessor, build_processor, save_processor
+from copd.policy.media import (
+    FrameVideoProcessor,
+    TorchVideoProcessor,
+    build_processor,
+    save_processor,
+)
 
 CONTROL = (
     "<|endoftext|>",
@@ -119,6 +126,50 @@ def seeing_model() -> Qwen3VLForConditionalGeneration:
     return Qwen3VLForConditionalGeneration(config)
 
 
+def seeing_25_model() -> Qwen2_5_VLForConditionalGeneration:
+    """A random Qwen2.5-VL; its tower looks through windows of 2 x 2 merged patches."""
+    config = Qwen2_5_VLConfig(
+        text_config={
+            "vocab_size": PADDED_VOCABULARY,
+            "hidden_size": 64,
+            "intermediate_size": 96,
+            "num_hidden_layers": 3,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "rope_parameters": {
+                "rope_type": "default",
+                "rope_theta": 10000.0,
+                "mrope_section": [2, 3, 3],
+            },
+            "initializer_range": 0.15,
+            "bos_token_id": None,
+            "eos_token_id": token_id("<|im_end|>"),
+            "pad_token_id": None,
+        },
+        vision_config={
+            "hidden_size": 32,
+            "intermediate_size": 48,
+            "depth": 3,
+            "num_heads": 2,
+            "patch_size": 8,
+            "spatial_merge_size": 2,
+            "temporal_patch_size": 2,
+            "window_size": 32,
+            "fullatt_block_indexes": [1],
+            "out_hidden_size": 64,
+            "tokens_per_second": 2,
+            "initializer_range": 0.15,
+        },
+        image_token_id=token_id("<|image_pad|>"),
+        video_token_id=token_id("<|video_pad|>"),
+        vision_start_token_id=token_id("<|vision_start|>"),
+        vision_end_token_id=token_id("<|vision_end|>"),
+        tie_word_embeddings=False,
+    )
+    torch.manual_seed(0)
+    return Qwen2_5_VLForConditionalGeneration(config)
+
+
 def reading_model(kind: str) -> PreTrainedModel:
     """A random Llama or Qwen3."""
     sizes = {
@@ -151,6 +202,17 @@ def save_seeing(folder: Path) -> None:
     save_processor(processor, folder)
 
 
+def save_seeing_25(folder: Path) -> None:
+    """A complete Qwen2.5-VL folder."""
+    seeing_25_model().save_pretrained(folder)
+    processor = build_processor(
+        character_tokenizer(SEEING_TEMPLATE),
+        Qwen2VLImageProcessorPil(**PATCHES, **COLOURS, size=SIZE),
+        FrameVideoProcessor(**PATCHES, **COLOURS, size=SIZE),
+    )
+    save_processor(processor, folder)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tests marked `gpu` run where there is one; a compiler's warnings there are no errors."""
     absent = not torch.cuda.is_available()
@@ -165,6 +227,14 @@ def seeing_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny random Qwen3-VL that reads text, images and videos."""
     folder = tmp_path_factory.mktemp("seeing")
     save_seeing(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def seeing_25_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny random Qwen2.5-VL that reads text, images and videos."""
+    folder = tmp_path_factory.mktemp("seeing_25")
+    save_seeing_25(folder)
     return folder
 
 

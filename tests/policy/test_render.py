@@ -1,12 +1,16 @@
 """Messages to prompts: the template's text, expanded placeholders, and clear refusals."""
 
+import copy
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from tokenizers.processors import TemplateProcessing
 
 from copd.policy import Policy
+from copd.policy.render import plain_template
 from copd.types import Image, Message, Text, Video
 
 PICTURE = Image(np.zeros((16, 32, 3), dtype=np.uint8))
@@ -53,15 +57,60 @@ def test_modalities(seeing, reading):
 
 @pytest.mark.parametrize("part", [PICTURE, CLIP], ids=["image", "video"])
 def test_a_text_model_refuses_to_look(reading, part):
-    with pytest.raises(ValueError, match="Choose a model of qwen3_vl"):
+    with pytest.raises(ValueError, match="Choose a model of qwen2_5_vl"):
         reading["llama"].render([Message("user", (Text("What?"), part))])
 
 
-@pytest.mark.parametrize("kind", ["seeing", "reading"])
-def test_a_missing_template_is_named(seeing_folder, reading_folders, tmp_path: Path, kind):
-    source = seeing_folder if kind == "seeing" else reading_folders["llama"]
+def without_template(source: Path, folder: Path) -> Path:
     for file in source.iterdir():
         if file.name != "chat_template.jinja":
-            (tmp_path / file.name).symlink_to(file)
+            (folder / file.name).symlink_to(file)
+    return folder
+
+
+def test_a_missing_template_is_named(seeing_folder, tmp_path: Path):
     with pytest.raises(ValueError, match="Add that file"):
-        Policy.load(tmp_path).render([Message("user", (Text("Hi"),))])
+        Policy.load(without_template(seeing_folder, tmp_path)).render(
+            [Message("user", (Text("Hi"),))]
+        )
+
+
+def test_a_base_model_that_knows_no_chat_reads_what_the_messages_say(
+    reading_folders, tmp_path: Path
+):
+    (tmp_path / "base").mkdir()
+    policy = Policy.load(without_template(reading_folders["llama"], tmp_path / "base"))
+    messages = [Message("system", (Text("Add."),)), Message("user", (Text("1+2="),))]
+    prompt = policy.render(messages)
+    assert policy.tokenizer.decode(prompt.input_ids) == "Add.\n1+2=\n"
+    policy.save(tmp_path / "saved")
+    again = Policy.load(tmp_path / "saved").render(messages)
+    assert torch.equal(again.input_ids, prompt.input_ids)
+
+
+def test_a_text_that_always_begins_with_a_token_does_so_without_a_template(reading):
+    tokenizer = copy.deepcopy(reading["llama"].tokenizer)
+    assert "bos_token" not in plain_template(tokenizer)
+    tokenizer.bos_token = "<|im_start|>"
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<|im_start|> $A", special_tokens=[("<|im_start|>", tokenizer.bos_token_id)]
+    )
+    tokenizer.chat_template = plain_template(tokenizer)
+    text = tokenizer.apply_chat_template([{"role": "user", "content": "Hi"}], tokenize=False)
+    assert text == "<|im_start|>Hi\n"
+
+
+def test_no_pad_token_is_needed(reading_folders, tmp_path: Path):
+    for file in reading_folders["qwen3"].iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    settings = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    del settings["pad_token"]
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+    policy = Policy.load(tmp_path)
+    assert policy.tokenizer.pad_token is None
+    prompts = [policy.render([Message("user", (Text(text),))]) for text in ("Hi", "How many?")]
+    generator = torch.Generator().manual_seed(0)
+    groups = policy.sample(
+        prompts, group_size=2, max_tokens=4, temperature=1.0, generator=generator
+    )
+    assert [len(group) for group in groups] == [2, 2]

@@ -17,6 +17,7 @@ from torch import Tensor
 from copd.branch.cosine import Gradients
 from copd.branch.learning import Diverged, Learning, lesson_metrics
 from copd.branch.lesson import completions_of, micro_batches, token_advantages
+from copd.branch.optimizer import build_optimizer
 from copd.branch.portrait import compare, portray
 from copd.branch.precision import autocast
 from copd.branch.prompts import PromptBook
@@ -24,7 +25,7 @@ from copd.branch.rollouts import pack_batch
 from copd.branch.sampling import Sampled, Wanted, sample_batches
 from copd.branch.scoring import join_requests, split_scores
 from copd.branch.state import load_optimizer, load_weights, save_optimizer, save_weights
-from copd.config import Config, OptimizerConfig, SampledDistill
+from copd.config import Config, SampledDistill
 from copd.functional import token_logprobs, topk_logprobs
 from copd.policy import Policy, SharedPrefix
 from copd.types import (
@@ -55,6 +56,7 @@ class Branch:
         self._book = book
         self._rollout = config.rollout
         self._optimizer_config = config.optimizer
+        self._merged_rank = config.model.lora.merged_rank
         self._learning = Learning(
             loss=config.loss,
             distill=config.distill,
@@ -63,7 +65,9 @@ class Branch:
             precision=config.model.dtype,
         )
         policy.set_vision_trainable(not config.model.frozen_vision)
-        self._optimizer = _adamw(policy, config.optimizer)
+        if config.model.gradient_checkpointing:
+            policy.checkpoint()
+        self._optimizer = build_optimizer(policy.parameters(), config.optimizer)
         self._num_updates = 0
         self._read: dict[tuple[ProblemId, ...], SharedPrefix] = {}  # from sampling to update
 
@@ -82,9 +86,13 @@ class Branch:
             )
             for request in requests
         ]
+        # with adapters all branches live in the memory of one, and their graphs would not
+        keep_graph = self._policy.owns_model
         with self._naming(requests):
-            sampled = self._sample(wanted, self._rollout.max_completion_tokens, keep_graph=True)
-        if sampled.prefixes is not None:
+            sampled = self._sample(
+                wanted, self._rollout.max_completion_tokens, keep_graph=keep_graph
+            )
+        if keep_graph and sampled.prefixes is not None:
             problems = [request.problems for request in requests]
             self._read = dict(zip(problems, sampled.prefixes, strict=True))
         return [
@@ -177,37 +185,47 @@ class Branch:
         )
 
     def weights(self, _: None = None) -> dict[str, Tensor]:
-        """The float32 master weights, copied to the CPU."""
-        return {name: p.detach().cpu().clone() for name, p in self._policy.model.named_parameters()}
+        """The float32 master weights, or those of the adapter, copied to the CPU."""
+        return {name: p.detach().cpu().clone() for name, p in self._policy.parameters().items()}
 
     def set_weights(self, weights: Mapping[str, Tensor]) -> None:
-        """Takes over weights of the same names and shapes; the optimizer starts afresh."""
-        load_weights(self._policy.model, weights)
+        """Takes over weights of the same names and shapes; the optimizer starts afresh.
+
+        An adapter takes any rank.
+        """
+        self._policy.fit(weights)
+        load_weights(self._policy.parameters(), weights)
         self._read = {}
-        self._optimizer = _adamw(self._policy, self._optimizer_config)
+        self._optimizer = build_optimizer(self._policy.parameters(), self._optimizer_config)
         self._num_updates = 0
 
     def save(self, folder: Path) -> None:
         """Weights and optimizer into `folder/<name>`, without executable content."""
         target = folder / self.name
         target.mkdir(parents=True)
-        save_weights(self._policy.model, target / "model.safetensors")
+        parameters = self._policy.parameters()
+        save_weights(parameters, target / "model.safetensors")
         save_optimizer(
-            self._policy.model, self._optimizer, self._num_updates, target / "optimizer.safetensors"
+            parameters, self._optimizer, self._num_updates, target / "optimizer.safetensors"
         )
 
     def restore(self, folder: Path) -> None:
         """The inverse of `save`."""
         source = folder / self.name
         self._read = {}
-        load_weights(self._policy.model, source / "model.safetensors")
+        parameters = self._policy.parameters()
+        load_weights(parameters, source / "model.safetensors")
         self._num_updates = load_optimizer(
-            self._policy.model, self._optimizer, source / "optimizer.safetensors"
+            parameters, self._optimizer, source / "optimizer.safetensors"
         )
 
     def export(self, folder: Path) -> None:
         """The policy as an ordinary Hugging Face model folder."""
         self._policy.save(folder)
+
+    def export_adapter(self, folder: Path) -> None:
+        """The adapter as a folder for PEFT."""
+        self._policy.save_adapter(folder, rank=self._merged_rank)
 
     def _sample(
         self, wanted: Sequence[Wanted], max_completion_tokens: int, *, keep_graph: bool = False
@@ -273,6 +291,7 @@ class Branch:
         for group in self._optimizer.param_groups:
             group["lr"] = config.learning_rate * warm
         self._optimizer.step()
+        self._optimizer.zero_grad(set_to_none=True)  # other branches need the memory meanwhile
         return float(norm)
 
     def _parameters(self) -> list[Tensor]:
@@ -291,13 +310,3 @@ class Branch:
                 f"{request.position}: the run stopped before this update. "
                 "Start again in another output_dir with a lower optimizer.learning_rate."
             )
-
-
-def _adamw(policy: Policy, config: OptimizerConfig) -> torch.optim.AdamW:
-    return torch.optim.AdamW(
-        [p for p in policy.model.parameters() if p.requires_grad],
-        lr=config.learning_rate,
-        betas=config.betas,
-        eps=config.eps,
-        weight_decay=config.weight_decay,
-    )

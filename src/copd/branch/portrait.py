@@ -76,7 +76,8 @@ def compare(
     told = torch.from_numpy(np.concatenate([p.topk_logprobs for p in portraits]))
     overlap, divergence = torch.zeros(len(source)), torch.zeros(len(source))
     k = min(learning.monitor.overlap_k, told_ids.shape[1])
-    for part in micro_batches(question, prompts, learning.micro_batch_tokens):
+    sizes = [len(prompt.input_ids) for prompt in prompts]
+    for part in micro_batches(question, sizes, learning.micro_batch_tokens):
         with autocast(policy, learning.precision):
             states = policy.score(prompts[part.problems], completions_of(question, part))
             inside = (question.probes >= part.tokens.start) & (question.probes < part.tokens.stop)
@@ -88,10 +89,10 @@ def compare(
                 ids, logprobs = told_ids[at].to(policy.device), told[at].to(policy.device)
                 overlap[at] = topk_overlap(ids[:, :k], own.topk(k).indices).cpu()
                 divergence[at] = symmetric_kl(*topk_buckets(own, logprobs, ids)).cpu()
-    sizes = [len(portrait.probes) for portrait in portraits]
+    probed = [len(portrait.probes) for portrait in portraits]
     return [
         Likeness(float(one.mean()), float(other.mean()))
-        for one, other in zip(overlap.split(sizes), divergence.split(sizes), strict=True)
+        for one, other in zip(overlap.split(probed), divergence.split(probed), strict=True)
     ]
 
 
@@ -150,7 +151,8 @@ def _tell(
     """The policy's own distributions; takes the prompts as sampling has read them, if it can."""
     top_k = min(question.top_k, policy.vocab_size)
     entropies, ids, told = [], [], []
-    for part in micro_batches(question, prompts, learning.micro_batch_tokens):
+    sizes = [len(prompt.input_ids) for prompt in prompts]
+    for part in micro_batches(question, sizes, learning.micro_batch_tokens):
         with autocast(policy, learning.precision):
             own = prompts[part.problems]
             read = policy.read(own) if prefix is None else prefix.select(part.problems)

@@ -15,19 +15,18 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-_MOMENTS = ("exp_avg", "exp_avg_sq")
+Parameters = Mapping[str, nn.Parameter]
 
 
-def save_weights(model: nn.Module, path: Path) -> None:
-    """Every parameter once, under its name; tied ones are one parameter."""
-    _write({name: p.detach().cpu() for name, p in model.named_parameters()}, path)
+def save_weights(parameters: Parameters, path: Path) -> None:
+    """Every parameter under its name."""
+    _write({name: p.detach().cpu() for name, p in parameters.items()}, path)
 
 
 @torch.no_grad()
-def load_weights(model: nn.Module, source: Path | Mapping[str, Tensor]) -> None:
-    """Copies weights into the model; a name or shape that does not match is an error."""
+def load_weights(parameters: Parameters, source: Path | Mapping[str, Tensor]) -> None:
+    """Copies weights into the parameters; a name or shape that does not match is an error."""
     weights = load_file(source) if isinstance(source, Path) else source
-    parameters = dict(model.named_parameters())
     _require_same_names(parameters, weights, source)
     for name, parameter in parameters.items():
         if parameter.shape != weights[name].shape:
@@ -39,34 +38,38 @@ def load_weights(model: nn.Module, source: Path | Mapping[str, Tensor]) -> None:
 
 
 def save_optimizer(
-    model: nn.Module, optimizer: torch.optim.AdamW, num_updates: int, path: Path
+    parameters: Parameters, optimizer: torch.optim.Optimizer, num_updates: int, path: Path
 ) -> None:
-    """AdamW's two moments per parameter, and how many updates they have seen."""
+    """What it keeps per parameter (AdamW: two moments), and how many updates that has seen."""
     tensors = {"num_updates": torch.tensor(num_updates)}
-    for name, parameter in model.named_parameters():
-        for moment in _MOMENTS if parameter in optimizer.state else ():
-            tensors[f"{moment}/{name}"] = optimizer.state[parameter][moment].cpu()
+    for name, parameter in parameters.items():
+        for key, kept in optimizer.state.get(parameter, {}).items():
+            if key != "step":
+                tensors[f"{key}/{name}"] = kept.cpu()
     _write(tensors, path)
 
 
-def load_optimizer(model: nn.Module, optimizer: torch.optim.AdamW, path: Path) -> int:
+def load_optimizer(parameters: Parameters, optimizer: torch.optim.Optimizer, path: Path) -> int:
     """The inverse of `save_optimizer`; returns the number of updates."""
     tensors = load_file(path)
     num_updates = int(tensors.pop("num_updates"))
     optimizer.state.clear()
-    for name, parameter in model.named_parameters():
-        if f"{_MOMENTS[0]}/{name}" not in tensors:
-            continue
-        moments = {
-            moment: tensors.pop(f"{moment}/{name}").to(parameter.device) for moment in _MOMENTS
-        }
-        optimizer.state[parameter] = {"step": torch.tensor(float(num_updates)), **moments}
-    if tensors:
-        raise ValueError(
-            f"{path} holds optimizer state of unknown parameters: got {sorted(tensors)[0]}. "
-            "Resume with the model the run was started with."
-        )
+    for key, kept in tensors.items():
+        moment, _, name = key.partition("/")
+        if name not in parameters:
+            raise ValueError(
+                f"{path} holds optimizer state of unknown parameters: got {name}. "
+                "Resume with the model the run was started with."
+            )
+        state = optimizer.state[parameters[name]]
+        state.setdefault("step", _steps(optimizer, num_updates))
+        state[moment] = kept.to(parameters[name].device)
     return num_updates
+
+
+def _steps(optimizer: torch.optim.Optimizer, num_updates: int) -> Tensor | int:
+    """As torch counts them, or bitsandbytes."""
+    return torch.tensor(float(num_updates)) if type(optimizer) is torch.optim.AdamW else num_updates
 
 
 def _require_same_names(

@@ -70,7 +70,7 @@ def _measure_merge(job: Job, name: str) -> None:
         def validate(model: str) -> Results:
             return evaluate(engine, job.config, [model], split="validation")[model]
 
-        shares = merge_branches(engine, job.config.model.path, merge, validate)
+        shares = merge_branches(engine, job.config.model, merge, validate)
         results = evaluate(engine, job.config, [merge.into])
     finally:
         engine.close()

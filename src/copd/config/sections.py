@@ -28,6 +28,20 @@ class Section(BaseModel):
     )
 
 
+class LoraConfig(Section):
+    """The adapters of branches, with branches = "lora"; packed passes have no dropout."""
+
+    rank: Count = 16
+    """Columns of B and rows of A: a layer changes by alpha / rank * B A."""
+    alpha: PositiveFloat = 32.0
+    """Scale of the change, before it is divided by the rank."""
+    target_modules: Literal["all-linear"] | tuple[str, ...] = "all-linear"
+    """Linear layers of the text model that get an adapter, by the ends of their names."""
+    merged_rank: Count | None = None
+    """Bound on the rank of an exported adapter, by SVD; by default the merge of K branches keeps
+    all their ranks and is exact."""
+
+
 class ModelConfig(Section):
     """The base model theta_0 that every branch starts from."""
 
@@ -40,7 +54,23 @@ class ModelConfig(Section):
     trust_remote_code: StrictBool = False
     """Let a model folder run its own Python code."""
     frozen_vision: StrictBool = False
-    """Keep the vision tower as it is in the base model."""
+    """Keep the vision tower as it is in the base model; with adapters it always is."""
+    gradient_checkpointing: StrictBool = False
+    """Compute layers again in the backward pass: less memory, about a third more time."""
+    branches: Literal["full", "lora"] = "full"
+    """"full": each branch owns its weights. "lora": one base in memory, an adapter per branch."""
+    lora: LoraConfig = LoraConfig()
+    """The adapters, with branches = "lora"."""
+
+    @model_validator(mode="after")
+    def _check(self) -> ModelConfig:
+        if self.branches == "full" and self.lora != LoraConfig():
+            raise ValueError(
+                'model.lora has settings for adapters and model.branches is "full": got '
+                f"{self.lora.model_dump(exclude_defaults=True)}. "
+                'Set model.branches = "lora", or leave the table out.'
+            )
+        return self
 
 
 class RolloutConfig(Section):
@@ -57,8 +87,10 @@ class RolloutConfig(Section):
 
 
 class OptimizerConfig(Section):
-    """AdamW, one update per branch and step."""
+    """AdamW, one update per branch and step; "adamw_8bit": its moments in 8 bits (bitsandbytes)."""
 
+    type: Literal["adamw", "adamw_8bit"] = "adamw"
+    """"adamw_8bit" keeps the moments in 8 bits and needs the package bitsandbytes."""
     learning_rate: PositiveFloat = 1e-6
     """Constant after the warmup (paper: 1e-6)."""
     weight_decay: NonNegativeFloat = 0.01

@@ -20,8 +20,11 @@ class Engine(Protocol):
     What crosses is plain data on the CPU.
     """
 
-    def spawn(self, name: str, model: str) -> None:
-        """A fresh branch with the weights of a model: a folder, a hub name, or "tiny"."""
+    def spawn(self, name: str, model: str, *, frozen: bool = False) -> None:
+        """A fresh branch with the weights of a model: a folder, a hub name, or "tiny".
+
+        A frozen one is only asked, never trained.
+        """
         ...
 
     def drop(self, name: str) -> None:

@@ -14,7 +14,7 @@ from copd.branch import Branch
 from copd.branch.prompts import PromptBook
 from copd.config import Config
 from copd.domains import load_domains
-from copd.policy import Policy
+from copd.policy import Adapters, Policy
 from copd.policy.tiny import resolve
 
 Input = TypeVar("Input")
@@ -30,16 +30,18 @@ class LocalEngine:
         self._config = config
         self._domains = load_domains(config.domains)
         self._branches: dict[str, Branch] = {}
+        self._bases: dict[str, tuple[Policy, Adapters]] = {}
         self._book: PromptBook | None = None
 
-    def spawn(self, name: str, model: str) -> None:
+    def spawn(self, name: str, model: str, *, frozen: bool = False) -> None:
         assert name not in self._branches, f"branch {name!r} exists already"
-        config = self._config.model
-        policy = Policy.load(
-            resolve(model),
-            device=_device(config.device),
-            trust_remote_code=config.trust_remote_code,
-        )
+        if self._config.model.branches == "full":
+            policy = self._load(model)
+        else:
+            base, adapters = self._bases.get(model) or self._load_base(model)
+            if not frozen:
+                adapters.add(name)
+            policy = base.sharing(adapters, None if frozen else name)
         for domain in self._domains.values():
             if domain.modality not in policy.modalities:
                 raise ValueError(
@@ -53,6 +55,9 @@ class LocalEngine:
 
     def drop(self, name: str) -> None:
         del self._branches[name]
+        for _, adapters in self._bases.values():
+            if name in adapters:
+                adapters.remove(name)
 
     def each(
         self, verb: Callable[[Branch, Input], Output], inputs: Mapping[str, Input]
@@ -61,6 +66,29 @@ class LocalEngine:
 
     def close(self) -> None:
         self._branches.clear()
+        self._bases.clear()
+
+    def _load(self, model: str) -> Policy:
+        config = self._config.model
+        return Policy.load(
+            resolve(model),
+            device=_device(config.device),
+            trust_remote_code=config.trust_remote_code,
+        )
+
+    def _load_base(self, model: str) -> tuple[Policy, Adapters]:
+        """The one copy of a model that all its branches with adapters use."""
+        policy, config = self._load(model), self._config.model.lora
+        targets = config.target_modules
+        adapters = Adapters(
+            policy.model,
+            rank=config.rank,
+            alpha=config.alpha,
+            target_modules=targets if isinstance(targets, str) else list(targets),
+            seed=self._config.seed,
+        )
+        self._bases[model] = policy, adapters
+        return policy, adapters
 
 
 def _device(wanted: str) -> str:

@@ -24,6 +24,7 @@ from copd.functional.divergence import (
     topk_overlap,
 )
 from copd.functional.logprobs import full_logprobs, token_logprobs, topk_logprobs
+from copd.functional.lowrank import merge_entries, nearest_of_rank, sum_changes
 from copd.functional.merging import (
     average,
     choose_weights,
@@ -53,10 +54,13 @@ __all__ = [
     "kl_k1",
     "kl_k2",
     "kl_k3",
+    "merge_entries",
+    "nearest_of_rank",
     "reverse_kl",
     "reward_extrapolation",
     "sampled_reverse_kl",
     "simplex_grid",
+    "sum_changes",
     "symmetric_kl",
     "task_arithmetic",
     "ties",

@@ -1,8 +1,9 @@
 """Policies: models that are asked, sampled, trained. Only this package knows transformers."""
 
+from copd.policy.adapters import Adapters
 from copd.policy.packing import PackedStates, SharedPrefix
 from copd.policy.policy import Policy
 from copd.policy.render import Prompt
 from copd.policy.sampler import Draw
 
-__all__ = ["Draw", "PackedStates", "Policy", "Prompt", "SharedPrefix"]
+__all__ = ["Adapters", "Draw", "PackedStates", "Policy", "Prompt", "SharedPrefix"]

@@ -3,8 +3,9 @@
 The only caller of a transformers model. Knows no tokenizer and no sampling.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -13,6 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from copd.policy.attention import RowAttention, install
 from copd.policy.media import MODEL_TYPES
@@ -26,6 +28,8 @@ class Backbone:
     """A causal model whose text layers attend as each pass tells them."""
 
     model: PreTrainedModel
+    checkpointed: list[GradientCheckpointingLayer] = field(default_factory=list)
+    """Layers that a backward pass runs a second time instead of keeping what they computed."""
 
     def __post_init__(self) -> None:
         head = self.model.get_output_embeddings()
@@ -67,7 +71,7 @@ class Backbone:
 
     @property
     def num_axes(self) -> int:
-        """Axes of a rotary position: 3 (time, height, width) for Qwen3-VL, else 1."""
+        """Axes of a rotary position: 3 (time, height, width) for a Qwen-VL, else 1."""
         return 1 if self.vision is None else 3
 
     def on_axes(self, positions: Int[Tensor, "N"]) -> Int[Tensor, "A N"]:
@@ -75,7 +79,9 @@ class Backbone:
         return positions.expand(self.num_axes, -1)
 
     def positions(self, prompt: Prompt) -> Int[Tensor, "A L"]:
-        """The prompt's rotary positions; text after it goes on from their maximum + 1.
+        """The prompt's rotary positions; what is written after it goes on from the last one + 1.
+
+        Not from the largest: the times of a long clip of Qwen2.5-VL outrun the text after it.
 
         Always given explicitly: left alone, transformers counts padding in a text batch and reuses
         the offset of the last batch with pictures.
@@ -89,12 +95,40 @@ class Backbone:
             mm_token_type_ids=media["mm_token_type_ids"][None],
             image_grid_thw=media.get("image_grid_thw"),
             video_grid_thw=media.get("video_grid_thw"),
+            second_per_grid_ts=media.get("second_per_grid_ts"),
         )
         return positions[:, 0]
 
     def features(self, prompts: Sequence[Prompt]) -> Float[Tensor, "F n D"] | None:
         """What the visual tokens of these prompts carry, where there are any."""
-        return None if self.vision is None else self.vision.features(prompts)
+        with self._checkpointing():
+            return None if self.vision is None else self.vision.features(prompts)
+
+    def checkpoint(self, again: Callable[[], AbstractContextManager[Any]]) -> None:
+        """From now on passes with a gradient keep the inputs of layers only.
+
+        `again` is called in the first pass and gives the context for the second. Never reentrant:
+        kept keys leave a layer by the side, and their gradient would be lost without a sound.
+        """
+        model: Any = self.model
+        older = model.gradient_checkpointing_enable  # the name before transformers 5.22
+        enable = getattr(model, "activation_checkpointing_enable", older)
+        enable({"use_reentrant": False, "context_fn": lambda: (nullcontext(), again())})
+        layers = (m for m in self.model.modules() if isinstance(m, GradientCheckpointingLayer))
+        self.checkpointed[:] = layers
+
+    @contextmanager
+    def _checkpointing(self) -> Iterator[None]:
+        """transformers checkpoints layers in training mode; what is inside them stays in eval mode,
+        so that nothing drops out."""
+        layers = self.checkpointed if torch.is_grad_enabled() else []
+        for layer in layers:
+            layer.training = True
+        try:
+            yield
+        finally:
+            for layer in layers:
+                layer.training = False
 
     def forward(
         self,
@@ -126,16 +160,18 @@ class Backbone:
             embeddings = embeddings.masked_scatter(
                 is_visual[:, None], features[0].to(embeddings.dtype)
             )
-            deepstack["visual_pos_masks"] = is_visual[None]
-            deepstack["deepstack_visual_embeds"] = list(features[1:])
-        output = self.body(
-            inputs_embeds=embeddings[None],
-            position_ids=positions,
-            attention_mask=torch.ones(1, 1, 1, 1, dtype=torch.bool, device=device),
-            use_cache=False,
-            row_attention=counted,
-            **deepstack,
-        )
+            if len(features) > 1:
+                deepstack["visual_pos_masks"] = is_visual[None]
+                deepstack["deepstack_visual_embeds"] = list(features[1:])
+        with self._checkpointing():
+            output = self.body(
+                inputs_embeds=embeddings[None],
+                position_ids=positions,
+                attention_mask=torch.ones(1, 1, 1, 1, dtype=torch.bool, device=device),
+                use_cache=False,
+                row_attention=counted,
+                **deepstack,
+            )
         self._check_layers(layers)
         return output.last_hidden_state[0]
 
@@ -160,9 +196,9 @@ class Backbone:
         return bool((plain - written).norm() <= 1e-4 * plain.norm())
 
     def _check_mode(self) -> None:
-        """In training mode there may be dropout, and checkpointing would lose kept keys' gradient.
+        """In training mode there may be dropout, and checkpointing may lose kept keys' gradient.
 
-        In eval mode transformers checkpoints nothing, whatever is enabled.
+        In eval mode transformers checkpoints nothing, whatever is enabled; `checkpoint` does.
         """
         if self.model.training:
             raise ValueError(

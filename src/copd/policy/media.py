@@ -1,4 +1,4 @@
-"""The Qwen3-VL processor without torchvision: pictures and clips to pixel rows.
+"""The Qwen-VL processors without torchvision: pictures and clips to pixel rows.
 
 Knows no messages and no model.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from numpy import generic, uint8
@@ -20,13 +20,16 @@ from transformers.image_processing_backends import TorchvisionBackend
 from transformers.image_processing_utils import BaseImageProcessor
 from transformers.image_utils import ChannelDimension, SizeDict
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
+from transformers.models.qwen2_5_vl.processing_qwen2_5_vl import Qwen2_5_VLProcessor
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
 from transformers.models.qwen3_vl.processing_qwen3_vl import Qwen3VLProcessor
 from transformers.models.qwen3_vl.video_processing_qwen3_vl import Qwen3VLVideoProcessor
+from transformers.utils.constants import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 from transformers.video_utils import VideoMetadata
 
 from copd.types import Image, Video
 
-MODEL_TYPES = frozenset({"qwen3_vl", "qwen3_vl_moe"})
+MODEL_TYPES = frozenset({"qwen3_vl", "qwen3_vl_moe", "qwen2_5_vl"})
 """The model families whose pictures and clips this file prepares."""
 
 _INTERPOLATION = {Resampling.BICUBIC: "bicubic", Resampling.BILINEAR: "bilinear"}
@@ -83,23 +86,74 @@ class TorchVideoProcessor(  # pyright: ignore[reportIncompatibleMethodOverride]
         return video
 
 
-class TorchProcessor(Qwen3VLProcessor):
-    """The family's processor, willing to hold a `TorchVideoProcessor`."""
+class FrameVideoProcessor(TorchVideoProcessor):
+    """Qwen2.5-VL's video processor, whose own file needs torchvision to be read.
+
+    The same patches; its bounds on pixels are per frame, not per clip.
+    """
+
+    patch_size = 14
+    image_mean = OPENAI_CLIP_MEAN
+    image_std = OPENAI_CLIP_STD
+    size: ClassVar = {"shortest_edge": 128 * 28 * 28, "longest_edge": 28 * 28 * 768}
+
+    def __init__(self, **settings: Any) -> None:
+        bounds = settings.pop("min_pixels", None), settings.pop("max_pixels", None)
+        size = dict(settings.pop("size", None) or self.size)
+        for edge, bound in zip(("shortest_edge", "longest_edge"), bounds, strict=True):
+            size[edge] = size[edge] if bound is None else bound
+        super().__init__(size=size, **settings)
+
+    def resize(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self,
+        videos: Tensor,
+        size: SizeDict,
+        resample: Resampling | int | None,
+        factor: int,
+        temporal_factor: int,
+        cap_pixels_per_frame: bool | None = None,
+    ) -> Tensor:
+        """Sides that are multiples of `factor`, each frame within the bounds."""
+        assert size.shortest_edge is not None and size.longest_edge is not None, "set when built"
+        height, width = smart_resize(
+            *videos.shape[-2:],
+            factor=factor,
+            min_pixels=size.shortest_edge,
+            max_pixels=size.longest_edge,
+        )
+        return TorchBackend.resize(self, videos, SizeDict(height=height, width=width), resample)
+
+
+class _AcceptsTorchVideo:
+    """Makes a processor willing to hold a `TorchVideoProcessor`."""
 
     def check_argument_for_proper_class(self, argument_name: str, argument: Any) -> type | tuple:
         """Without torchvision the class asked for is a placeholder that has no instances."""
         if argument_name == "video_processor":
             return TorchVideoProcessor
-        return super().check_argument_for_proper_class(argument_name, argument)
+        parent: Any = super()
+        return parent.check_argument_for_proper_class(argument_name, argument)
+
+
+class TorchProcessor(_AcceptsTorchVideo, Qwen3VLProcessor):
+    """Qwen3-VL's: a temporal patch is preceded by its time."""
+
+
+class Torch25Processor(_AcceptsTorchVideo, Qwen2_5_VLProcessor):
+    """Qwen2.5-VL's: a clip is one run of placeholders, its times are in the positions."""
+
+
+Processor = TorchProcessor | Torch25Processor
 
 
 def build_processor(
     tokenizer: PreTrainedTokenizerBase,
     image_processor: BaseImageProcessor,
     video_processor: TorchVideoProcessor,
-) -> TorchProcessor:
+) -> Processor:
     """The three parts as the one object that expands the media placeholders of a prompt."""
-    return TorchProcessor(
+    is_old = isinstance(video_processor, FrameVideoProcessor)
+    return (Torch25Processor if is_old else TorchProcessor)(
         image_processor=image_processor,
         tokenizer=tokenizer,
         video_processor=video_processor,
@@ -108,16 +162,21 @@ def build_processor(
 
 
 def load_processor(
-    path: str, tokenizer: PreTrainedTokenizerBase, *, trust_remote_code: bool
-) -> TorchProcessor:
-    """The processor of a Qwen3-VL folder or hub name, around a tokenizer that is already loaded.
+    path: str,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    trust_remote_code: bool,
+    model_type: str = "qwen3_vl",
+) -> Processor:
+    """The processor of a folder or hub name, around a tokenizer that is already loaded.
 
     A chat template that only the processor's own files hold (older folders) moves to the tokenizer.
     """
     image_processor = AutoImageProcessor.from_pretrained(
         path, backend="pil", trust_remote_code=trust_remote_code
     )
-    video_processor = TorchVideoProcessor.from_pretrained(path)
+    family = FrameVideoProcessor if model_type == "qwen2_5_vl" else TorchVideoProcessor
+    video_processor = family.from_pretrained(path)
     assert isinstance(video_processor, TorchVideoProcessor)
     if tokenizer.chat_template is None:
         settings, _ = TorchProcessor.get_processor_dict(path)
@@ -125,26 +184,29 @@ def load_processor(
     return build_processor(tokenizer, image_processor, video_processor)
 
 
-def save_processor(processor: TorchProcessor, path: str | Path) -> None:
+def save_processor(processor: Processor, path: str | Path) -> None:
     """Tokenizer, chat template and `processor_config.json` with the class names others know."""
     folder = Path(path)
     folder.mkdir(parents=True, exist_ok=True)
     processor.tokenizer.save_pretrained(folder)
     settings = processor.to_dict()
-    settings["processor_class"] = "Qwen3VLProcessor"
+    is_old = isinstance(processor, Torch25Processor)
+    settings["processor_class"] = "Qwen2_5_VLProcessor" if is_old else "Qwen3VLProcessor"
     settings["image_processor"]["image_processor_type"] = "Qwen2VLImageProcessor"
-    settings["video_processor"]["video_processor_type"] = "Qwen3VLVideoProcessor"
+    settings["video_processor"]["video_processor_type"] = (
+        "Qwen2VLVideoProcessor" if is_old else "Qwen3VLVideoProcessor"
+    )
     text = json.dumps(settings, indent=2, sort_keys=True) + "\n"
     (folder / "processor_config.json").write_text(text, encoding="utf-8")
 
 
 def read_media(
-    processor: TorchProcessor, text: str, images: Sequence[Image], videos: Sequence[Video]
+    processor: Processor, text: str, images: Sequence[Image], videos: Sequence[Video]
 ) -> dict[str, Tensor]:
     """A templated prompt with its pictures and clips: `input_ids` and pixel rows, a batch of one.
 
-    All frames are used; each temporal patch is preceded by the mean time of its frames, frame
-    number / fps.
+    All frames are used; their times, frame number / fps, are in the text (Qwen3-VL: each temporal
+    patch is preceded by its mean time) or in `second_per_grid_ts` for the positions (Qwen2.5-VL).
     """
     for image in images:
         _check_rgb("image", image.pixels, "H W 3")
@@ -164,7 +226,10 @@ def read_media(
             "do_sample_frames": False,
             "video_metadata": [_video_metadata(video) for video in videos],
         }
-    return dict(processor(**inputs))
+    read = dict(processor(**inputs))
+    if "second_per_grid_ts" in read:
+        read["second_per_grid_ts"] = torch.as_tensor(read["second_per_grid_ts"])
+    return read
 
 
 def _video_metadata(video: Video) -> VideoMetadata:

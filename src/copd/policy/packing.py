@@ -206,7 +206,7 @@ def read_prompts(backbone: Backbone, prompts: Sequence[Prompt]) -> SharedPrefix:
         backbone.features(prompts),
     )
     is_padding = torch.arange(int(lengths.max())) >= lengths[:, None]
-    next_positions = torch.stack([position.max() + 1 for position in positions])
+    next_positions = torch.stack([position[:, -1].max() + 1 for position in positions])
     return SharedPrefix(
         attention.keys,
         attention.values,

@@ -1,17 +1,20 @@
 """A model that is asked, sampled and trained, with its tokenizer. Knows no rewards, no losses."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from copy import copy
 from pathlib import Path
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from copd.policy.adapters import Adapters
 from copd.policy.backbone import Backbone
-from copd.policy.loading import find_model, load_model, quiet
+from copd.policy.loading import find_model, find_tokenizer, load_model, quiet
 from copd.policy.packing import (
     PackedStates,
     SharedPrefix,
@@ -34,6 +37,8 @@ class Policy:
     def __init__(self, model: PreTrainedModel, renderer: Renderer) -> None:
         self.model = model.eval()
         self.renderer = renderer
+        self._adapters: Adapters | None = None
+        self._adapter: str | None = None
         self.backbone = Backbone(model)
         generation, tokenizer = model.generation_config, renderer.tokenizer
         assert generation is not None, "models with a vocabulary head have generation settings"
@@ -58,17 +63,59 @@ class Policy:
         """From a Hugging Face folder or hub name."""
         source = find_model(path)
         model = load_model(source, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
-        renderer = Renderer.load(source, model.config, trust_remote_code=trust_remote_code)
+        renderer = Renderer.load(
+            find_tokenizer(source), model.config, trust_remote_code=trust_remote_code
+        )
         return cls(model, renderer)
+
+    def sharing(self, adapters: Adapters, name: str | None) -> "Policy":
+        """Another policy on the same resident model: with an adapter, or as the base itself."""
+        policy = copy(self)
+        policy._adapters, policy._adapter = adapters, name
+        return policy
+
+    @contextmanager
+    def active(self) -> Iterator[None]:
+        """Here `model` is this policy; afterwards it is again whatever it was before."""
+        if self._adapters is None:
+            yield
+            return
+        with self._adapters.using(self._adapter):
+            yield
+
+    @property
+    def owns_model(self) -> bool:
+        """Whether all its weights are its own; else only its adapter is."""
+        return self._adapters is None
+
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """What is its own and may be trained, by name; tied weights are one parameter."""
+        if self._adapters is None:
+            return dict(self.model.named_parameters())
+        return self._adapters.parameters(self._adapter)
+
+    def fit(self, weights: Mapping[str, Tensor]) -> None:
+        """Gives an adapter the ranks of weights it is to take over: `parameters` are then new."""
+        if self._adapters is not None and self._adapter is not None:
+            self._adapters.fit(self._adapter, weights)
 
     @property
     def device(self) -> torch.device:
         return self.model.device
 
     def set_vision_trainable(self, trainable: bool) -> None:
-        """Freezes or frees the vision tower, where there is one."""
-        if self.backbone.vision is not None:
+        """Freezes or frees the vision tower, where there is one; a shared model's stays frozen."""
+        if self.backbone.vision is not None and self.owns_model:
             self.backbone.vision.tower.requires_grad_(trainable)
+
+    def checkpoint(self) -> None:
+        """Backward passes compute layers again instead of keeping everything: less memory."""
+        adapters = self._adapters
+
+        def again() -> AbstractContextManager[None]:
+            return nullcontext() if adapters is None else adapters.using(adapters.active)
+
+        self.backbone.checkpoint(again)
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -103,7 +150,8 @@ class Policy:
 
         With their graph when gradients are enabled.
         """
-        return read_prompts(self.backbone, prompts)
+        with self.active():
+            return read_prompts(self.backbone, prompts)
 
     def sample(
         self,
@@ -137,9 +185,14 @@ class Policy:
                     f"at least 0: got {draw.group_size}, {max_tokens} and {draw.temperature}. "
                     "Correct the settings."
                 )
-        sampled = sample_tokens(
-            self.backbone, draws, max_tokens=max_tokens, banned=self.banned, ends=self.end_tokens
-        )
+        with self.active():
+            sampled = sample_tokens(
+                self.backbone,
+                draws,
+                max_tokens=max_tokens,
+                banned=self.banned,
+                ends=self.end_tokens,
+            )
         return [
             self._groups(samples, draw.group_size)
             for samples, draw in zip(sampled, draws, strict=True)
@@ -173,12 +226,23 @@ class Policy:
                 f"{[[len(ids) for ids in group] for group in completions]} tokens. "
                 "Leave out prompts and completions without tokens."
             )
-        return read_completions(self.backbone, prefix, completions)
+        with self.active():
+            return read_completions(self.backbone, prefix, completions)
 
     def save(self, path: str | Path) -> None:
-        """An ordinary Hugging Face folder: safetensors, tokenizer, template, processor settings."""
+        """An ordinary Hugging Face folder: safetensors, tokenizer, template, processor settings.
+
+        An adapter is merged into the weights that are written.
+        """
+        weights = None if self._adapters is None else self._adapters.merged(self._adapter)
         with quiet():
-            self.model.save_pretrained(path)
+            self.model.save_pretrained(path, state_dict=weights)
+        self.renderer.save(path)
+
+    def save_adapter(self, path: str | Path, *, rank: int | None = None) -> None:
+        """The adapter as PEFT saves one, with the tokenizer; `rank` bounds its rank."""
+        assert self._adapters is not None and self._adapter is not None, "a policy with an adapter"
+        self._adapters.save(self._adapter, Path(path), rank=rank)
         self.renderer.save(path)
 
     def _groups(self, samples: Samples, group_size: int) -> list[list[Completion]]:

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
 
-from copd.policy.loading import find_model
+from copd.policy.loading import base_of, find_model, find_tokenizer, quiet, where
 from copd.policy.media import (
     MODEL_TYPES,
-    TorchProcessor,
+    Processor,
     load_processor,
     read_media,
     save_processor,
@@ -28,8 +28,9 @@ class Prompt:
     input_ids: Tensor
     """Shape `Lp`, int64, media placeholders expanded."""
     media: dict[str, Tensor] = field(default_factory=dict)
-    """`pixel_values`, `image_grid_thw`, `pixel_values_videos`, `video_grid_thw` as far as there are
-    any, and `mm_token_type_ids` of shape `Lp`; empty for text."""
+    """`pixel_values`, `image_grid_thw`, `pixel_values_videos`, `video_grid_thw` and
+    `second_per_grid_ts` as far as there are any, and `mm_token_type_ids` of shape `Lp`; empty for
+    text."""
 
     features: dict[str, Tensor] = field(default_factory=dict)
     """What frozen vision towers made of the pixels, by tower: filled when the prompt is read."""
@@ -46,17 +47,27 @@ class Renderer:
     """A tokenizer and, for a model that sees, its processor."""
 
     tokenizer: PreTrainedTokenizerBase
-    processor: TorchProcessor | None
+    processor: Processor | None
 
     @classmethod
     def load(
         cls, path: str, config: PreTrainedConfig, *, trust_remote_code: bool = False
     ) -> Renderer:
-        """From a Hugging Face folder or hub name; families other than Qwen3-VL read text only."""
-        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
+        """From a Hugging Face folder or hub name; other families than Qwen-VL read text only."""
+        with quiet():
+            tokenizer = AutoTokenizer.from_pretrained(
+                **where(path), trust_remote_code=trust_remote_code
+            )
         if config.model_type not in MODEL_TYPES:
+            if tokenizer.chat_template is None:
+                tokenizer.chat_template = plain_template(tokenizer)
             return cls(tokenizer, None)
-        processor = load_processor(path, tokenizer, trust_remote_code=trust_remote_code)
+        processor = load_processor(
+            path,
+            tokenizer,
+            trust_remote_code=trust_remote_code,
+            model_type=config.model_type,
+        )
         return cls(tokenizer, processor)
 
     @property
@@ -112,6 +123,16 @@ class Renderer:
         return [_template_part(part) for part in message.content]
 
 
+def plain_template(tokenizer: PreTrainedTokenizerBase) -> str:
+    """For a base model that knows no chat: what the messages say, a line break after each.
+
+    A token the tokenizer begins every text with begins this one, too.
+    """
+    first = tokenizer("a").input_ids[:1]
+    begin = "{{ bos_token }}" if first == [tokenizer.bos_token_id] else ""
+    return begin + "{% for message in messages %}{{ message.content }}\n{% endfor %}"
+
+
 def _template_part(part: Part) -> dict[str, str]:
     if isinstance(part, Text):
         return {"type": "text", "text": part.text}
@@ -121,5 +142,7 @@ def _template_part(part: Part) -> dict[str, str]:
 def load_renderer(path: str, *, trust_remote_code: bool = False) -> Renderer:
     """The renderer of a model alone: none of its weights are read."""
     source = find_model(path)
-    config = AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
-    return Renderer.load(source, config, trust_remote_code=trust_remote_code)
+    config = AutoConfig.from_pretrained(
+        **where(base_of(source) or source), trust_remote_code=trust_remote_code
+    )
+    return Renderer.load(find_tokenizer(source), config, trust_remote_code=trust_remote_code)

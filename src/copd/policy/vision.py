@@ -15,7 +15,7 @@ _GRIDS = ("image_grid_thw", "video_grid_thw")
 
 
 class Vision:
-    """The vision tower of a Qwen3-VL model, all pictures and clips of many prompts in one pass."""
+    """The vision tower of a Qwen-VL model, all pictures and clips of many prompts in one pass."""
 
     def __init__(self, tower: nn.Module, *, image_token: int, video_token: int) -> None:
         self.tower = tower
@@ -31,7 +31,8 @@ class Vision:
         """What the n visual tokens of all prompts carry: embeddings first, then deepstack's levels.
 
         A tower that is frozen sees each prompt once: its features stay with the prompt, for every
-        policy whose tower has the same weights.
+        policy whose tower has the same weights. On a CPU it sees each alone, so that not one bit
+        depends on which others a run, or a resumed one, had not seen yet.
         """
         seeing = [prompt for prompt in prompts if prompt.media]
         if not seeing:
@@ -40,12 +41,12 @@ class Vision:
             return self._encode(seeing)
         tower = self._fingerprint()
         fresh = [prompt for prompt in seeing if tower not in prompt.features]
-        if fresh:
-            counts = [int(self.is_visual(prompt.input_ids).sum()) for prompt in fresh]
-            parts = self._encode(fresh).cpu().split(counts, dim=1)
-            for prompt, part in zip(fresh, parts, strict=True):
-                prompt.features[tower] = part.clone()
         device = next(self.tower.parameters()).device
+        for batch in [[prompt] for prompt in fresh] if device.type == "cpu" else [fresh]:
+            counts = [int(self.is_visual(prompt.input_ids).sum()) for prompt in batch]
+            parts = self._encode(batch).cpu().split(counts, dim=1) if batch else ()
+            for prompt, part in zip(batch, parts, strict=True):
+                prompt.features[tower] = part.clone()
         return torch.cat([prompt.features[tower] for prompt in seeing], dim=1).to(device)
 
     def _encode(self, prompts: Sequence[Prompt]) -> Float[Tensor, "F n D"]:
@@ -59,7 +60,8 @@ class Vision:
         seen = tower(
             pixels.to(parameter.device, parameter.dtype), grid_thw=grids.to(parameter.device)
         )
-        features = torch.stack([seen.pooler_output, *seen.deepstack_features])
+        deepstack = getattr(seen, "deepstack_features", ())  # Qwen2.5-VL has none
+        features = torch.stack([seen.pooler_output, *deepstack])
         tokens = torch.cat([prompt.input_ids for prompt in prompts])
         is_clip = tokens[self.is_visual(tokens)] == self.video_token
         if not is_clip.any() or is_clip.all():

@@ -107,13 +107,13 @@ def merge(models: Sequence[Path], out: Path, method: MergeConfig, base: Path | N
         str(path): state for path, state in zip(models, [_weights(first), *others], strict=True)
     }
     merged, _ = merge_weights(method, states, base_weights, accuracy)
-    load_weights(first.model, merged)
+    load_weights(first.parameters(), merged)
     out.parent.mkdir(parents=True, exist_ok=True)
     make_folder_atomically(out, first.save)
 
 
 def _weights(policy: Policy) -> Mapping[str, Tensor]:
-    return {name: parameter.detach() for name, parameter in policy.model.named_parameters()}
+    return {name: parameter.detach() for name, parameter in policy.parameters().items()}
 
 
 def _run(config: Config) -> Path:

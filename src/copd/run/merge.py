@@ -5,16 +5,17 @@ Does not know where branches live.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
+import torch
 from torch import Tensor
 
 from copd.branch import Branch
 from copd.config import (
     DareMerge,
     MergeConfig,
-    NoMerge,
-    SelectMerge,
+    ModelConfig,
     TaskArithmeticMerge,
     TiesMerge,
     UniformMerge,
@@ -22,7 +23,16 @@ from copd.config import (
     WeightedMerge,
 )
 from copd.engine import Engine
-from copd.functional import average, choose_weights, dare, simplex_grid, task_arithmetic, ties
+from copd.functional import (
+    average,
+    choose_weights,
+    dare,
+    merge_entries,
+    simplex_grid,
+    sum_changes,
+    task_arithmetic,
+    ties,
+)
 from copd.recipes import Merge
 from copd.run.evaluation import Results, overall
 
@@ -30,14 +40,14 @@ Weights = Mapping[str, Tensor]
 
 
 def merge_branches(
-    engine: Engine, model: str, merge: Merge, validate: Callable[[str], Results]
+    engine: Engine, model: ModelConfig, merge: Merge, validate: Callable[[str], Results]
 ) -> dict[str, float]:
     """The merged weights become a branch, to be measured and exported like any other.
 
     `validate` measures a branch on validation problems, for methods that choose by them. Returns
     each branch's share where the method has one.
     """
-    engine.spawn(merge.into, model)
+    engine.spawn(merge.into, model.path)
     base = engine.each(Branch.weights, {merge.into: None})[merge.into]
 
     def accuracy(weights: Weights) -> float:
@@ -47,7 +57,10 @@ def merge_branches(
     branches: dict[str, dict[str, Tensor]] = engine.each(
         Branch.weights, dict.fromkeys(merge.branches, None)
     )
-    weights, shares = merge_weights(merge.method, branches, lambda: base, accuracy)
+    if model.branches == "lora":
+        weights, shares = merge_adapters(merge.method, branches, accuracy)
+    else:
+        weights, shares = merge_weights(merge.method, branches, lambda: base, accuracy)
     engine.each(Branch.set_weights, {merge.into: weights})
     return shares
 
@@ -64,22 +77,66 @@ def merge_weights(
     that need them.
     """
     states = list(branches.values())
+    if shares := _shares(method, branches, lambda given: accuracy(average(states, given))):
+        return average(states, list(shares.values())), shares
     match method:
-        case UniformMerge():
-            return average(states), dict.fromkeys(branches, 1.0 / len(states))
-        case WeightedMerge(weights=weights):
-            total = sum(weights.values())
-            shares = {name: weights[name] / total for name in branches}
-            return average(states, list(shares.values())), shares
-        case ValidationMerge(grid=grid):
-            candidates = simplex_grid(len(states), grid)
-            chosen = choose_weights(candidates, lambda shares: accuracy(average(states, shares)))
-            return average(states, chosen), dict(zip(branches, chosen, strict=True))
         case TaskArithmeticMerge(scale=scale):
             return task_arithmetic(base(), states, scale=scale), {}
         case TiesMerge(density=density, scale=scale):
             return ties(base(), states, density=density, scale=scale), {}
         case DareMerge(density=density, scale=scale, seed=seed):
             return dare(base(), states, density=density, scale=scale, seed=seed), {}
-        case NoMerge() | SelectMerge():
-            raise AssertionError("a plan with this method has no merge")
+    raise AssertionError("a plan with this method has no merge")
+
+
+def merge_adapters(
+    method: MergeConfig,
+    branches: Mapping[str, Weights],
+    accuracy: Callable[[Weights], float],
+) -> tuple[dict[str, Tensor], dict[str, float]]:
+    """The same for adapters of one base: what their changes of the weights merge into.
+
+    An average and task arithmetic are sums of changes and exact; TIES and DARE work entry by entry,
+    and what comes out takes as much memory as the weights it changes.
+    """
+    states = list(branches.values())
+    if shares := _shares(method, branches, lambda given: accuracy(sum_changes(states, given))):
+        return sum_changes(states, list(shares.values())), shares
+    match method:
+        case TaskArithmeticMerge(scale=scale):
+            return sum_changes(states, [scale / len(states)] * len(states)), {}
+        case TiesMerge(density=density, scale=scale):
+            rule = partial(ties, density=density, scale=scale)
+            return merge_entries(states, lambda _, changes: _from_zero(rule, changes)), {}
+        case DareMerge(density=density, scale=scale, seed=seed):
+            rule = partial(dare, density=density, scale=scale)
+            return merge_entries(
+                states, lambda n, changes: _from_zero(partial(rule, seed=seed + n), changes)
+            ), {}
+    raise AssertionError("a plan with this method has no merge")
+
+
+def _shares(
+    method: MergeConfig,
+    branches: Mapping[str, Weights],
+    accuracy: Callable[[tuple[float, ...]], float],
+) -> dict[str, float]:
+    """Each branch's share of an average; none for other methods."""
+    match method:
+        case UniformMerge():
+            return dict.fromkeys(branches, 1.0 / len(branches))
+        case WeightedMerge(weights=weights):
+            total = sum(weights.values())
+            return {name: weights[name] / total for name in branches}
+        case ValidationMerge(grid=grid):
+            chosen = choose_weights(simplex_grid(len(branches), grid), accuracy)
+            return dict(zip(branches, chosen, strict=True))
+    return {}
+
+
+def _from_zero(
+    rule: Callable[[Weights, Sequence[Weights]], Weights], changes: Sequence[Tensor]
+) -> Tensor:
+    """A rule for weights, on the changes of one matrix."""
+    zero = {"change": torch.zeros_like(changes[0])}
+    return rule(zero, [{"change": change} for change in changes])["change"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +71,7 @@ class Runner:
         for name in self.plan.branches:
             self.engine.spawn(name, self.config.model.path)
         if asks_base(self.config) or self.config.monitor.every:
-            self.engine.spawn(REFERENCE, self.config.model.path)
+            self.engine.spawn(REFERENCE, self.config.model.path, frozen=True)
 
     def run(self, *, measure: bool = True) -> None:
         """Trains from the newest checkpoint, or the beginning, to the final models' table.
@@ -113,6 +113,10 @@ class Runner:
     def _measured(self) -> list[str]:
         """The models a run ends with, as far as they are measured."""
         return measured_models(self.plan, self.config.evaluation)
+
+    @property
+    def _shares_base(self) -> bool:
+        return self.config.model.branches == "lora"
 
     def _restore(self) -> tuple[int, dict[str, dict[str, int]]]:
         checkpoint = latest_checkpoint(self.root / "checkpoints")
@@ -203,7 +207,7 @@ class Runner:
             return from_json(json.loads(path.read_text(encoding="utf-8")))[BASE]
         name = self.plan.branches[0]
         if done:
-            self.engine.spawn(BASE, self.config.model.path)
+            self.engine.spawn(BASE, self.config.model.path, frozen=True)
             name = BASE
         results = self._evaluate("evaluating the base", [name])[name]
         if done:
@@ -219,6 +223,9 @@ class Runner:
             self._export(final)
         else:
             self._merge(final)
+        if self._shares_base:
+            names = {name: Path(name) for name in self._measured}
+            self._export_each(names, self.root / "adapters", Branch.export_adapter)
         trained = self._evaluate("evaluating the trained models", self._measured)
         results = {**base, **trained}
         write_atomically(self.root / "eval.json", json.dumps(to_json(results)))
@@ -232,11 +239,16 @@ class Runner:
         else:
             self._export_each({name: Path(name) for name in self.plan.branches}, final)
 
-    def _export_each(self, places: dict[str, Path], final: Path) -> None:
+    def _export_each(
+        self,
+        places: dict[str, Path],
+        folder: Path,
+        verb: Callable[[Branch, Path], None] = Branch.export,
+    ) -> None:
         def fill(aside: Path) -> None:
-            self.engine.each(Branch.export, {name: aside / place for name, place in places.items()})
+            self.engine.each(verb, {name: aside / place for name, place in places.items()})
 
-        make_folder_atomically(final, fill)
+        make_folder_atomically(folder, fill)
 
     def _merge(self, final: Path) -> None:
         """The merged weights become a branch, to be measured and exported like any other."""
@@ -247,7 +259,7 @@ class Runner:
             title = "trying merge weights"
             return self._evaluate(title, [model], split="validation", in_step=True)[model]
 
-        shares = merge_branches(self.engine, self.config.model.path, merge, validate)
+        shares = merge_branches(self.engine, self.config.model, merge, validate)
         self._export_each({merge.into: Path()}, final)
         how = {"method": merge.method.type, "branches": list(merge.branches), "shares": shares}
         write_atomically(self.root / "merge.json", json.dumps(how, indent=2))
