@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from copd.cli import Stopped, build_parser, main, merge_config, split_overrides, stoppable
+from copd.cli import Stopped, build_parser, main, split_overrides, stoppable
+from copd.cli.merge import merge_config
 from copd.config import DareMerge, TiesMerge, UniformMerge, WeightedMerge, load_config
 from copd.recipes import build_plan, describe, plan_cost, to_dict
 

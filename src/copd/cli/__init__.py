@@ -8,38 +8,26 @@ from __future__ import annotations
 
 import argparse
 import errno
-import math
 import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from copd import cli_compare, cli_data
+from copd.cli import compare, data, merge, report
+from copd.cli.numbers import count, natural, non_negative
 
 if TYPE_CHECKING:
-    from copd.config import MergeConfig
-
     Commands = argparse._SubParsersAction[argparse.ArgumentParser]
 
 _OWN_OPTIONS = {
     "train": ("--help",),
     "plan": ("--help", "--json", "--completion-tokens"),
-    "compare": cli_compare.OWN_OPTIONS,
-    "data": cli_data.OWN_OPTIONS,
+    "compare": compare.OWN_OPTIONS,
+    "data": data.OWN_OPTIONS,
 }
 """Commands in which every other option is an override, dotted or not."""
-
-_MERGE_OPTIONS = {
-    "uniform": (),
-    "weighted": ("weights",),
-    "task_arithmetic": ("base", "scale"),
-    "ties": ("base", "density", "scale"),
-    "dare": ("base", "density", "scale", "seed"),
-}
-"""Merge methods and the options they take."""
 
 
 class Stopped(Exception):
@@ -108,12 +96,12 @@ def build_parser(settings: str = "") -> argparse.ArgumentParser:
     plan.add_argument("config", metavar="CONFIG", type=Path, help="TOML file")
     plan.add_argument("--json", action="store_true", help="print JSON")
     expected = "expected tokens of a completion; without it, costs are upper bounds"
-    plan.add_argument("--completion-tokens", metavar="N", type=_count, help=expected)
-    cli_compare.add_options(_command(commands, "compare", cli_compare.ABOUT))
+    plan.add_argument("--completion-tokens", metavar="N", type=count, help=expected)
+    compare.add_options(_command(commands, "compare", compare.ABOUT))
     _add_eval(commands)
-    _add_merge(commands)
-    _add_report(commands)
-    cli_data.add_options(_command(commands, "data", cli_data.ABOUT, settings))
+    merge.add_options(_command(commands, "merge", merge.ABOUT))
+    report.add_options(_command(commands, "report", report.ABOUT))
+    data.add_options(_command(commands, "data", data.ABOUT, settings))
     return parser
 
 
@@ -122,32 +110,10 @@ def _add_eval(commands: Commands) -> None:
     parser.add_argument("model", metavar="MODEL", help='model folder, hub name or "tiny"')
     parser.add_argument("--config", metavar="CONFIG", type=Path, required=True, help="TOML file")
     parser.add_argument("--split", choices=("train", "validation", "test"), default="test")
-    parser.add_argument("--num-problems", metavar="N", type=_count, help="problems per domain")
-    parser.add_argument("--num-samples", metavar="N", type=_count, help="completions per problem")
-    parser.add_argument("--temperature", metavar="T", type=_non_negative, help="0 is greedy")
-    parser.add_argument("--seed", metavar="N", type=_natural, help="seed of the sampling")
-
-
-def _add_merge(commands: Commands) -> None:
-    parser = _command(commands, "merge", "merge models that share a base into one")
-    parser.add_argument("models", metavar="MODEL", nargs="+", type=Path, help="model folder")
-    parser.add_argument("--out", metavar="DIR", type=Path, required=True, help="folder to write")
-    parser.add_argument("--method", choices=tuple(_MERGE_OPTIONS), default="uniform")
-    weights = "one per model, in their order"
-    parser.add_argument("--weights", metavar="W", nargs="+", type=_non_negative, help=weights)
-    parser.add_argument("--base", metavar="DIR", type=Path, help="the model all started from")
-    parser.add_argument("--density", metavar="D", type=float, help="share of changes kept")
-    parser.add_argument("--scale", metavar="S", type=float, help="factor on the merged change")
-    parser.add_argument("--seed", metavar="N", type=_natural, help="decides what dare drops")
-
-
-def _add_report(commands: Commands) -> None:
-    parser = _command(commands, "report", "write what runs did as one HTML page to read offline")
-    about = "directory of a run, also one still going, or of a study"
-    parser.add_argument("runs", metavar="RUN", nargs="+", type=Path, help=about)
-    default = "file to write; by default RUN/report.html, for several ./report.html"
-    parser.add_argument("--out", metavar="FILE", type=Path, help=default)
-    parser.add_argument("--open", action="store_true", help="show it in the browser")
+    parser.add_argument("--num-problems", metavar="N", type=count, help="problems per domain")
+    parser.add_argument("--num-samples", metavar="N", type=count, help="completions per problem")
+    parser.add_argument("--temperature", metavar="T", type=non_negative, help="0 is greedy")
+    parser.add_argument("--seed", metavar="N", type=natural, help="seed of the sampling")
 
 
 def _command(
@@ -222,58 +188,6 @@ def _evaluate(arguments: argparse.Namespace, overrides: Sequence[str]) -> None:
     )
 
 
-def _merge(arguments: argparse.Namespace, _: Sequence[str]) -> None:
-    config = merge_config(arguments)
-    from copd.run import commands
-
-    commands.merge(arguments.models, arguments.out, config, arguments.base)
-
-
-def _report(arguments: argparse.Namespace, _: Sequence[str]) -> None:
-    from copd.report import write_report
-
-    out = write_report(arguments.runs, arguments.out)
-    print(f"report: {out}")
-    if arguments.open:
-        import webbrowser
-
-        webbrowser.open(out.resolve().as_uri())
-
-
-def merge_config(arguments: argparse.Namespace) -> MergeConfig:
-    """The way to merge that the options describe; weights are keyed by the models as written."""
-    from copd.config import parse_merge
-
-    models, method = [str(model) for model in arguments.models], arguments.method
-    if len(set(models)) < max(2, len(models)):
-        raise ValueError(
-            f"copd merge needs at least two different models: got {', '.join(models)}. "
-            "Name each model folder once."
-        )
-    takes = _MERGE_OPTIONS[method]
-    known = dict.fromkeys(name for names in _MERGE_OPTIONS.values() for name in names)
-    options = vars(arguments)
-    given = {name: options[name] for name in known if options[name] is not None}
-    for name in given.keys() - takes:
-        takers = " or ".join(key for key, names in _MERGE_OPTIONS.items() if name in names)
-        raise ValueError(
-            f"--{name} has no effect with --method {method}: got {given[name]}. "
-            f"Remove it, or use --method {takers}."
-        )
-    for name in {"weights", "base"} & set(takes) - given.keys():
-        raise ValueError(f"--method {method} needs --{name}: got none. Add --{name}.")
-    weights = given.get("weights", models)
-    if len(weights) != len(models):
-        raise ValueError(
-            f"--weights must be one per model: got {len(weights)} for {len(models)} models. "
-            "Give them in the order of the models."
-        )
-    if "weights" in given:
-        given["weights"] = dict(zip(models, weights, strict=True))
-    given.pop("base", None)
-    return parse_merge({"type": method, **given})
-
-
 @contextmanager
 def stoppable(run: Path | None = None) -> Iterator[None]:
     """Turn an interrupt, a full disk or a diverged run into a sentence; `run` is its directory."""
@@ -308,34 +222,13 @@ def _say(line: str) -> None:
     print(f"copd: {line}", file=sys.stderr)
 
 
-def _at_least(least: int, convert: type[int] | type[float], text: str) -> float:
-    """A finite number from the command line."""
-    try:
-        value = convert(text)
-    except ValueError:
-        value = math.nan
-    if not least <= value < math.inf:
-        kind = "an integer" if convert is int else "a number"
-        raise argparse.ArgumentTypeError(
-            f"must be {kind} of at least {least}: got {text!r}. Pass another value."
-        )
-    return value
-
-
-_count = partial(_at_least, 1, int)
-_natural = partial(_at_least, 0, int)
-_non_negative = partial(_at_least, 0, float)
-
 _COMMANDS = {
     "train": _train,
     "resume": _resume,
     "plan": _plan,
-    "compare": cli_compare.run,
+    "compare": compare.run,
     "eval": _evaluate,
-    "merge": _merge,
-    "report": _report,
-    "data": cli_data.run,
+    "merge": merge.run,
+    "report": report.run,
+    "data": data.run,
 }
-
-if __name__ == "__main__":
-    sys.exit(main())
