@@ -17,7 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from copd import cli_compare, cli_data
+from copd import cli_compare, cli_data, cli_diagnose
 
 if TYPE_CHECKING:
     from copd.config import MergeConfig
@@ -111,6 +111,8 @@ def build_parser(settings: str = "") -> argparse.ArgumentParser:
     plan.add_argument("--completion-tokens", metavar="N", type=_count, help=expected)
     cli_compare.add_options(_command(commands, "compare", cli_compare.ABOUT))
     _add_eval(commands)
+    diagnose = _command(commands, "diagnose", cli_diagnose.ABOUT)
+    cli_diagnose.add_options(diagnose, _count, _natural)
     _add_merge(commands)
     _add_report(commands)
     cli_data.add_options(_command(commands, "data", cli_data.ABOUT, settings))
@@ -335,6 +337,7 @@ _COMMANDS = {
     "merge": _merge,
     "report": _report,
     "data": cli_data.run,
+    "diagnose": cli_diagnose.run,
 }
 
 if __name__ == "__main__":

@@ -97,6 +97,8 @@ def contrast(
     told_ids = torch.from_numpy(np.concatenate([p.topk_ids for p in portraits]))
     told = torch.from_numpy(np.concatenate([p.topk_logprobs for p in portraits]))
     found = torch.zeros(len(fields(Contrast)), len(source))
+    # a portrait's spare rows may be more than this policy has: they are banned here, too
+    missing = max(0, int(told_ids.max()) + 1 - policy.vocab_size)
     sizes = [len(prompt.input_ids) for prompt in prompts]
     for part in micro_batches(question, sizes, learning.micro_batch_tokens):
         with autocast(policy, learning.precision):
@@ -107,6 +109,7 @@ def contrast(
             for some, at in zip(rows.split(_CHUNK), places.split(_CHUNK), strict=True):
                 there = some.to(policy.device)
                 own = full_logprobs(states.hidden[there], policy.head, banned=policy.banned)
+                own = pad(own, (0, missing), value=-torch.inf)
                 ids, logprobs = told_ids[at].to(policy.device), told[at].to(policy.device)
                 tokens = states.token_ids[there]
                 columns = _contrast(own, ids, logprobs, tokens, learning.monitor.overlap_k)
@@ -122,11 +125,7 @@ def _contrast(
     tokens: Int[Tensor, "M"],
     overlap_k: int,
 ) -> Float[Tensor, "F M"]:
-    """The fields of `Contrast`, in their order, where the portrait told `ids` with `told`.
-
-    A vocabulary head with fewer spare rows than the portrait's is widened by banned ones.
-    """
-    own = pad(own, (0, max(0, int(ids.max()) + 1 - own.shape[1])), value=-torch.inf)
+    """The fields of `Contrast`, in their order, where the portrait told `ids` with `told`."""
     k = min(overlap_k, ids.shape[1])
     top = own.topk(k).indices
     all_told = torch.full_like(own, -torch.inf).scatter(-1, ids.long(), told.to(own.dtype))
