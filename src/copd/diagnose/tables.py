@@ -132,7 +132,8 @@ def notes(diagnosis: Diagnosis) -> str:
     return (
         f"On the student's own rollouts at temperature 1, {diagnosis.num_samples} per "
         f"{diagnosis.split} problem; accuracy in % of each on its own. Intervals: 95 % over "
-        f"problems. Teacher on student's top {diagnosis.overlap_k}: the mass it gives them. KL, entropy and delta in nats; KLs are {kl}."
+        f"problems. Teacher on student's top {diagnosis.overlap_k}: the mass it gives them. "
+        f"KL, entropy and delta in nats; KLs are {kl}."
     )
 
 
