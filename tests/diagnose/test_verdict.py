@@ -39,7 +39,7 @@ def verdict(overlap=HIGH, kl=0.2, difference=AHEAD, positions=None) -> Verdict:
         ({"difference": around(0.05, 0.06)}, "unclear"),
         ({"difference": around(-0.05, 0.06)}, "unclear"),
         ({"difference": around(-0.1, 0.06)}, "nothing to learn"),
-        ({"difference": around(0.0, 0.0)}, "nothing to learn"),
+        ({"difference": around(0.0, 0.0)}, "unclear"),
         ({"difference": Estimate(1.0, -math.inf, math.inf)}, "unclear"),
         ({"overlap": around(0.995), "kl": 0.005}, "nothing to teach"),
         ({"overlap": around(0.995), "kl": 0.02}, "likely"),

@@ -48,7 +48,7 @@ def judge(
     difference = accuracy["difference"]
     if is_same:
         word = "nothing to teach"
-    elif difference.high <= 0:
+    elif difference.high < 0:
         word = "nothing to learn"
     elif difference.low <= 0 or overlap.low < KEPT_OVERLAP <= overlap.high:
         word = "unclear"
@@ -91,7 +91,7 @@ def _about_accuracy(accuracy: Mapping[str, Estimate]) -> str:
     )
     if difference.low > 0:
         return f"The teacher is better: {measured}."
-    if difference.high <= 0:
+    if difference.high < 0:
         return f"The teacher is not better: {measured}."
     return f"It is not sure that the teacher is better: {measured}; more problems would tell."
 
