@@ -54,7 +54,7 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Config]:
             split=split,
             count=count,
             num_samples=num_samples,
-            say=str,
+            say=print,
         )
 
     return make
@@ -63,4 +63,4 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Config]:
 @pytest.fixture(scope="session")
 def diagnosed(settings, moved_folder: Path) -> Diagnosis:
     """The moved copy learns from the base, text and image."""
-    return run_diagnosis(str(moved_folder), "tiny", settings(), split="validation", say=str)
+    return run_diagnosis(str(moved_folder), "tiny", settings(), split="validation", say=print)

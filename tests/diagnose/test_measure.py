@@ -107,7 +107,7 @@ def test_accuracies_are_those_of_an_evaluation(settings, diagnosed, moved_folder
 
 
 def test_a_model_has_nothing_to_teach_itself(settings):
-    found = run_diagnosis("tiny", "tiny", settings("image"), split="validation", say=str)
+    found = run_diagnosis("tiny", "tiny", settings("image"), split="validation", say=print)
     own = found.domains["image"]
     means = own.whole.measured.means
     assert own.verdict.word == "nothing to teach"
@@ -119,7 +119,7 @@ def test_a_model_has_nothing_to_teach_itself(settings):
 
 def test_few_told_tokens_bound_the_divergences_from_below(settings, diagnosed, moved_folder):
     config = settings("text", monitor={"probe_top_k": 10})
-    found = run_diagnosis(str(moved_folder), "tiny", config, split="validation", say=str)
+    found = run_diagnosis(str(moved_folder), "tiny", config, split="validation", say=print)
     few, exact = (d.domains["text"].whole.measured.means for d in (found, diagnosed))
     assert not found.domains["text"].is_exact
     for name in ("reverse_kl", "forward_kl", "teacher_top_under_student"):
@@ -135,7 +135,7 @@ def test_families_may_differ_and_so_may_spare_rows_of_the_head(settings, reading
     character_tokenizer(READING_TEMPLATE).save_pretrained(tmp_path)
     models = str(tmp_path), str(reading_folders["qwen3"])
     for student, teacher in (models, models[::-1]):
-        found = run_diagnosis(student, teacher, settings("text"), split="validation", say=str)
+        found = run_diagnosis(student, teacher, settings("text"), split="validation", say=print)
         means = found.domains["text"].whole.measured.means
         assert found.domains["text"].is_exact
         assert all(np.isfinite(estimate.mean) for estimate in means.values())
@@ -145,7 +145,7 @@ def test_families_may_differ_and_so_may_spare_rows_of_the_head(settings, reading
 def test_another_tokenizer_is_refused(settings, reading_folders):
     with pytest.raises(ValueError, match="Choose a teacher with the student's tokenizer"):
         run_diagnosis(
-            "tiny", str(reading_folders["llama"]), settings("text"), split="validation", say=str
+            "tiny", str(reading_folders["llama"]), settings("text"), split="validation", say=print
         )
 
 
@@ -157,13 +157,13 @@ def test_another_end_of_completions_is_refused(settings, reading_folders, tmp_pa
     character_tokenizer(READING_TEMPLATE).save_pretrained(tmp_path)
     models = str(reading_folders["qwen3"]), str(tmp_path)
     with pytest.raises(ValueError, match=r"got '<\|im_end\|>' and '<\|endoftext\|>', '<\|im_end"):
-        run_diagnosis(*models, settings("text"), split="validation", say=str)
+        run_diagnosis(*models, settings("text"), split="validation", say=print)
 
 
 def test_a_model_that_cannot_see_is_refused(settings, reading_folders):
     qwen = str(reading_folders["qwen3"])
     with pytest.raises(ValueError, match="needs a model that reads image"):
-        run_diagnosis(qwen, qwen, settings("image"), split="validation", say=str)
+        run_diagnosis(qwen, qwen, settings("image"), split="validation", say=print)
 
 
 def test_problems_and_domains_that_are_not_there_are_refused(settings):
