@@ -274,7 +274,9 @@ print("\\n".join(sys.modules))
 HEAVY = {"torch", "transformers", "ray", "numpy", "rich"}
 
 
-@pytest.mark.parametrize("arguments", [["plan", LAPTOP], ["train", "--help"]], ids=" ".join)
+@pytest.mark.parametrize(
+    "arguments", [["plan", LAPTOP], ["train", "--help"], ["diagnose", "--help"]], ids=" ".join
+)
 def test_plan_and_help_answer_without_torch(arguments: list[str]):
     assert not HEAVY & modules_after(f"main({arguments!r})")
 

@@ -194,8 +194,17 @@ class Portrait:
     topk_logprobs: NDArray[np.float32]
     """Shape `M K`."""
 
+    logprobs: NDArray[np.float32]
+    """Shape `M`, of the tokens at the probes."""
+
+    entropies: NDArray[np.float32]
+    """Shape `M`, of the whole vocabulary, in nats."""
+
     entropy: float
-    """Mean over all N tokens, of the whole vocabulary, in nats."""
+    """The same as a mean over all N tokens."""
+
+    texts: tuple[str, ...]
+    """The B completions as a verifier reads them."""
 
 
 @dataclass(frozen=True)
@@ -204,6 +213,24 @@ class Likeness:
 
     overlap: float
     symmetric_kl: float
+
+
+@dataclass(frozen=True, eq=False)
+class Contrast:
+    """Another policy at a portrait's probes, token by token; each of shape `M`."""
+
+    overlap: NDArray[np.float32]
+    reverse_kl: NDArray[np.float32]
+    """KL(portrait || other), over the portrait's top tokens and a tail bucket."""
+    forward_kl: NDArray[np.float32]
+    """KL(other || portrait), likewise."""
+    portrait_top: NDArray[np.float32]
+    """What the other gives to the portrait's `monitor.overlap_k` top tokens together."""
+    other_top: NDArray[np.float32]
+    """What the portrait gives to the other's, as far as it told."""
+    logprobs: NDArray[np.float32]
+    """Of the portrait's tokens."""
+    entropies: NDArray[np.float32]
 
 
 @dataclass(frozen=True, eq=False)

@@ -158,7 +158,10 @@ def test_completions_of_a_problem_come_together():
             np.array(probes, dtype=np.int32),
             np.zeros((len(probes), 1), dtype=np.int32),
             np.zeros((len(probes), 1), dtype=np.float32),
+            logprobs=np.zeros(len(probes), dtype=np.float32),
+            entropies=np.zeros(len(probes), dtype=np.float32),
             entropy=0.0,
+            texts=("",) * len(lengths),
         )
 
     question, source = side_by_side(

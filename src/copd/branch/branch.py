@@ -16,21 +16,20 @@ from torch import Tensor
 
 from copd.branch.cosine import Gradients
 from copd.branch.learning import Diverged, Learning, lesson_metrics
-from copd.branch.lesson import completions_of, micro_batches, token_advantages
+from copd.branch.lesson import token_advantages
 from copd.branch.optimizer import build_optimizer
-from copd.branch.portrait import compare, portray
-from copd.branch.precision import autocast
+from copd.branch.portrait import compare, contrast, portray
 from copd.branch.prompts import PromptBook
-from copd.branch.rollouts import pack_batch
+from copd.branch.rollouts import pack_batch, verified
 from copd.branch.sampling import Sampled, Wanted, sample_batches
-from copd.branch.scoring import join_requests, split_scores
+from copd.branch.scoring import join_requests, score, split_scores
 from copd.branch.state import load_optimizer, load_weights, save_optimizer, save_weights
 from copd.config import Config, SampledDistill
-from copd.functional import token_logprobs, topk_logprobs
-from copd.policy import Policy, SharedPrefix
+from copd.policy import Policy, SharedPrefix, Vocabulary, vocabulary_of
 from copd.types import (
     Answers,
     Batch,
+    Contrast,
     EvaluationRequest,
     Lesson,
     Likeness,
@@ -104,7 +103,9 @@ class Branch:
         """What this branch, as a teacher at temperature 1, says about its students' tokens."""
         if not requests:
             return []
-        return split_scores(self._score(join_requests(requests)), requests)
+        joined = join_requests(requests)
+        prompts = self._book.prompts(joined.problems)
+        return split_scores(score(self._policy, self._learning, prompts, joined), requests)
 
     def portray(self, requests: Sequence[SampleRequest]) -> list[Portrait]:
         """How this branch answers held-out problems; what training has read stays as it is."""
@@ -120,6 +121,22 @@ class Branch:
             compare(self._policy, self._learning, own, read)
             for own, read in zip(portraits, prompts, strict=True)
         ]
+
+    def contrast(self, portraits: Sequence[Portrait]) -> list[Contrast]:
+        """Where and how others differ from this branch, token by token."""
+        prompts = [self._book.aside.prompts(portrait.problems) for portrait in portraits]
+        return [
+            contrast(self._policy, self._learning, [portrait], read)[0]
+            for portrait, read in zip(portraits, prompts, strict=True)
+        ]
+
+    def verify(self, portraits: Sequence[Portrait]) -> list[Answers]:
+        """What portraits' completions earn."""
+        return [verified(portrait, self._book.aside) for portrait in portraits]
+
+    def vocabulary(self, _: None = None) -> Vocabulary:
+        """Its tokens, and which of them it may sample."""
+        return vocabulary_of(self._policy)
 
     def update(self, request: UpdateRequest) -> Metrics:
         """One optimizer update on all lessons, weighing the same; returns `action/name` metrics."""
@@ -237,37 +254,6 @@ class Branch:
             max_prompt_tokens=self._learning.micro_batch_tokens,
             precision=self._learning.precision,
             keep_graph=keep_graph,
-        )
-
-    @torch.no_grad()
-    def _score(self, request: ScoreRequest) -> Scores:
-        prompts = self._book.prompts(request.problems)
-        policy, head = self._policy, self._policy.head
-        top_k = min(request.top_k or head.shape[0], head.shape[0])
-        logprobs, ids, told = [], [], []
-        sizes = [len(prompt.input_ids) for prompt in prompts]
-        for part in micro_batches(request, sizes, self._learning.micro_batch_tokens):
-            with autocast(policy, self._learning.precision):
-                states = policy.score(prompts[part.problems], completions_of(request, part))
-                logprobs.append(
-                    token_logprobs(states.hidden, head, states.token_ids, banned=policy.banned)[
-                        0
-                    ].cpu()
-                )
-                probes = request.probes[
-                    (request.probes >= part.tokens.start) & (request.probes < part.tokens.stop)
-                ]
-                rows = torch.from_numpy(probes - part.tokens.start).long().to(states.hidden.device)
-                values, tokens = topk_logprobs(
-                    states.hidden[rows], head, k=top_k, banned=policy.banned
-                )
-            told.append(values.cpu())
-            ids.append(tokens.int().cpu())
-        return Scores(
-            logprobs=torch.cat(logprobs).numpy(),
-            probes=request.probes,
-            topk_ids=torch.cat(ids).numpy(),
-            topk_logprobs=torch.cat(told).numpy(),
         )
 
     @contextmanager

@@ -4,25 +4,31 @@ Everything is at temperature 1 and without a graph. Knows no rewards and no trai
 """
 
 from collections.abc import Sequence
+from dataclasses import fields
 
 import numpy as np
 import torch
+from jaxtyping import Float, Int
 from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn.functional import pad
 
 from copd.branch.learning import Learning
 from copd.branch.lesson import completions_of, micro_batches
 from copd.branch.precision import autocast
 from copd.branch.sampling import Wanted, sample_batches
 from copd.functional import (
+    entropy,
+    forward_kl,
     full_logprobs,
-    symmetric_kl,
+    reverse_kl,
     token_logprobs,
     topk_buckets,
     topk_logprobs,
     topk_overlap,
 )
 from copd.policy import Policy, Prompt, SharedPrefix
-from copd.types import Completion, Likeness, Portrait, SampleRequest, ScoreRequest
+from copd.types import Completion, Contrast, Likeness, Portrait, SampleRequest, ScoreRequest
 
 _CHUNK = 1024
 """Whole distributions at a time."""
@@ -52,30 +58,47 @@ def portray(
     )
     prefixes = sampled.prefixes or [None] * len(requests)
     return [
-        _tell(policy, learning, _question(learning, request, groups), own, prefix)
+        _tell(policy, learning, _question(learning, request, groups), groups, own, prefix)
         for request, groups, own, prefix in zip(
             requests, sampled.groups, prompts, prefixes, strict=True
         )
     ]
 
 
-@torch.no_grad()
 def compare(
     policy: Policy,
     learning: Learning,
     portraits: Sequence[Portrait],
     prompts: Sequence[Prompt],
 ) -> list[Likeness]:
-    """How like each portrait the policy is; all are of the same problems, which it reads once.
+    """How like each portrait the policy is: the means of `contrast` over its probes."""
+    return [
+        Likeness(
+            overlap=float(torch.from_numpy(found.overlap).mean()),
+            symmetric_kl=float(torch.from_numpy(found.reverse_kl + found.forward_kl).mean()),
+        )
+        for found in contrast(policy, learning, portraits, prompts)
+    ]
 
-    The overlap is of the two top `monitor.overlap_k`; the symmetric KL is taken over the portrait's
-    own top tokens and one tail bucket, so it is a lower bound, exact if they are the vocabulary.
+
+@torch.no_grad()
+def contrast(
+    policy: Policy,
+    learning: Learning,
+    portraits: Sequence[Portrait],
+    prompts: Sequence[Prompt],
+) -> list[Contrast]:
+    """The policy at every probe of portraits of the same problems, which it reads once.
+
+    The overlap is of the two top `monitor.overlap_k`; a KL is taken over the portrait's own top
+    tokens and one tail bucket, so it is a lower bound, exact if they are the vocabulary.
     """
     question, source = side_by_side(portraits)
     told_ids = torch.from_numpy(np.concatenate([p.topk_ids for p in portraits]))
     told = torch.from_numpy(np.concatenate([p.topk_logprobs for p in portraits]))
-    overlap, divergence = torch.zeros(len(source)), torch.zeros(len(source))
-    k = min(learning.monitor.overlap_k, told_ids.shape[1])
+    found = torch.zeros(len(fields(Contrast)), len(source))
+    # a portrait's spare rows may be more than this policy has: they are banned here, too
+    missing = max(0, int(told_ids.max()) + 1 - policy.vocab_size)
     sizes = [len(prompt.input_ids) for prompt in prompts]
     for part in micro_batches(question, sizes, learning.micro_batch_tokens):
         with autocast(policy, learning.precision):
@@ -84,16 +107,40 @@ def compare(
             rows = torch.from_numpy(question.probes[inside] - part.tokens.start).long()
             places = torch.from_numpy(source[inside])
             for some, at in zip(rows.split(_CHUNK), places.split(_CHUNK), strict=True):
-                hidden = states.hidden[some.to(policy.device)]
-                own = full_logprobs(hidden, policy.head, banned=policy.banned)
+                there = some.to(policy.device)
+                own = full_logprobs(states.hidden[there], policy.head, banned=policy.banned)
+                own = pad(own, (0, missing), value=-torch.inf)
                 ids, logprobs = told_ids[at].to(policy.device), told[at].to(policy.device)
-                overlap[at] = topk_overlap(ids[:, :k], own.topk(k).indices).cpu()
-                divergence[at] = symmetric_kl(*topk_buckets(own, logprobs, ids)).cpu()
+                tokens = states.token_ids[there]
+                columns = _contrast(own, ids, logprobs, tokens, learning.monitor.overlap_k)
+                found[:, at] = columns.cpu()
     probed = [len(portrait.probes) for portrait in portraits]
-    return [
-        Likeness(float(one.mean()), float(other.mean()))
-        for one, other in zip(overlap.split(probed), divergence.split(probed), strict=True)
-    ]
+    return [Contrast(*one.numpy()) for one in found.split(probed, dim=1)]
+
+
+def _contrast(
+    own: Float[Tensor, "M V"],
+    ids: Int[Tensor, "M K"],
+    told: Float[Tensor, "M K"],
+    tokens: Int[Tensor, "M"],
+    overlap_k: int,
+) -> Float[Tensor, "F M"]:
+    """The fields of `Contrast`, in their order, where the portrait told `ids` with `told`."""
+    k = min(overlap_k, ids.shape[1])
+    top = own.topk(k).indices
+    all_told = torch.full_like(own, -torch.inf).scatter(-1, ids.long(), told.to(own.dtype))
+    here, there = topk_buckets(own, told, ids)
+    return torch.stack(
+        [
+            topk_overlap(ids[:, :k], top),
+            reverse_kl(there, here),
+            forward_kl(there, here),
+            own.gather(-1, ids[:, :k].long()).exp().sum(dim=-1),
+            all_told.gather(-1, top).exp().sum(dim=-1),
+            own.gather(-1, tokens[:, None].long())[:, 0],
+            entropy(own),
+        ]
+    )
 
 
 def side_by_side(portraits: Sequence[Portrait]) -> tuple[ScoreRequest, NDArray[np.int64]]:
@@ -145,12 +192,13 @@ def _tell(
     policy: Policy,
     learning: Learning,
     question: ScoreRequest,
+    groups: Sequence[Sequence[Completion]],
     prompts: Sequence[Prompt],
     prefix: SharedPrefix | None,
 ) -> Portrait:
     """The policy's own distributions; takes the prompts as sampling has read them, if it can."""
     top_k = min(question.top_k, policy.vocab_size)
-    entropies, ids, told = [], [], []
+    logprobs, entropies, ids, told = [], [], [], []
     sizes = [len(prompt.input_ids) for prompt in prompts]
     for part in micro_batches(question, sizes, learning.micro_batch_tokens):
         with autocast(policy, learning.precision):
@@ -161,12 +209,14 @@ def _tell(
             rows = torch.from_numpy(question.probes[inside] - part.tokens.start).long()
             at = states.hidden[rows.to(policy.device)]
             values, tokens = topk_logprobs(at, policy.head, k=top_k, banned=policy.banned)
-            _, entropy = token_logprobs(
+            at_token, of_all = token_logprobs(
                 states.hidden, policy.head, states.token_ids, banned=policy.banned
             )
         told.append(values.cpu())
         ids.append(tokens.int().cpu())
-        entropies.append(entropy.cpu())
+        logprobs.append(at_token.cpu())
+        entropies.append(of_all.cpu())
+    probes, every = torch.from_numpy(question.probes).long(), torch.cat(entropies)
     return Portrait(
         problems=question.problems,
         token_ids=question.token_ids,
@@ -174,5 +224,8 @@ def _tell(
         probes=question.probes,
         topk_ids=torch.cat(ids).numpy(),
         topk_logprobs=torch.cat(told).numpy(),
-        entropy=float(torch.cat(entropies).mean()),
+        logprobs=torch.cat(logprobs)[probes].numpy(),
+        entropies=every[probes].numpy(),
+        entropy=float(every.mean()),
+        texts=tuple(completion.text for group in groups for completion in group),
     )

@@ -6,7 +6,7 @@ import numpy as np
 
 from copd.branch.prompts import PromptBook
 from copd.policy import Prompt
-from copd.types import Batch, Completion, SampleRequest
+from copd.types import Answers, Batch, Completion, Portrait, SampleRequest
 
 
 def pack_batch(
@@ -32,4 +32,16 @@ def pack_batch(
         is_truncated=np.array([c.is_truncated for c in completions]),
         texts=tuple(c.text for c in completions),
         temperature=request.temperature,
+    )
+
+
+def verified(portrait: Portrait, book: PromptBook) -> Answers:
+    """What the completions of a portrait earn, as an evaluation would have it."""
+    num_samples = len(portrait.lengths) // len(portrait.problems)
+    names = [name for name in portrait.problems for _ in range(num_samples)]
+    rewards = [book.verify(name, text) for name, text in zip(names, portrait.texts, strict=True)]
+    return Answers(
+        suites=tuple(book.problem(name).suite for name in portrait.problems),
+        rewards=np.array(rewards, dtype=np.float32).reshape(-1, num_samples),
+        lengths=portrait.lengths.reshape(-1, num_samples),
     )

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from copd.cli import compare, data, merge, report
+from copd.cli import compare, data, diagnose, merge, report
 from copd.cli.numbers import count, natural, non_negative
 
 if TYPE_CHECKING:
@@ -99,6 +99,7 @@ def build_parser(settings: str = "") -> argparse.ArgumentParser:
     plan.add_argument("--completion-tokens", metavar="N", type=count, help=expected)
     compare.add_options(_command(commands, "compare", compare.ABOUT))
     _add_eval(commands)
+    diagnose.add_options(_command(commands, "diagnose", diagnose.ABOUT))
     merge.add_options(_command(commands, "merge", merge.ABOUT))
     report.add_options(_command(commands, "report", report.ABOUT))
     data.add_options(_command(commands, "data", data.ABOUT, settings))
@@ -228,6 +229,7 @@ _COMMANDS = {
     "plan": _plan,
     "compare": compare.run,
     "eval": _evaluate,
+    "diagnose": diagnose.run,
     "merge": merge.run,
     "report": report.run,
     "data": data.run,

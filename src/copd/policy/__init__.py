@@ -5,5 +5,16 @@ from copd.policy.packing import PackedStates, SharedPrefix
 from copd.policy.policy import Policy
 from copd.policy.render import Prompt
 from copd.policy.sampler import Draw
+from copd.policy.vocabulary import Vocabulary, require_same, vocabulary_of
 
-__all__ = ["Adapters", "Draw", "PackedStates", "Policy", "Prompt", "SharedPrefix"]
+__all__ = [
+    "Adapters",
+    "Draw",
+    "PackedStates",
+    "Policy",
+    "Prompt",
+    "SharedPrefix",
+    "Vocabulary",
+    "require_same",
+    "vocabulary_of",
+]

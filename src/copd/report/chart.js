@@ -1,7 +1,9 @@
 // A line chart over steps, drawn as SVG: axes, shaded stages, bands, marks, a crosshair that
 // follows pointer and arrow keys, and the same numbers as a table.
+// The axis is of steps, or of what the page's data call it.
 // A line: {name, color, dash, marks, x, y, low, high, raw}; null where there is no value.
 
+const AXIS = DATA.axis ?? "step";
 const WIDTH = 400, HEIGHT = 216, LEFT = 46, RIGHT = 8, TOP = 8, BOTTOM = 28;
 
 function ticks(low, high, count) {
@@ -27,7 +29,7 @@ function chart(spec) {
   const steps = [...new Set(lines.flatMap((line) => line.x))].sort((a, b) => a - b);
   const picture = svg("svg", {
     class: "chart", viewBox: `0 0 ${WIDTH} ${HEIGHT}`, tabindex: 0, role: "slider",
-    "aria-label": `${title}, ${unit}, by step: ${lines.map((l) => l.name).join(", ")}`,
+    "aria-label": `${title}, ${unit}, by ${AXIS}: ${lines.map((l) => l.name).join(", ")}`,
     "aria-valuemin": steps[0], "aria-valuemax": steps.at(-1), "aria-valuenow": steps.at(-1),
     "aria-valuetext": readText(lines, steps.at(-1)),
   });
@@ -63,7 +65,7 @@ function drawFrame(picture, { x, y, span, total, stages }) {
     picture.append(
       svg("line", { class: "axis", x1: x(step), x2: x(step), y1: bottom, y2: bottom + 4 }),
       svg("text", { x: x(step), y: HEIGHT - 10, "text-anchor": anchor },
-        step === 0 ? "step 0" : number(step)));
+        step === 0 ? `${AXIS} 0` : number(step)));
   }
 }
 
@@ -111,7 +113,7 @@ function valuesAt(lines, step) {
         ? ` (${number(line.low[i])} to ${number(line.high[i])})` : "" }));
 }
 
-const readText = (lines, step) => [`step ${step}`,
+const readText = (lines, step) => [`${AXIS} ${step}`,
   ...valuesAt(lines, step).map(({ line, value, spread }) => `${line.name} ${number(value)}${spread}`)].join(", ");
 
 function pointAt(place, step, isOwn) {
@@ -125,7 +127,7 @@ function pointAt(place, step, isOwn) {
       svg("circle", { class: "dot", style: `--c:${line.color}`, cx: x(step), cy: y(value), r: 3.6 })));
   if (!isOwn || !found.length) return;
   read.hidden = false;
-  read.replaceChildren(el("b", {}, `step ${step}`), ...found.map(({ line, value, spread }) =>
+  read.replaceChildren(el("b", {}, `${AXIS} ${step}`), ...found.map(({ line, value, spread }) =>
     el("span", {}, el("span", { class: "swatch", style: `--c:${line.color}` }, line.name),
       `${number(value)}${spread}`)));
   const part = x(step) / WIDTH;
@@ -166,7 +168,7 @@ function numbers(lines, steps) {
   const fold = el("details", { class: "numbers", ontoggle: () => {
     if (!fold.open || body.firstChild) return;
     body.append(el("table", {},
-      el("thead", {}, el("tr", {}, ["step", ...lines.map((l) => l.name)].map((n) => el("th", { scope: "col" }, n)))),
+      el("thead", {}, el("tr", {}, [AXIS, ...lines.map((l) => l.name)].map((n) => el("th", { scope: "col" }, n)))),
       el("tbody", {}, steps.map((step) => el("tr", {}, el("th", { scope: "row" }, String(step)),
         lines.map((line) => el("td", {}, number(line.y[line.x.indexOf(step)] ?? null, 4))))))));
   } }, el("summary", {}, "Numbers"), body);
