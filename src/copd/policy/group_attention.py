@@ -27,7 +27,8 @@ def attend_shared(
     `padding` hides a key of the prompt.
     """
     num_key_heads = own[0].shape[1]
-    inputs = [query.unflatten(1, (num_key_heads, -1)), *(part[:, :, None] for part in own), *prompt]
+    inputs = [query.unflatten(1, (num_key_heads, -1)), *(part[:, :, None] for part in own)]
+    inputs += [part.contiguous() for part in prompt]
     if torch.is_autocast_enabled(query.device.type):
         inputs = [part.to(torch.get_autocast_dtype(query.device.type)) for part in inputs]
     mixed: Tensor = _GroupAttention.apply(*inputs, scale, parts, padding)
@@ -88,8 +89,12 @@ class _GroupAttention(torch.autograd.Function):
         output = torch.empty_like(query, memory_format=torch.contiguous_format)
         log_sums = torch.empty_like(output[..., :1], dtype=_wide(query))
         for part in parts:
-            scaled, keys, values = part.take(query) * scale, part.take(own_keys), part.take(own_values)
-            on_prompt = _prompt_scores(scaled, prompt_keys, padding, part)
+            scaled, keys, values = (
+                part.take(query) * scale,
+                part.take(own_keys),
+                part.take(own_values),
+            )
+            on_prompt = _prompt_scores(scaled, part.of_prompts(prompt_keys), padding, part)
             on_own = _own_scores(scaled, keys)
             largest = torch.maximum(on_prompt.amax(-1, keepdim=True), on_own.amax(-1, keepdim=True))
             on_prompt.sub_(largest).exp_()
@@ -119,9 +124,12 @@ class _GroupAttention(torch.autograd.Function):
             keys, values = part.take(own_keys), part.take(own_values)
             removed = (given * part.take(output)).sum(-1, keepdim=True, dtype=log_sums.dtype)
             total = part.hide(part.take(log_sums))
-            on_prompt = _prompt_scores(scaled, prompt_keys, ctx.padding, part).sub_(total).exp_()
+            keys_there = part.of_prompts(prompt_keys)
+            on_prompt = _prompt_scores(scaled, keys_there, ctx.padding, part).sub_(total).exp_()
             on_own = _own_scores(scaled, keys).sub_(total).exp_()
-            part.add_to_prompts(_rows(on_prompt.to(given.dtype)).mT @ _rows(given), to_prompt_values)
+            part.add_to_prompts(
+                _rows(on_prompt.to(given.dtype)).mT @ _rows(given), to_prompt_values
+            )
             part.put(on_own.to(given.dtype).mT @ given, to_own_values)
             through = (_rows(given) @ part.of_prompts(prompt_values).mT).view_as(on_prompt)
             on_prompt = on_prompt.mul_(through.sub(removed)).to(given.dtype)
@@ -129,18 +137,18 @@ class _GroupAttention(torch.autograd.Function):
             on_own = on_own.mul_(through.sub(removed)).to(given.dtype)
             part.add_to_prompts(_rows(on_prompt).mT @ _rows(scaled), to_prompt_keys)
             part.put(on_own.mT @ scaled, to_own_keys)
-            through = (_rows(on_prompt) @ part.of_prompts(prompt_keys)).view_as(scaled)
+            through = (_rows(on_prompt) @ keys_there).view_as(scaled)
             part.put((through + on_own @ keys).mul_(ctx.scale), to_query)
         return to_query, to_own_keys, to_own_values, to_prompt_keys, to_prompt_values, *[None] * 3
 
 
 def _prompt_scores(
     scaled: Float[Tensor, "bk g wh d"],
-    keys: Float[Tensor, "P Hk L d"],
+    keys: Float[Tensor, "bk L d"],
     padding: Bool[Tensor, "P L"] | None,
     part: Part,
 ) -> Float[Tensor, "bk g wh L"]:
-    scores = (_rows(scaled) @ part.of_prompts(keys).mT).to(_wide(scaled))
+    scores = (_rows(scaled) @ keys.mT).to(_wide(scaled))
     if padding is not None:
         by_prompt = scores.unflatten(0, (part.shape[0], -1))
         by_prompt.masked_fill_(padding[part.prompts, None, None], -torch.inf)

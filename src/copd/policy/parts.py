@@ -62,8 +62,9 @@ class Part:
             mine[self.tokens].view(by_token.shape).copy_(by_token)
         else:
             flat = by_token.flatten(0, 2)
-            chosen = flat if self.cell_of_token is None else flat[self.cell_of_token]
-            mine.index_copy_(0, self.tokens, chosen.to(mine.dtype))
+            if self.cell_of_token is not None:
+                flat = flat.index_select(0, self.cell_of_token)
+            mine.index_copy_(0, self.tokens, flat.to(mine.dtype))
 
     def hide(self, log_sums: Float[Tensor, "bk g wh 1"]) -> Float[Tensor, "bk g wh 1"]:
         """Infinite where no token is, so that its weights are zero."""
@@ -76,14 +77,20 @@ class Part:
 
     def of_prompts(self, each: Float[Tensor, "P Hk L d"]) -> Float[Tensor, "bk L d"]:
         """What the part's prompts and heads have."""
-        return each[:, self.heads][self.prompts].flatten(0, 1)
+        mine = each[:, self.heads]
+        if isinstance(self.prompts, slice):
+            return mine[self.prompts].flatten(0, 1)
+        return mine.index_select(0, self.prompts).flatten(0, 1)
 
     def add_to_prompts(
         self, gradient: Float[Tensor, "bk L d"], each: Float[Tensor, "P Hk L d"]
     ) -> None:
         """Several parts may have the same prompts, and each prompt once."""
-        mine = each[:, self.heads]
-        mine[self.prompts] += gradient.unflatten(0, (self.shape[0], -1))
+        mine, by_head = each[:, self.heads], gradient.unflatten(0, (self.shape[0], -1))
+        if isinstance(self.prompts, slice):
+            mine[self.prompts].add_(by_head)
+        else:
+            mine.index_add_(0, self.prompts, by_head.to(mine.dtype))
 
 
 def build_parts(
