@@ -16,9 +16,10 @@ from transformers import (
     PhiForCausalLM,
 )
 
-from copd.policy import group_attention
+from copd.policy import parts
 from copd.policy.attention import Rectangle
 from copd.policy.group_attention import attend_shared
+from copd.policy.parts import build_parts
 from copd.policy.policy import Policy
 from copd.policy.render import Renderer
 
@@ -44,59 +45,96 @@ def test_rectangle_of_equal_lengths_copies_nothing():
     assert rectangle.pad(row).data_ptr() == row.data_ptr()
 
 
-@pytest.mark.parametrize("at_once", [1, 10**6], ids=["one key head at a time", "all at once"])
-def test_attend_shared_equals_a_loop_over_queries(at_once, monkeypatch):
-    monkeypatch.setattr(group_attention, "_SCORES_AT_ONCE", at_once)
-    num_prompts, group, heads, key_heads, steps, length, width = 2, 3, 4, 2, 5, 6, 8
-    generator = torch.Generator().manual_seed(0)
+RAGGED = [[3, 0, 5, 1], [2], [4, 4, 6]]
 
-    def draw(*shape: int) -> torch.Tensor:
-        return torch.randn(*shape, generator=generator, dtype=torch.float64)
 
-    query = draw(num_prompts, heads, group, steps, width)
-    own_shape = (num_prompts, key_heads, group, steps, width)
-    own = draw(*own_shape), draw(*own_shape)
-    prompt = (
-        draw(num_prompts, key_heads, length, width),
-        draw(num_prompts, key_heads, length, width),
+@pytest.fixture(params=["one key head", "few parts", "no padding"])
+def cuts(request, monkeypatch):
+    """Limits under which parts are as small, as wide and as narrow as they get."""
+    at_once, similar = {"one key head": (1, 0.65), "few parts": (10**6, 0.0)}.get(
+        request.param, (10**6, 1.0)
     )
-    prompt_lengths = [6, 4]
-    padding = torch.arange(length) >= torch.tensor(prompt_lengths)[:, None]
-    widths = [3, steps]
-    mixed = attend_shared(query, own, prompt, 0.3, widths=widths, padding=padding)
-    assert mixed.isfinite().all()
-    for which, head, member, step in np.ndindex(num_prompts, heads, group, steps):
-        if step >= widths[which]:
-            continue
-        key_head = head // (heads // key_heads)
-        keys, values = (
-            torch.cat(
-                [
-                    prompt[part][which, key_head, : prompt_lengths[which]],
-                    own[part][which, key_head, member, : step + 1],
-                ]
-            )
-            for part in (0, 1)
-        )
-        weights = (0.3 * keys @ query[which, head, member, step]).softmax(0)
-        torch.testing.assert_close(mixed[which, head, member, step], weights @ values)
+    monkeypatch.setattr(parts, "_SCORES_AT_ONCE", at_once)
+    monkeypatch.setattr(parts, "_SIMILAR", similar)
 
 
-def test_attend_shared_has_the_gradient_of_its_formula():
+def inputs_of(lengths, prompt_length, heads, width, seed=0):
+    """Queries, own keys and values, keys and values of prompts, in float64."""
+    generator = torch.Generator().manual_seed(seed)
+    num_tokens, (key_heads, sharing) = sum(map(sum, lengths)), heads
+    shapes = [(num_tokens, key_heads * sharing, width), *[(num_tokens, key_heads, width)] * 2]
+    shapes += [(len(lengths), key_heads, prompt_length, width)] * 2
+    return [torch.randn(shape, generator=generator, dtype=torch.float64) for shape in shapes]
+
+
+def by_role(inputs):
+    """Queries, those of completions, those of prompts."""
+    query, own_keys, own_values, keys, values = inputs
+    return query, (own_keys, own_values), (keys, values)
+
+
+@pytest.mark.parametrize("lengths", [RAGGED, [[3, 3]] * 3], ids=["ragged", "equal"])
+def test_attend_shared_equals_a_loop_over_queries(lengths, cuts):
+    query, own, prompt = by_role(inputs_of(lengths, 6, (2, 2), 8))
+    prompt_lengths = [6, 4, 1]
+    padding = torch.arange(6) >= torch.tensor(prompt_lengths)[:, None]
+    bundled = build_parts(lengths, 6, (2, 2), torch.device("cpu"))
+    mixed = attend_shared(query, own, prompt, 0.3, parts=bundled, padding=padding)
+    start = 0
+    for which, group in enumerate(lengths):
+        for length in group:
+            for token, head in np.ndindex(length, 4):
+                keys, values = (
+                    torch.cat(
+                        [
+                            prompt[part][which, head // 2, : prompt_lengths[which]],
+                            own[part][start : start + token + 1, head // 2],
+                        ]
+                    )
+                    for part in (0, 1)
+                )
+                weights = (0.3 * keys @ query[start + token, head]).softmax(0)
+                torch.testing.assert_close(mixed[start + token, head], weights @ values)
+            start += length
+
+
+@pytest.mark.parametrize("lengths", [[[1, 0], [3]], [[2]] * 2], ids=["ragged", "equal"])
+def test_attend_shared_has_the_gradient_of_its_formula(lengths, cuts):
     """The backward pass is written by hand: finite differences in float64."""
-    generator = torch.Generator().manual_seed(1)
-    shapes = [(2, 4, 2, 3, 4), *[(2, 2, 2, 3, 4)] * 2, *[(2, 2, 5, 4)] * 2]
-    inputs = [
-        torch.randn(shape, generator=generator, dtype=torch.float64, requires_grad=True)
-        for shape in shapes
-    ]
-    padding = torch.arange(5) >= torch.tensor([5, 3])[:, None]
+    inputs = [part.requires_grad_() for part in inputs_of(lengths, 3, (2, 2), 2, seed=1)]
+    padding = torch.arange(3) >= torch.tensor([3, 2])[:, None]
+    bundled = build_parts(lengths, 3, (2, 2), torch.device("cpu"))
 
-    def attend(query, own_keys, own_values, prompt_keys, prompt_values):
-        own, prompt = (own_keys, own_values), (prompt_keys, prompt_values)
-        return attend_shared(query, own, prompt, 0.7, widths=[3, 1], padding=padding)
+    def attend(*inputs):
+        query, own, prompt = by_role(inputs)
+        return attend_shared(query, own, prompt, 0.7, parts=bundled, padding=padding)
 
     assert torch.autograd.gradcheck(attend, inputs)
+
+
+def test_padding_never_reaches_a_gradient():
+    """Cells without a token hold one that may be far from all keys of the prompt it stands at."""
+    lengths = [[1], [3], [2]]
+    inputs = inputs_of(lengths, 5, (1, 1), 4)
+    inputs[0][0] *= 1e4  # token 0 fills the padding
+    inputs = [part.requires_grad_() for part in inputs]
+    query, own, prompt = by_role(inputs)
+    bundled = build_parts(lengths, 5, (1, 1), torch.device("cpu"))
+    assert any(part.padding is not None for part in bundled)
+    attend_shared(query, own, prompt, 1.0, parts=bundled, padding=None).sum().backward()
+    assert all(part.grad is not None and part.grad.isfinite().all() for part in inputs)
+
+
+def test_nothing_wider_than_the_row_is_kept_for_the_backward_pass():
+    lengths = [[1] * 7 + [50], [2] * 8]
+    inputs = [part.requires_grad_() for part in inputs_of(lengths, 5, (2, 2), 4)]
+    query, own, prompt = by_role(inputs)
+    bundled = build_parts(lengths, 5, (2, 2), torch.device("cpu"))
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(kept.append, lambda part: part):
+        attend_shared(query, own, prompt, 0.5, parts=bundled, padding=None)
+    output, log_sums = query.numel(), query.numel() // 4
+    assert sum(part.numel() for part in kept) == sum(map(torch.numel, inputs)) + output + log_sums
 
 
 SIZES = {

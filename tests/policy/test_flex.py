@@ -10,7 +10,6 @@ from torch import Tensor
 from torch._dynamo.testing import CompileCounter
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 
-from copd.policy.attention import Rectangle
 from copd.policy.flex import FlexAttention, attend, block_mask, visit_blocks
 from copd.policy.packing import CompletionAttention, SharedPrefix
 
@@ -119,10 +118,7 @@ def both_ways(groups: list[tuple[int, list[int]]], compiled, dtype=torch.float64
 
     nothing = torch.zeros(len(groups), 1)
     prefix = SharedPrefix(keys, values, padding, nothing, nothing[:, 0].long())
-    group_size = max(len(group) for _, group in groups)
-    slots = [n for _, group in groups for n in [*group, *[0] * (group_size - len(group))]]
-    rectangle = Rectangle.build(slots, torch.device("cpu"))
-    matmul = CompletionAttention(prefix, rectangle, [max(group, default=0) for _, group in groups])
+    matmul = CompletionAttention.build(prefix, [group for _, group in groups], 4)
     return tuple(attention(7, query, key, value, 0.3) for attention in (flex, matmul))
 
 

@@ -70,6 +70,11 @@ class Backbone:
         return body if self.vision is None else body.language_model
 
     @property
+    def num_heads(self) -> int:
+        """Query heads of a text layer."""
+        return self.model.config.get_text_config().num_attention_heads
+
+    @property
     def num_axes(self) -> int:
         """Axes of a rotary position: 3 (time, height, width) for a Qwen-VL, else 1."""
         return 1 if self.vision is None else 3

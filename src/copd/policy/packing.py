@@ -15,7 +15,6 @@ Knows no sampling, no losses and no text.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import chain
 
 import numpy as np
 import torch
@@ -28,6 +27,7 @@ from copd.policy.attention import Rectangle, RowAttention
 from copd.policy.backbone import Backbone
 from copd.policy.flex import FlexAttention
 from copd.policy.group_attention import attend_shared
+from copd.policy.parts import Part, build_parts
 from copd.policy.render import Prompt
 
 
@@ -155,42 +155,33 @@ class PromptAttention:
 
 @dataclass(frozen=True, eq=False)
 class CompletionAttention:
-    """Each completion to its prompt and, causally, to itself. The rectangle has P * G slots."""
+    """Each completion to its prompt and, causally, to itself."""
 
     prefix: SharedPrefix
-    rectangle: Rectangle
-    widths: list[int]
-    """Tokens run of each prompt's longest completion."""
+    parts: list[Part]
 
     @classmethod
     def build(
-        cls, prefix: SharedPrefix, completions: Sequence[Sequence[NDArray[np.int32]]]
+        cls, prefix: SharedPrefix, lengths: Sequence[Sequence[int]], num_heads: int
     ) -> "CompletionAttention":
-        """Groups smaller than the largest are filled up with empty slots."""
-        group_size = max(len(group) for group in completions)
-        slots = [
-            [len(group[rank]) - 1 if rank < len(group) else 0 for rank in range(group_size)]
-            for group in completions
-        ]
-        rectangle = Rectangle.build([*chain(*slots)], prefix.last_states.device)
-        return cls(prefix, rectangle, [max(group) for group in slots])
+        """For completions of which so many tokens are run, in a model with so many query heads."""
+        _, num_key_heads, width, _ = next(iter(prefix.keys.values())).shape
+        heads, device = (num_key_heads, num_heads // num_key_heads), prefix.last_states.device
+        return cls(prefix, build_parts(lengths, width, heads, device))
 
     def __call__(
         self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float
     ) -> Tensor:
-        num_prompts = len(self.prefix.last_states)
-        queries, keys, values = (
-            self.rectangle.pad_groups(part, num_prompts) for part in (query, key, value)
-        )
+        queries, keys, values = (part[0].transpose(0, 1) for part in (query, key, value))
         mixed = attend_shared(
             queries,
             (keys, values),
             (self.prefix.keys[layer], self.prefix.values[layer]),
             scale,
-            widths=self.widths,
+            parts=self.parts,
             padding=self.prefix.padding,
         )
-        return self.rectangle.unpad_groups(mixed)
+        return mixed[None]
 
 
 def read_prompts(backbone: Backbone, prompts: Sequence[Prompt]) -> SharedPrefix:
@@ -236,11 +227,12 @@ def read_completions(
     states = prefix.last_states
     if is_run.any():
         completion_of = np.arange(len(lengths)).repeat(lengths)
+        run_lengths = [[len(ids) - 1 for ids in group] for group in completions]
         runs = put(prompt_of[is_run]), put(completion_of[is_run])
         attention: RowAttention = (
             FlexAttention.build(prefix.keys, prefix.values, prefix.padding, *runs)
             if device.type == "cuda"  # elsewhere it has no backward pass
-            else CompletionAttention.build(prefix, completions)
+            else CompletionAttention.build(prefix, run_lengths, backbone.num_heads)
         )
         positions = prefix.next_positions[runs[0]] + put(steps[is_run])
         axes = backbone.on_axes(positions)
