@@ -6,8 +6,10 @@ library, until a job needs more. Knows no configuration.
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import json
+import logging
 import os
 import random
 import resource
@@ -28,15 +30,12 @@ _FORBIDDEN = ("os.", "subprocess.", "socket.", "shutil.", "ctypes.", "pty.", "te
 
 def math_job() -> Job:
     """`reward`, `reading` and `objection` by math-verify."""
-    import logging
-
-    import sympy.core.random as sympy_random
-    from math_verify import parse, verify
-
+    sympy_random = importlib.import_module("sympy.core.random")
+    math_verify = importlib.import_module("math_verify")
     logging.disable(logging.CRITICAL)
 
     def parsed(text: str) -> list[Any]:
-        return parse(text, parsing_timeout=None)
+        return math_verify.parse(text, parsing_timeout=0)
 
     def reference(answer: str) -> list[Any]:
         """As it stands where it is marked as LaTeX, else as a formula, else as an expression."""
@@ -50,7 +49,7 @@ def math_job() -> Job:
             return not reference(answer)
         if verb == "reading":
             return str(next(iter(parsed(text)), ""))
-        return float(verify(reference(answer), parsed(text), timeout_seconds=None))
+        return float(math_verify.verify(reference(answer), parsed(text), timeout_seconds=0))
 
     call("reward", "$\\frac{1}{2}$", "0.5")  # what is imported late is imported now
     return call
@@ -79,8 +78,12 @@ def gym_job(
     datasets: dict[str, dict[str, Any]], first: dict[str, int], size: dict[str, int]
 ) -> Job:
     """`problem` and `reward` of reasoning-gym's generators, by name, split and position."""
-    import reasoning_gym
-
+    reasoning_gym = importlib.import_module("reasoning_gym")
+    known = importlib.import_module("reasoning_gym.factory").DATASETS
+    for name in datasets:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=3, cutoff=0) or known
+            raise ValueError(f"reasoning-gym has no generator {name!r}, it has {', '.join(near)}")
     made = {
         (name, split): reasoning_gym.create_dataset(
             name, **parameters, seed=first[split], size=size[split]
@@ -100,8 +103,11 @@ def gym_job(
         except Exception:  # its scorers evaluate what a model wrote
             return 0.0
 
-    for name, split in made:
-        call("reward", name, split, 0, "1+1")
+    for name in datasets:
+        first_time = call("problem", name, "train", 0)
+        call("reward", name, "train", 1 % size["train"], "1+1")  # imports what comes late, too
+        if call("problem", name, "train", 0) != first_time:
+            raise ValueError(f"generator {name!r} does not make the same problem twice")
     return call
 
 
@@ -169,8 +175,9 @@ def main() -> None:
     sys.path[:] = task["path"]
     try:
         job = JOBS[task["kind"]](**task["settings"])
-    except Exception:
-        return say({"error": traceback.format_exc(limit=-3)})
+    except Exception as error:
+        told = traceback.format_exception(error, limit=-3)
+        return say({"error": "".join(told if task["kind"] == "function" else told[-1:])})
     if task["memory_bytes"] is not None:
         limit = address_space() + task["memory_bytes"]
         resource.setrlimit(resource.RLIMIT_AS, (limit, limit))

@@ -170,7 +170,7 @@ def span_iou(one: Sequence[float], other: Sequence[float]) -> float:
 
 
 def box_iou(one: Sequence[float], other: Sequence[float]) -> float:
-    """|A and B| / |A or B| of two rectangles x1, y1, x2, y2; a reversed one has nothing in common."""
+    """|A and B| / |A or B| of two boxes x1, y1, x2, y2; a reversed one has nothing in common."""
     width = min(one[2], other[2]) - max(one[0], other[0])
     height = min(one[3], other[3]) - max(one[1], other[1])
     if width <= 0 or height <= 0 or not (_is_upright(one) and _is_upright(other)):

@@ -50,7 +50,8 @@ class Math:
         if not self.mark:
             return text
         found = final_answer(text, self.mark) or ""
-        return found if "$" in found or "\\" in found or not found else f"${found}$"
+        is_marked = any(mark in found for mark in ("$", "\\boxed", "\\(", "\\["))
+        return found if is_marked or not found else f"${found}$"
 
     def _pool(self) -> Pool:
         remedy = "Try `python -c 'import math_verify'`."
