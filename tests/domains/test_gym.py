@@ -20,9 +20,11 @@ RUN = """
 path = "tiny"
 [domains.sums]
 type = "reasoning_gym"
-dataset = ["chain_sum", "word_ladder"]
+dataset = ["chain_sum", "isomorphic_strings"]
 config = { chain_sum = { max_terms = 3 } }
 num_train = 40
+seed = 1
+system_prompt = "Be brief."
 [recipe]
 type = "experts"
 steps = 1
@@ -36,7 +38,8 @@ def made(**settings) -> Domain:
 @pytest.fixture(scope="module")
 def gym() -> Iterator[Domain]:
     yield made(
-        dataset=("chain_sum", "word_ladder", "n_queens"), config={"chain_sum": {"max_terms": 3}}
+        dataset=("chain_sum", "isomorphic_strings", "spiral_matrix"),
+        config={"chain_sum": {"max_terms": 3}},
     )
     pool_for.cache_clear()
 
@@ -48,8 +51,11 @@ def text_of(problem: Problem) -> str:
 
 def test_generators_are_suites_in_turn_and_say_how_to_answer(gym):
     problems = [gym.problem("train", index) for index in range(6)]
-    assert [p.suite for p in problems] == ["chain_sum", "word_ladder", "n_queens"] * 2
-    assert gym.suites == ("chain_sum", "word_ladder", "n_queens") and gym.modality == "text"
+    assert [p.suite for p in problems] == ["chain_sum", "isomorphic_strings", "spiral_matrix"] * 2
+    assert (
+        gym.suites == ("chain_sum", "isomorphic_strings", "spiral_matrix")
+        and gym.modality == "text"
+    )
     assert all(text_of(p).endswith("between <answer> and </answer>.") for p in problems)
     assert text_of(problems[0]).count(" + ") + text_of(problems[0]).count(" - ") <= 2
 
@@ -65,27 +71,18 @@ def test_problems_are_found_again_in_any_order_and_by_other_processes(gym):
     assert len(sums) == 60
 
 
-def test_another_seed_gives_other_problems():
-    one, other = (
-        made(dataset="chain_sum", seed=seed, system_prompt="Be brief.") for seed in (0, 1)
-    )
-    assert text_of(one.problem("test", 0)) != text_of(other.problem("test", 0))
-    assert [m.role for m in one.problem("test", 0).messages] == ["system", "user"]
-    pool_for.cache_clear()
-
-
 def test_its_own_scorer_judges_the_answer(gym):
-    sum_, queens = gym.problem("test", 0), gym.problem("test", 2)
+    sum_, spiral = gym.problem("test", 0), gym.problem("test", 2)
     right = f"I think <answer> {sum_.answer} </answer> ..."
     wrong = ("", sum_.answer, "<answer>", "<answer></answer>", "<answer>x</answer>")
     assert gym.verify_all([sum_] * 6, [right, *wrong]) == [1.0, 0, 0, 0, 0, 0]
-    assert gym.verify(queens, f"<answer>{queens.answer}</answer>") == 1.0
+    assert gym.verify(spiral, f"<answer>{spiral.answer}</answer>") == 1.0
     assert gym.reading(sum_, right) == sum_.answer
-    assert gym.verify_all([queens, sum_], [f"<answer>{queens.answer}</answer>", right]) == [1, 1]
+    assert gym.verify_all([spiral, sum_], [f"<answer>{spiral.answer}</answer>", right]) == [1, 1]
 
 
 def test_a_scorer_that_evaluates_text_harms_nothing(gym, tmp_path: Path):
-    queens, target = gym.problem("test", 2), tmp_path / "hacked"
+    spiral, target = gym.problem("test", 2), tmp_path / "hacked"
     hostile = [
         f"__import__('os').system('touch {target}')",
         f"open('{target}', 'w')",
@@ -97,23 +94,25 @@ def test_a_scorer_that_evaluates_text_harms_nothing(gym, tmp_path: Path):
         "[0] * 10**12",
         "(" * 10**5,
     ]
-    texts = [f"<answer>{text}</answer>" for text in (*hostile, queens.answer)]
-    assert gym.verify_all([queens] * len(texts), texts) == [0.0] * len(hostile) + [1.0]
+    texts = [f"<answer>{text}</answer>" for text in (*hostile, spiral.answer)]
+    assert gym.verify_all([spiral] * len(texts), texts) == [0.0] * len(hostile) + [1.0]
     assert not target.exists()
 
 
 @pytest.mark.parametrize(
     ("settings", "remedy"),
     [
-        ({"dataset": "chain_sums"}, "no generator 'chain_sums', it has chain_sum"),
-        ({"dataset": "chain_sum", "config": {"max_term": 1}}, "unexpected keyword .*'max_term'"),
-        ({"dataset": "chain_sum", "config": {"max_terms": 1}}, "max_terms must be >= min_terms"),
+        ({"dataset": "chain_sums"}, "reasoning-gym has no 'chain_sums', it has chain_sum"),
+        (
+            {"dataset": "chain_sum", "config": {"max_terms": 1}},
+            "generator 'chain_sum': max_terms must be >= min_terms",
+        ),
     ],
 )
 def test_a_wrong_setting_is_found_when_the_domain_is_loaded(settings, remedy):
     with pytest.raises(ValueError, match=remedy) as caught:
         made(**settings)
-    assert "Correct domains.gym.dataset or domains.gym.config" in str(caught.value)
+    assert "Correct domains.gym.dataset or domains.gym.config, or lower" in str(caught.value)
     assert len(str(caught.value).splitlines()) == 2
 
 
@@ -129,7 +128,7 @@ def test_tables_of_several_generators_are_by_their_name(settings, remedy):
         made(**settings)
 
 
-def test_a_run_is_described_by_its_configuration(tmp_path: Path):
+def test_a_run_is_described_by_its_configuration(gym, tmp_path: Path):
     path = tmp_path / "run.toml"
     path.write_text(RUN)
     config = load_config(path)
@@ -139,4 +138,7 @@ def test_a_run_is_described_by_its_configuration(tmp_path: Path):
     assert [domain.num_problems(split) for split in SPLITS] == [40, 512, 1024]
     with pytest.raises(IndexError, match="has 40 train problems: got index 40"):
         domain.problem("train", 40)
+    other_seed = domain.problem("test", 0)
+    assert [message.role for message in other_seed.messages] == ["system", "user"]
+    assert text_of(other_seed) != text_of(gym.problem("test", 0))
     pool_for.cache_clear()

@@ -90,10 +90,10 @@ class GymDomain:
         settings = {
             "datasets": self.config.parameters,
             "first": {split: i * _SPAN + begin for i, split in enumerate(_SPLITS)},
-            "size": {split: self.num_problems(split) for split in _SPLITS},
+            "size": {split: -(-self.num_problems(split) // len(self.suites)) for split in _SPLITS},
         }
         key = f"domains.{self.name}"
-        remedy = f"Correct {key}.dataset or {key}.config."
+        remedy = f"Correct {key}.dataset or {key}.config, or lower its numbers of problems."
         seconds = self.config.timeout_seconds
         return pool_for(Task("gym", json.dumps(settings), seconds, MEMORY_BYTES, remedy))
 

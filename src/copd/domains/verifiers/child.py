@@ -80,21 +80,22 @@ def gym_job(
     """`problem` and `reward` of reasoning-gym's generators, by name, split and position."""
     reasoning_gym = importlib.import_module("reasoning_gym")
     known = importlib.import_module("reasoning_gym.factory").DATASETS
-    for name in datasets:
+
+    def made(name: str, split: str) -> Any:
         if name not in known:
-            near = difflib.get_close_matches(name, known, n=3, cutoff=0) or known
-            raise ValueError(f"reasoning-gym has no generator {name!r}, it has {', '.join(near)}")
-    made = {
-        (name, split): reasoning_gym.create_dataset(
-            name, **parameters, seed=first[split], size=size[split]
-        )
-        for name, parameters in datasets.items()
-        for split in first
-    }
+            near = difflib.get_close_matches(name, known, n=3, cutoff=0)
+            raise ValueError(f"reasoning-gym has no {name!r}, it has {', '.join(near)}")
+        try:
+            given = {**datasets[name], "seed": first[split], "size": size[split]}
+            return reasoning_gym.create_dataset(name, **given)
+        except Exception as error:
+            raise ValueError(f"generator {name!r}: {error}") from None
+
+    problems = {(name, split): made(name, split) for name in datasets for split in first}
 
     def call(verb: str, name: str, split: str, position: int, text: str = "") -> Any:
         random.seed(0)
-        dataset = made[name, split]
+        dataset = problems[name, split]
         entry = dataset[position]
         if verb == "problem":
             return [str(entry["question"]), "" if entry["answer"] is None else str(entry["answer"])]
