@@ -13,6 +13,7 @@ from copd.domains.base import Domain
 from copd.domains.verifiers.pool import pool_for
 from copd.types import Problem, Split
 
+NAMES = ("chain_sum", "isomorphic_strings", "spiral_matrix")
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 
 RUN = """
@@ -81,6 +82,7 @@ def test_its_own_scorer_judges_the_answer(gym):
     assert gym.verify_all([spiral, sum_], [f"<answer>{spiral.answer}</answer>", right]) == [1, 1]
 
 
+@pytest.mark.slow
 def test_a_scorer_that_evaluates_text_harms_nothing(gym, tmp_path: Path):
     spiral, target = gym.problem("test", 2), tmp_path / "hacked"
     hostile = [
