@@ -262,6 +262,10 @@ def test_sections_are_checked_against_each_other(minimal: Path):
     [problems] = refusal(minimal, "--domains.image.num_test", "255")
     assert "domains.image.num_test is 255. Lower the first" in problems
     assert load_config(minimal, ["--domains.image.num_test", "256"])
+    smaller = ("--domains.image.num_validation", "255")
+    assert load_config(minimal, smaller)
+    [problems] = refusal(minimal, *smaller, "--evaluation.split", "validation")
+    assert "domains.image.num_validation is 255. Lower the first" in problems
 
 
 def test_what_must_be_chosen_is_asked_for(tmp_path: Path):

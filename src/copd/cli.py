@@ -112,9 +112,6 @@ def build_parser(settings: str = "") -> argparse.ArgumentParser:
     cli_compare.add_options(_command(commands, "compare", cli_compare.ABOUT))
     _add_eval(commands)
     _add_merge(commands)
-    cli_compare.add_options(_command(commands, "compare", cli_compare.ABOUT))
-    _add_eval(commands)
-    _add_merge(commands)
     _add_report(commands)
     cli_data.add_options(_command(commands, "data", cli_data.ABOUT, settings))
     return parser

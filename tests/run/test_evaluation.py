@@ -114,3 +114,19 @@ def test_pieces_do_not_change_what_is_measured(make_config, tmp_path, monkeypatc
     assert pieces == whole
     assert whole["one"] == whole["other"]
     assert {len(result.accuracy) for result in whole["one"].values()} == {7}
+
+
+def test_the_configured_split_is_measured_unless_another_is_named(make_config, tmp_path):
+    settings = {"num_problems": 6, "num_samples": 2}
+    test, validation = (
+        make_config(tmp_path, evaluation={**settings, "split": split})
+        for split in ("test", "validation")
+    )
+    engine = create_engine(test)
+    engine.spawn("one", "tiny")
+    try:
+        found = evaluate(engine, validation, ["one"])
+        assert found == evaluate(engine, test, ["one"], split="validation")
+        assert found != evaluate(engine, test, ["one"])
+    finally:
+        engine.close()

@@ -64,7 +64,7 @@ def measurement(config: Config) -> dict[str, Any]:
     """All that decides on which problems, and how, a model is measured."""
     limit = config.evaluation.max_completion_tokens or config.rollout.max_completion_tokens
     evaluation = config.evaluation.model_dump(
-        include={"num_problems", "num_samples", "temperature"}
+        include={"split", "num_problems", "num_samples", "temperature"}
     )
     domains = {
         name: domain.model_dump(mode="json", exclude={"num_train"})

@@ -194,8 +194,10 @@ class MonitorConfig(Section):
 class EvaluationConfig(Section):
     """Accuracy and pass@k on held-out problems."""
 
+    split: Literal["validation", "test"] = "test"
+    """Where trained models are measured; "validation" while settings are being chosen."""
     num_problems: Count = 256
-    """Problems per domain; of the validation split at most all."""
+    """Problems per domain; where validation problems choose merge weights, at most all of them."""
     num_samples: Count = 4
     """Completions per problem; pass@k is estimated from them."""
     temperature: NonNegativeFloat = 0.7

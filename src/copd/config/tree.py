@@ -81,11 +81,13 @@ class Config(Section):
         if isinstance(self.recipe, PilotConfig):
             self.recipe.check_measured("evaluation", self.evaluation.every)
             self.recipe.check_measured("monitor", self.monitor.every)
+        split = self.evaluation.split
         for name, domain in self.domains.items():
-            if domain.num_test and self.evaluation.num_problems > domain.num_test:
+            available = domain.num_test if split == "test" else domain.num_validation
+            if available and self.evaluation.num_problems > available:
                 raise ValueError(
                     "evaluation.num_problems must not exceed what a domain has: got "
-                    f"{self.evaluation.num_problems}, but domains.{name}.num_test is "
-                    f"{domain.num_test}. Lower the first or raise the second."
+                    f"{self.evaluation.num_problems}, but domains.{name}.num_{split} is "
+                    f"{available}. Lower the first or raise the second."
                 )
         return self

@@ -6,7 +6,7 @@ const ROWS = [
   { q: "accuracy", title: "Accuracy of batches", unit: "0 to 1", from: 0, to: 1, unlike: "reward", about:
     "Share of rollouts with reward 1 or more." },
   { q: "measured", title: "Held-out accuracy", unit: "0 to 1", from: 0, to: 1, about:
-    "On test problems, the same for all models; whiskers are 95 % intervals over problems, over seeds where several runs are shown." },
+    "On held-out problems, the same for all models; whiskers are 95 % intervals over problems, over seeds where several runs are shown." },
   { q: "overlap", title: "Top-k overlap with the teacher", unit: "0 to 1", to: 1, about:
     "On the student's own tokens of cross batches: how many of the k most probable tokens both share." },
   { q: "symmetric_kl", title: "Symmetric KL to the teacher", unit: "nats", from: 0, about:

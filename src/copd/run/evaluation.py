@@ -70,17 +70,17 @@ def evaluate(
     config: Config,
     branches: Sequence[str],
     *,
-    split: Split = "test",
+    split: Split | None = None,
     domain_done: Callable[[], None] = lambda: None,
 ) -> dict[str, dict[str, DomainResult]]:
     """Every named branch on every domain; the same problems and the same seeds for all of them.
 
-    Piece by piece, all branches on one before the next: a problem is built once for all, and memory
-    does not grow with their number.
+    Of `config.evaluation.split`, unless another one is named. Piece by piece, all branches on one
+    before the next: a problem is built once for all, and memory does not grow with their number.
     """
     results: dict[str, dict[str, DomainResult]] = {name: {} for name in branches}
     for domain in config.domains:
-        request = evaluation_request(config, domain, split)
+        request = evaluation_request(config, domain, split or config.evaluation.split)
         answers = [
             engine.each(Branch.evaluate, dict.fromkeys(branches, piece))
             for piece in _pieces(request)

@@ -186,7 +186,7 @@ class Runner:
         return results
 
     def _evaluate(
-        self, title: str, names: Sequence[str], *, split: Split = "test", in_step: bool = False
+        self, title: str, names: Sequence[str], *, split: Split | None = None, in_step: bool = False
     ) -> dict[str, Results]:
         """An evaluation whose progress can be seen."""
         with self.progress.phase(title, len(self.config.domains), in_step=in_step) as domain_done:
