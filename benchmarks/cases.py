@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal
@@ -132,6 +133,9 @@ class Shapes:
 
     def verify(self, problem: Problem, text: str) -> float:
         return digit_share(text)
+
+    def verify_all(self, problems: Sequence[Problem], texts: Sequence[str]) -> list[float]:
+        return [self.verify(*each) for each in zip(problems, texts, strict=True)]
 
 
 def digit_share(text: str) -> float:

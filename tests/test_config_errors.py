@@ -101,7 +101,10 @@ def test_a_domain_of_files_says_what_is_wrong(minimal: Path, settings: str, sent
 @pytest.mark.parametrize(
     ("overrides", "remedy"),
     [
-        (("--domains.text.type", "digit"), "got 'digit', expected one of 'digits', 'files'."),
+        (
+            ("--domains.text.type", "digit"),
+            "got 'digit', expected one of 'digits', 'files', 'reasoning_gym'.",
+        ),
         (("--distill.top_k", "5"), "distill.type is missing: expected one of 'sampled', 'topk'"),
         (("--distill.type", "full", "--distill.top_k", "5"), 'set distill.type = "topk"'),
         (("--distill.type", "sampled", "--distill.form", "jsd"), "only with 'topk' or 'full'"),

@@ -189,13 +189,7 @@ class Branch:
         (groups,) = self._sample([wanted], request.max_completion_tokens).groups
         return Answers(
             suites=tuple(self._book.problem(name).suite for name in names),
-            rewards=np.array(
-                [
-                    [self._book.verify(n, c.text) for c in g]
-                    for n, g in zip(names, groups, strict=True)
-                ],
-                dtype=np.float32,
-            ),
+            rewards=self._book.verify_groups(names, groups),
             lengths=np.array(
                 [[len(c.token_ids) for c in group] for group in groups], dtype=np.int32
             ),

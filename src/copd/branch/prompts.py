@@ -10,9 +10,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 
+import numpy as np
+from numpy.typing import NDArray
+
 from copd.domains.base import Domain
 from copd.policy import Prompt
-from copd.types import Message, Problem, ProblemId
+from copd.types import Completion, Message, Problem, ProblemId
 
 _NUM_PROBLEMS = 2**16
 """Problems remembered for their verifiers; each is a few hundred bytes of text."""
@@ -68,6 +71,25 @@ class PromptBook:
                 f"{name.index}"
             )
             raise
+
+    def verify_groups(
+        self, names: Sequence[ProblemId], groups: Sequence[Sequence[Completion]]
+    ) -> NDArray[np.float32]:
+        """The rewards of all completions of every problem, shape `P G`; a domain sees its own
+        at once."""
+        pairs = [(n, c.text) for n, group in zip(names, groups, strict=True) for c in group]
+        rewards = np.zeros(len(pairs), dtype=np.float32)
+        for domain in dict.fromkeys(name.domain for name in names):
+            places = [i for i, (name, _) in enumerate(pairs) if name.domain == domain]
+            problems = [self.problem(pairs[i][0]) for i in places]
+            texts = [pairs[i][1] for i in places]
+            try:
+                rewards[places] = self.domains[domain].verify_all(problems, texts)
+            except Exception:
+                for i in places:  # says on which problem it failed
+                    self.verify(*pairs[i])
+                raise
+        return rewards.reshape(len(names), -1)
 
     def _entry(self, name: ProblemId) -> Prompt:
         prompt = self._entries.pop(name, None)

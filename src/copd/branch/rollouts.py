@@ -17,10 +17,6 @@ def pack_batch(
 ) -> Batch:
     """The answer to a request: one flat token axis, and the verifier's rewards."""
     completions = [completion for group in groups for completion in group]
-    rewards = [
-        [book.verify(name, completion.text) for completion in group]
-        for name, group in zip(request.problems, groups, strict=True)
-    ]
     return Batch(
         action=request.action,
         problems=request.problems,
@@ -28,7 +24,7 @@ def pack_batch(
         token_ids=np.concatenate([c.token_ids for c in completions]),
         lengths=np.array([len(c.token_ids) for c in completions], dtype=np.int32),
         logprobs=np.concatenate([c.logprobs for c in completions]),
-        rewards=np.array(rewards, dtype=np.float32),
+        rewards=book.verify_groups(request.problems, groups),
         is_truncated=np.array([c.is_truncated for c in completions]),
         texts=tuple(c.text for c in completions),
         temperature=request.temperature,

@@ -4,10 +4,8 @@ from copd.config.domains import (
     ColumnsConfig,
     DigitsConfig,
     DomainConfig,
-    ExactVerifier,
     FilesConfig,
-    NumericVerifier,
-    VerifierConfig,
+    GymConfig,
     num_problems,
 )
 from copd.config.help import describe_settings
@@ -54,13 +52,27 @@ from copd.config.sections import (
 from copd.config.tree import (
     Config,
 )
+from copd.config.verifiers import (
+    BoxVerifier,
+    ChoiceVerifier,
+    ExactVerifier,
+    FormatVerifier,
+    FunctionVerifier,
+    IntervalVerifier,
+    MathVerifier,
+    MixtureVerifier,
+    NumericVerifier,
+    VerifierConfig,
+)
 
 __all__ = [
     "BASE",
     "EXPERT",
     "STUDENT",
     "UNIFIED",
+    "BoxVerifier",
     "CheckpointConfig",
+    "ChoiceVerifier",
     "CoPDConfig",
     "ColumnsConfig",
     "Config",
@@ -73,11 +85,17 @@ __all__ = [
     "ExactVerifier",
     "ExpertsConfig",
     "FilesConfig",
+    "FormatVerifier",
     "FullDistill",
+    "FunctionVerifier",
+    "GymConfig",
+    "IntervalVerifier",
     "LossConfig",
     "MOPDConfig",
+    "MathVerifier",
     "MergeConfig",
     "MixedConfig",
+    "MixtureVerifier",
     "ModelConfig",
     "MonitorConfig",
     "NoMerge",

@@ -1,18 +1,21 @@
-"""Which problems a run is about: the kinds of domains and of verifiers. Reads no data."""
+"""Which problems a run is about: the kinds of domains. Reads no data."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, StrictBool, model_validator
 
-from copd.config.sections import Count, NonNegativeFloat, PositiveFloat, Section
+from copd.config.sections import Count, NonNegativeInt, PositiveFloat, Section
+from copd.config.verifiers import ExactVerifier, VerifierConfig
 
 if TYPE_CHECKING:  # help and plan answer without numpy
     from copd.types import Split
 
 Share = Annotated[float, Field(strict=True, ge=0, lt=1)]
 Location = Annotated[str, Field(min_length=1)]
+GymDatasets = Location | Annotated[tuple[Location, ...], Field(min_length=1)]
+GymSize = Annotated[int, Field(strict=True, ge=1, le=2**28)]
 Locations = Location | Annotated[tuple[Location, ...], Field(min_length=1)]
 
 
@@ -31,29 +34,6 @@ class DigitsConfig(Section):
     """Problems that choose settings, such as merge weights."""
     num_test: Count = 1024
     """Problems that are only ever measured."""
-
-
-class ExactVerifier(Section):
-    """Right is what equals the reference to the letter."""
-
-    type: Literal["exact"] = "exact"
-    """The plainest one."""
-    mark: str = "#"
-    """The answer is what follows the last mark; empty takes the whole completion."""
-
-
-class NumericVerifier(Section):
-    """Right is a last number close to that of the reference."""
-
-    type: Literal["numeric"] = "numeric"
-    """For answers such as 1,080 or $18.50."""
-    mark: str = "#"
-    """The number is looked for after the last mark; empty looks at the whole completion."""
-    tolerance: NonNegativeFloat = 1e-6
-    """Largest difference from the reference."""
-
-
-VerifierConfig = Annotated[ExactVerifier | NumericVerifier, Field(discriminator="type")]
 
 
 class ColumnsConfig(Section):
@@ -125,7 +105,61 @@ class FilesConfig(Section):
         return self
 
 
-DomainConfig = Annotated[DigitsConfig | FilesConfig, Field(discriminator="type")]
+class GymConfig(Section):
+    """Problems from generators of reasoning-gym, scored by its scorers; needs the extra `gym`."""
+
+    type: Literal["reasoning_gym"]
+    """Which kind of domain this is."""
+    dataset: GymDatasets
+    """Name of a generator, such as "chain_sum", or a list: each is a suite."""
+    config: dict[str, Any] = Field(default={})
+    """Its own parameters, such as {max_terms = 3}; of a list, such a table per name."""
+    seed: NonNegativeInt = 0
+    """Another one gives other problems."""
+    num_train: GymSize = 100_000
+    """Problems to learn from."""
+    num_validation: GymSize = 512
+    """Problems that choose settings, such as merge weights."""
+    num_test: GymSize = 1024
+    """Problems that are only ever measured."""
+    system_prompt: str | None = None
+    """First turn, if set."""
+    prompt_suffix: str = (
+        "\n\nThink step by step, then write only the final answer between <answer> and </answer>."
+    )
+    """Added to the end of every question: how to give the answer."""
+    mark: str = "<answer>"
+    """The answer is what follows the last mark; of a tag, what it encloses."""
+    timeout_seconds: PositiveFloat = 5.0
+    """Processor seconds the scoring of a completion may cost before it earns nothing."""
+
+    @property
+    def parameters(self) -> dict[str, dict[str, Any]]:
+        """The parameters of every generator by its name."""
+        if isinstance(self.dataset, str):
+            return {self.dataset: self.config}
+        return {name: self.config.get(name, {}) for name in self.dataset}
+
+    @model_validator(mode="after")
+    def _check(self) -> GymConfig:
+        if isinstance(self.dataset, str):
+            return self
+        if len(set(self.dataset)) < len(self.dataset):
+            raise ValueError(
+                f"dataset must name each generator once: got {list(self.dataset)}. "
+                "Remove the repeated one."
+            )
+        for name, table in self.config.items():
+            if name not in self.dataset or not isinstance(table, dict):
+                raise ValueError(
+                    f"with several generators, config must hold a table for each by its name "
+                    f"({', '.join(self.dataset)}): got {name} = {table!r}. "
+                    f"Write config = {{ {self.dataset[0]} = {{ ... }} }}."
+                )
+        return self
+
+
+DomainConfig = Annotated[DigitsConfig | FilesConfig | GymConfig, Field(discriminator="type")]
 
 
 def num_problems(config: DomainConfig, split: Split) -> int:

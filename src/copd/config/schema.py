@@ -64,7 +64,10 @@ def locate(root: Any, location: Sequence[str | int]) -> Place:
     node, keys, parent, siblings = root, [], None, models_in(root)
     for key in location:
         variants = models_in(node)
-        if _is_dict(node):
+        if get_origin(node) is tuple and (entries := models_in(get_args(node)[0])):
+            node, parent, siblings = get_args(node)[0], None, entries
+            keys.append(str(key))
+        elif _is_dict(node):
             node, parent = get_args(node)[1], None
             keys.append(str(key))
         elif len(variants) > 1:

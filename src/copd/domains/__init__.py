@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from copd.config import Config, DigitsConfig, DomainConfig, FilesConfig, parse_config
+from copd.config import Config, DigitsConfig, DomainConfig, FilesConfig, GymConfig, parse_config
 from copd.domains import files
 from copd.domains.base import Domain
 from copd.domains.digits import MODALITIES, DigitsDomain
+from copd.domains.gym import load_gym
 
 __all__ = ["Domain", "load_domains", "with_sizes"]
 
@@ -41,6 +42,8 @@ def _load(name: str, config: DomainConfig) -> Domain:
     match config:
         case FilesConfig():
             return files.load_files(name, config)
+        case GymConfig():
+            return load_gym(name, config)
         case DigitsConfig():
             return _digits(name, config)
 

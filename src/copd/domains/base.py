@@ -5,6 +5,7 @@ Knows no model and no torch.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 from copd.types import Problem, Split
@@ -39,6 +40,10 @@ class Domain(Protocol):
 
     def verify(self, problem: Problem, text: str) -> float:
         """The reward in [0, 1] of a completion's text; what cannot be parsed earns 0.0."""
+        ...
+
+    def verify_all(self, problems: Sequence[Problem], texts: Sequence[str]) -> list[float]:
+        """`verify` of many at once, in their order."""
         ...
 
     def reading(self, problem: Problem, text: str) -> str:

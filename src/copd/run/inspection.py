@@ -49,7 +49,7 @@ def _first(domain: FilesDomain, count: int) -> Iterator[Problem]:
 
 
 def _shown(problem: Problem, domain: FilesDomain, renderer: Renderer | None) -> Record:
-    reads = domain.reading(problem, f"{domain.config.verifier.mark}{problem.answer}")
+    reads = domain.reading(problem, domain.verifier.written(problem.answer))
     record: Record = {
         "split": problem.id.split,
         "index": problem.id.index,

@@ -6,7 +6,7 @@ No files, no network.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -61,6 +61,9 @@ class DigitsDomain:
 
     def verify(self, problem: Problem, text: str) -> float:
         return exact(text, problem.answer)
+
+    def verify_all(self, problems: Sequence[Problem], texts: Sequence[str]) -> list[float]:
+        return [self.verify(*each) for each in zip(problems, texts, strict=True)]
 
     def reading(self, problem: Problem, text: str) -> str:
         return final_answer(text) or ""

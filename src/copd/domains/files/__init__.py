@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -18,7 +18,7 @@ from copd.domains.files.index import Index, Source, build_index
 from copd.domains.files.media import MediaReader
 from copd.domains.files.sources import SUFFIXES, Tables, find_tables
 from copd.domains.files.tables import Table
-from copd.domains.verifiers import Verifier, load_verifier
+from copd.domains.verifiers import Verifier, check_functions, load_verifier
 from copd.types import Message, Part, Problem, ProblemId, Split, Text
 
 NUM_SHOWN = 5
@@ -67,6 +67,10 @@ class FilesDomain:
 
     def verify(self, problem: Problem, text: str) -> float:
         return self.verifier.reward(text, problem.answer)
+
+    def verify_all(self, problems: Sequence[Problem], texts: Sequence[str]) -> list[float]:
+        pairs = [(text, p.answer) for p, text in zip(problems, texts, strict=True)]
+        return self.verifier.rewards(pairs)
 
     def reading(self, problem: Problem, text: str) -> str:
         """What the verifier takes for the answer."""
@@ -128,6 +132,7 @@ def load_files(name: str, config: FilesConfig) -> FilesDomain:
 def with_sizes(name: str, config: FilesConfig) -> FilesConfig:
     """The settings with all that the data decide filled in."""
     domain = load_files(name, config)
+    check_functions(domain.verifier)
     return config.model_copy(
         update={
             "num_train": domain.num_problems("train"),

@@ -1,16 +1,16 @@
-"""Verifiers: pure functions from a completion's text and the reference answer to a reward.
+"""What a completion answers, and whether it equals the reference as text or as a number.
 
-No model, no I/O.
+Pure functions: no model, no I/O.
 """
 
 from __future__ import annotations
 
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
-from copd.config import ExactVerifier, NumericVerifier, VerifierConfig
+from copd.domains.verifiers.base import Pair
 
 ANSWER_MARK = "#"
 """What precedes the final answer in a completion, as in GSM8K's solutions."""
@@ -23,11 +23,14 @@ _NUMBER = re.compile(
 def final_answer(text: str, mark: str = ANSWER_MARK) -> str | None:
     """What follows the last answer mark, stripped; None when there is none.
 
-    An empty mark makes the whole text the answer.
+    An empty mark makes the whole text the answer. Where the mark is a tag such as `<answer>`, the
+    answer ends at `</answer>`.
     """
     if not mark:
         return text.strip()
     _, found, answer = text.rpartition(mark)
+    if mark[0] == "<" and mark[-1] == ">":
+        answer = answer.partition(f"</{mark[1:]}")[0]
     return answer.strip() if found else None
 
 
@@ -50,22 +53,6 @@ def last_number(text: str) -> float | None:
     return value if math.isfinite(value) else None
 
 
-class Verifier(Protocol):
-    """How a domain judges completions."""
-
-    def reward(self, text: str, answer: str) -> float:
-        """In [0, 1]; what cannot be parsed earns 0.0."""
-        ...
-
-    def reading(self, text: str) -> str:
-        """What it takes for the answer in a completion; empty where it finds none."""
-        ...
-
-    def objection(self, answer: str) -> str:
-        """Why no completion could ever match this reference; empty where one can."""
-        ...
-
-
 @dataclass(frozen=True)
 class Exact:
     """`exact`, as configured."""
@@ -75,6 +62,9 @@ class Exact:
     def reward(self, text: str, answer: str) -> float:
         return exact(text, answer, self.mark)
 
+    def rewards(self, pairs: Sequence[Pair]) -> list[float]:
+        return [self.reward(*pair) for pair in pairs]
+
     def reading(self, text: str) -> str:
         return final_answer(text, self.mark) or ""
 
@@ -82,6 +72,9 @@ class Exact:
         if answer == final_answer(self.mark + answer, self.mark):
             return ""
         return f"answer {answer[:40]!r} has spaces around it or the mark {self.mark!r} in it"
+
+    def written(self, answer: str) -> str:
+        return self.mark + answer
 
 
 @dataclass(frozen=True)
@@ -94,6 +87,9 @@ class Numeric:
     def reward(self, text: str, answer: str) -> float:
         return numeric(text, answer, mark=self.mark, tolerance=self.tolerance)
 
+    def rewards(self, pairs: Sequence[Pair]) -> list[float]:
+        return [self.reward(*pair) for pair in pairs]
+
     def reading(self, text: str) -> str:
         value = last_number(final_answer(text, self.mark) or "")
         return "" if value is None else f"{value:.12g}"
@@ -101,11 +97,5 @@ class Numeric:
     def objection(self, answer: str) -> str:
         return "" if last_number(answer) is not None else f"answer {answer[:40]!r} has no number"
 
-
-def load_verifier(config: VerifierConfig) -> Verifier:
-    """The configured verifier."""
-    match config:
-        case ExactVerifier():
-            return Exact(config.mark)
-        case NumericVerifier():
-            return Numeric(config.mark, config.tolerance)
+    def written(self, answer: str) -> str:
+        return self.mark + answer
