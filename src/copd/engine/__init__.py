@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from copd.config import Config, LocalEngineConfig, RayEngineConfig
-from copd.engine.base import BranchLost, Engine
+from copd.engine.base import BranchLost, Engine, wait_for
 from copd.engine.local import LocalEngine
 
-__all__ = ["BranchLost", "Engine", "LocalEngine", "create_engine"]
+__all__ = ["BranchLost", "Engine", "LocalEngine", "create_engine", "wait_for"]
 
 
 def create_engine(config: Config) -> Engine:

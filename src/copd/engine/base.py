@@ -5,7 +5,7 @@ Knows no recipe.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol, TypeVar
 
 from copd.branch import Branch
@@ -55,3 +55,12 @@ class Engine(Protocol):
     def close(self) -> None:
         """Frees everything."""
         ...
+
+
+def wait_for(engine: Engine, names: Sequence[str]) -> None:
+    """Until branches that were spawned are there; what is wrong with them is raised here."""
+    engine.each(_do_nothing, dict.fromkeys(names))
+
+
+def _do_nothing(branch: Branch, _: None) -> None:
+    pass

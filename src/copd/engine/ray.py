@@ -71,8 +71,7 @@ class Host:
 
     def spawn(self, config: Config, folder: Path, name: str, model: str, frozen: bool) -> str:
         """Whatever was here before is forgotten; returns where the branch is, for people."""
-        if self._engine is None:
-            self._engine = _open(config, folder)
+        self._engine = self._engine or _open(config, folder)
         self._engine.clear()
         self._engine.spawn(name, model, frozen=frozen)
         return f"process {os.getpid()} on {platform.node()}"
@@ -80,15 +79,12 @@ class Host:
     def apply(
         self, verb: Callable[[Branch, Input], Output], inputs: Mapping[str, Input]
     ) -> dict[str, Output]:
-        return self._opened.each(verb, inputs)
+        assert self._engine is not None, "a branch is spawned first"
+        return self._engine.each(verb, inputs)
 
     def clear(self) -> None:
-        self._opened.clear()
-
-    @property
-    def _opened(self) -> LocalEngine:
-        assert self._engine is not None, "a branch is spawned first"
-        return self._engine
+        if self._engine is not None:
+            self._engine.clear()
 
 
 class RayEngine:
@@ -105,7 +101,7 @@ class RayEngine:
                 "Set it to 1, or to a fraction where branches share one."
             )
         self._config, self._settings = config, settings
-        self._joined = _join(settings)
+        self._joined = join(settings)
         self._is_private = self._joined and settings.address is None
         self._hosts: dict[str, Any] = {}
         self._coming: dict[str, Any] = {}
@@ -262,7 +258,7 @@ def _open(config: Config, folder: Path) -> LocalEngine:
     return LocalEngine(config)
 
 
-def _join(settings: RayEngineConfig) -> bool:
+def join(settings: RayEngineConfig) -> bool:
     """Connects to a cluster, or starts one on this machine that ends with this process.
 
     False for a program that is connected already, and stays so.
