@@ -28,7 +28,7 @@ from copd.engine.local import LocalEngine
 
 try:
     import ray
-    from ray.cloudpickle import CloudPickler
+    from ray.cloudpickle.cloudpickle import Pickler as CloudPickler
     from ray.exceptions import RayError
 except ModuleNotFoundError as error:
     if error.name != "ray":
