@@ -80,9 +80,11 @@ def test_the_cut_changes_no_token(batches):
     assert len({tuple(ids) for ids in tokens[0][0]}) > 4
 
 
-def test_prompts_are_kept_only_when_asked_and_read_in_one_pass(batches):
+def test_prompts_are_kept_if_read_in_one_pass_and_with_a_graph_when_asked(batches):
     policy, wanted = batches
-    assert sampled(policy, wanted, 16384).prefixes is None
+    plain = sampled(policy, wanted, 16384).prefixes
+    assert plain is not None
+    assert not any(prefix.last_states.requires_grad for prefix in plain)
     assert sampled(policy, wanted, 40, keep_graph=True).prefixes is None
     kept = sampled(policy, wanted, 16384, keep_graph=True).prefixes
     assert kept is not None

@@ -120,12 +120,14 @@ def test_adapters_off_is_the_base_bit_for_bit_and_a_fresh_one_changes_nothing(
 ):
     base, adapters, _ = share(seeing_folder, "a")
     adapters.add("fresh")
-    prompts = prompts_of(seeing, "mixed")
     completions = invent(seeing, LENGTHS)
-    expected = logits(seeing, prompts, completions)
-    assert torch.equal(logits(base, prompts, completions), expected)
+    plain = Policy.load(seeing_folder)
+    plain.set_vision_trainable(False)
     fresh = base.sharing(adapters, "fresh")
-    assert torch.equal(logits(fresh, prompts, completions), expected)
+    expected, *others = (
+        logits(policy, prompts_of(seeing, "mixed"), completions) for policy in (plain, base, fresh)
+    )
+    assert all(torch.equal(other, expected) for other in others)
 
 
 def test_fresh_adapters_are_equal_and_come_from_the_seed_alone(reading_folders):

@@ -19,7 +19,7 @@ from copd.branch import Branch
 from copd.config import TrackingConfig
 from copd.run import commands
 from copd.run.directory import read_lines
-from copd.run.evaluation import DomainResult
+from copd.run.evaluation import DomainResult, from_json
 from copd.run.trackers import (
     MAKERS,
     PACKAGES,
@@ -116,7 +116,7 @@ def test_tensorboard_has_every_value_once(config, monkeypatch):
         "eval/text/text": [2, 4],
         "eval/text/mean": [2, 4],
     }
-    final = json.loads((root / "eval.json").read_text())["text"]["text"]["accuracy"]
+    final = from_json(json.loads((root / "eval.json").read_text()))["text"]["text"].accuracy
     assert evaluated["eval/text/text"][-1][1] == pytest.approx(sum(final) / 3)
     [(step, text)] = texts
     assert step == 0 and json.loads(text)["recipe"]["steps"] == 4

@@ -7,6 +7,7 @@ import pytest
 
 from copd.config import Config
 from copd.run import commands
+from copd.run.evaluation import from_json
 from copd.study.pilot import correlate, main, pearson, read_points
 
 SETTINGS = {
@@ -42,12 +43,12 @@ def test_the_points_of_a_run_are_what_it_measured(run):
     [line] = [line for line in lines if line["step"] == 3]
     assert line["models"] == ["expert", "student_50", "student_100", "student_250", "base"]
     [measured] = (run / "evaluations.jsonl").read_text().splitlines()
-    before = json.loads(measured)["results"]
-    after = json.loads((run / "eval.json").read_text())
+    before = from_json(json.loads(measured)["results"])
+    after = from_json(json.loads((run / "eval.json").read_text()))
     for row, point in enumerate(points, start=1):
         assert point.overlap == line["domains"]["text"]["overlap"][row][0] < 1
         assert point.symmetric_kl == line["domains"]["text"]["symmetric_kl"][row][0] > 0
-        first, last = (np.mean(r[point.student]["text"]["accuracy"]) for r in (before, after))
+        first, last = (np.mean(r[point.student]["text"].accuracy) for r in (before, after))
         assert point.before.mean == pytest.approx(first)
         assert point.gain.mean == pytest.approx(last - first)
         assert point.gain.low <= point.gain.mean <= point.gain.high
