@@ -52,8 +52,11 @@ class TimedEngine:
         with self._turns.phase(_PHASES[verb.__name__]):
             return {name: verb(self._branches[name], value) for name, value in inputs.items()}
 
-    def close(self) -> None:
+    def clear(self) -> None:
         self._branches.clear()
+
+    def close(self) -> None:
+        self.clear()
 
 
 def teachers(case: Case) -> tuple[str, ...]:

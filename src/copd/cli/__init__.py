@@ -198,6 +198,8 @@ def stoppable(run: Path | None = None) -> Iterator[None]:
         raise Stopped(130, f"interrupted. {_advice(run)}") from None
     except FloatingPointError as error:
         raise Stopped(1, f"error: {error}") from error
+    except ChildProcessError as error:  # a branch was lost, and again and again
+        raise Stopped(1, f"error: {error} {_advice(run)}") from error
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise

@@ -7,7 +7,15 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StrictBool, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StrictBool,
+    model_validator,
+)
 
 from copd.config.names import check_name
 
@@ -223,13 +231,43 @@ class CheckpointConfig(Section):
     """Steps that have a checkpoint whatever `every` says, and keep it."""
 
 
-class EngineConfig(Section):
-    """Where branches live."""
+class LocalEngineConfig(Section):
+    """Branches in this process, one after another."""
 
     type: Literal["local"] = "local"
-    """"local": in this process."""
+    """What an engine is without a type."""
     num_threads: Count | None = None
     """CPU threads; torch decides by default."""
+
+
+class RayEngineConfig(Section):
+    """A process per branch, side by side, on Ray (docs/scaling.md)."""
+
+    type: Literal["ray"] = "ray"
+    """Needs the package ray."""
+    address: Annotated[str, Field(min_length=1)] | None = None
+    """Of a cluster that runs, or "auto"; by default one is started here and ended with the run."""
+    num_threads: Count = 1
+    """CPU threads of a branch."""
+    num_cpus: NonNegativeFloat = 1.0
+    """CPUs of the cluster that a branch reserves; without an address they do not count."""
+    num_gpus: NonNegativeFloat = 0.0
+    """GPUs that a branch reserves; 0.5 puts two on one."""
+    start_limit: PositiveFloat = 600.0
+    """Seconds until a branch has found its place and loaded its model."""
+    time_limit: PositiveFloat = 21_600.0
+    """Seconds a branch may sample, score or learn at a time; after that it counts as lost."""
+
+
+def _local_by_default(engine: object) -> object:
+    return {"type": "local", **engine} if isinstance(engine, dict) else engine
+
+
+EngineConfig = Annotated[
+    LocalEngineConfig | RayEngineConfig,
+    Field(discriminator="type"),
+    BeforeValidator(_local_by_default),
+]
 
 
 class TrackingConfig(Section):

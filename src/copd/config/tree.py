@@ -21,6 +21,7 @@ from copd.config.sections import (
     DistillConfig,
     EngineConfig,
     EvaluationConfig,
+    LocalEngineConfig,
     LossConfig,
     ModelConfig,
     MonitorConfig,
@@ -64,7 +65,7 @@ class Config(Section):
     """Measuring accuracy."""
     checkpoint: CheckpointConfig = CheckpointConfig()
     """Saving the run's state."""
-    engine: EngineConfig = EngineConfig()
+    engine: EngineConfig = LocalEngineConfig()
     """Where branches live."""
     tracking: TrackingConfig = TrackingConfig()
     """Sending metrics to trackers."""

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from copd.config import Config
-from copd.engine.base import Engine
+from copd.config import Config, LocalEngineConfig, RayEngineConfig
+from copd.engine.base import BranchLost, Engine, wait_for
 from copd.engine.local import LocalEngine
 
-__all__ = ["Engine", "LocalEngine", "create_engine"]
+__all__ = ["BranchLost", "Engine", "LocalEngine", "create_engine", "wait_for"]
 
 
 def create_engine(config: Config) -> Engine:
     """The engine that `config.engine` names."""
-    return LocalEngine(config)
+    match config.engine:
+        case LocalEngineConfig():
+            return LocalEngine(config)
+        case RayEngineConfig():
+            from copd.engine.ray import RayEngine  # a package that not everybody has
+
+            return RayEngine(config, config.engine)

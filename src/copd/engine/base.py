@@ -5,13 +5,20 @@ Knows no recipe.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol, TypeVar
 
 from copd.branch import Branch
 
 Input = TypeVar("Input")
 Output = TypeVar("Output")
+
+
+class BranchLost(ChildProcessError):
+    """A branch is gone or does not answer: its process ended, its machine, or its time.
+
+    The others may be at any place now. After `clear` they can be brought to life again.
+    """
 
 
 class Engine(Protocol):
@@ -23,7 +30,8 @@ class Engine(Protocol):
     def spawn(self, name: str, model: str, *, frozen: bool = False) -> None:
         """A fresh branch with the weights of a model: a folder, a hub name, or "tiny".
 
-        A frozen one is only asked, never trained.
+        A frozen one is only asked, never trained. An engine may return before it is there; what is
+        wrong then shows in the first `each`.
         """
         ...
 
@@ -34,9 +42,25 @@ class Engine(Protocol):
     def each(
         self, verb: Callable[[Branch, Input], Output], inputs: Mapping[str, Input]
     ) -> dict[str, Output]:
-        """Applies a Branch method to the named branches; returns when all are done."""
+        """Applies a Branch method to the named branches; returns when all are done.
+
+        What a branch raises is raised here; of several, the first one's.
+        """
+        ...
+
+    def clear(self) -> None:
+        """Forgets all branches, whatever they are doing."""
         ...
 
     def close(self) -> None:
         """Frees everything."""
         ...
+
+
+def wait_for(engine: Engine, names: Sequence[str]) -> None:
+    """Until branches that were spawned are there; what is wrong with them is raised here."""
+    engine.each(_do_nothing, dict.fromkeys(names))
+
+
+def _do_nothing(branch: Branch, _: None) -> None:
+    pass

@@ -64,9 +64,12 @@ class LocalEngine:
     ) -> dict[str, Output]:
         return {name: verb(self._branches[name], value) for name, value in inputs.items()}
 
-    def close(self) -> None:
+    def clear(self) -> None:
         self._branches.clear()
         self._bases.clear()
+
+    def close(self) -> None:
+        self.clear()
 
     def _load(self, model: str) -> Policy:
         config = self._config.model

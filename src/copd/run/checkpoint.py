@@ -78,6 +78,12 @@ def latest_checkpoint(root: Path) -> Checkpoint | None:
     return _read(folders[-1]) if folders else None
 
 
+def saved_steps(root: Path) -> int:
+    """Steps of the plan that no loss can undo."""
+    checkpoint = latest_checkpoint(root)
+    return checkpoint.step if checkpoint else 0
+
+
 def checkpoint_at(root: Path, step: int) -> Checkpoint | None:
     """The checkpoint after this step, if it was kept."""
     folder = _folder(root, step)

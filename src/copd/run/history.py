@@ -24,7 +24,7 @@ METRICS = ("accuracy", "reward", "entropy", "length", "overlap")
 
 
 class History:
-    """The steps done so far. It grows by `add` and forgets nothing."""
+    """The steps done so far. It grows by `add`."""
 
     def __init__(self, plan: Plan, *, evaluation_every: int = 0) -> None:
         self.plan = plan
@@ -54,7 +54,10 @@ class History:
     def read(
         self, metrics: Iterable[Mapping[str, Any]], timings: Iterable[Mapping[str, Any]]
     ) -> None:
-        """All lines of metrics.jsonl and timings.jsonl at once."""
+        """All lines of metrics.jsonl and timings.jsonl at once, in place of those before."""
+        self.done, self.cost = 0, {}
+        for series in (self.seconds, *self._series.values()):
+            series.fill(np.nan)
         seconds = {timing["step"]: timing["seconds"] for timing in timings}
         for line in metrics:
             self.add(line, seconds.get(line["step"]))

@@ -13,9 +13,9 @@ from rich.console import Console
 from copd.branch import Branch
 from copd.config import Config
 from copd.domains import with_sizes
-from copd.engine import Engine
+from copd.engine import Engine, wait_for
 from copd.recipes import Plan, build_plan, to_dict
-from copd.run.checkpoint import latest_checkpoint, save_checkpoint
+from copd.run.checkpoint import latest_checkpoint, save_checkpoint, saved_steps
 from copd.run.cost import add_step, no_cost
 from copd.run.directory import (
     append_lines,
@@ -38,6 +38,7 @@ from copd.run.history import History
 from copd.run.merge import merge_branches
 from copd.run.preflight import check_teachers
 from copd.run.progress import RunProgress
+from copd.run.recovery import surviving
 from copd.run.rollouts import rollout_records
 from copd.run.step import REFERENCE, Position, StepResult, asks_base, take_step
 from copd.run.trackers import Trackers, check_installed, evaluation_values, step_values
@@ -72,6 +73,7 @@ class Runner:
             self.engine.spawn(name, self.config.model.path)
         if asks_base(self.config) or self.config.monitor.every:
             self.engine.spawn(REFERENCE, self.config.model.path, frozen=True)
+        wait_for(self.engine, self.plan.branches)
 
     def run(self, *, measure: bool = True) -> None:
         """Trains from the newest checkpoint, or the beginning, to the final models' table.
@@ -84,15 +86,33 @@ class Runner:
         self.prepare()
         self._write_settings()
         sent = max((line["step"] for line in read_lines(self.root / "timings.jsonl")), default=0)
-        done, cost = self._restore()
+        start = self._restore()
         with self.trackers.opened(sent), self.progress:
-            if done == 0:
-                check_teachers(self.engine, self.config, self.plan)
-            base = {BASE: self._base_results(done)} if self.config.evaluation.base else {}
-            self._train(done, cost)
-            results = self._finish(base) if measure else None
+            results = surviving(
+                lambda start: self._walk(*start, measure=measure),
+                start,
+                again=self._begin_again,
+                progress=lambda: saved_steps(self.root / "checkpoints"),
+                say=self.console.print,
+            )
         if results is not None:
             self._report(results)
+
+    def _walk(
+        self, done: int, cost: dict[str, dict[str, int]], *, measure: bool
+    ) -> dict[str, Results] | None:
+        """From a checkpoint to the end, unless a branch is lost on the way."""
+        if done == 0:
+            check_teachers(self.engine, self.config, self.plan)
+        base = {BASE: self._base_results(done)} if self.config.evaluation.base else {}
+        self._train(done, cost)
+        return self._finish(base) if measure else None
+
+    def _begin_again(self) -> tuple[int, dict[str, dict[str, int]]]:
+        """All branches anew, as they were in the newest checkpoint."""
+        self.engine.clear()
+        self.prepare()
+        return self._restore()
 
     def _write_settings(self) -> None:
         """What the run is, for people and for resume."""

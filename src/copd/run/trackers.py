@@ -148,6 +148,7 @@ class Trackers:
     def log(self, step: int, values: Mapping[str, float]) -> None:
         """The numbers of a step."""
         if step > self._last_sent:
+            self._last_sent = step
             self.log_again(step, values)
 
     def log_again(self, step: int, values: Mapping[str, float]) -> None:

@@ -1,0 +1,300 @@
+"""Every branch in a process of its own, as Ray actors: side by side, on one machine or on many.
+
+The only file that imports ray. Knows no recipe, and of a branch only how to host it.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+import os
+import pickle
+import platform
+import sys
+import time
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from copd.branch import Branch
+from copd.config import Config, RayEngineConfig
+from copd.engine.base import BranchLost
+from copd.engine.local import LocalEngine
+
+try:
+    import ray
+    from ray.cloudpickle.cloudpickle import Pickler as CloudPickler
+    from ray.exceptions import RayError
+except ModuleNotFoundError as error:
+    if error.name != "ray":
+        raise
+    raise ValueError(
+        'engine.type = "ray" needs a package that is not installed: got no ray. '
+        'Run `pip install "copd[ray]"`, or use engine.type = "local".'
+    ) from None
+
+Input = TypeVar("Input")
+Output = TypeVar("Output")
+
+STORE_BYTES = 2**28
+"""Object store of a cluster that is started here; what does not fit is spilled to disk."""
+
+CLEAR_SECONDS = 60.0
+"""How long branches may go on with what nobody waits for any more, before their processes end."""
+
+
+@dataclass(frozen=True)
+class Failure:
+    """What a branch raised, to be raised where it was asked."""
+
+    error: Exception
+
+
+class Host:
+    """The inside of an actor: a local engine that holds one branch."""
+
+    def __init__(self) -> None:
+        self._engine: LocalEngine | None = None
+
+    def serve(self, message: bytes) -> bytes:
+        """Does what a message says; an error is an answer, so that Ray adds nothing to it."""
+        try:
+            work, arguments = pickle.loads(message)
+            return pack(work(self, *arguments))
+        except Exception as error:
+            return _pack_failure(error)
+
+    def spawn(self, config: Config, folder: Path, name: str, model: str, frozen: bool) -> str:
+        """Whatever was here before is forgotten; returns where the branch is, for people."""
+        self._engine = self._engine or _open(config, folder)
+        self._engine.clear()
+        self._engine.spawn(name, model, frozen=frozen)
+        return f"process {os.getpid()} on {platform.node()}"
+
+    def apply(
+        self, verb: Callable[[Branch, Input], Output], inputs: Mapping[str, Input]
+    ) -> dict[str, Output]:
+        assert self._engine is not None, "a branch is spawned first"
+        return self._engine.each(verb, inputs)
+
+    def clear(self) -> None:
+        if self._engine is not None:
+            self._engine.clear()
+
+
+class RayEngine:
+    """One actor per branch; `each` asks all of them at once and waits for all.
+
+    A cluster that was started here ends with `close`, or with this process. The processes of
+    forgotten branches are kept for the next ones.
+    """
+
+    def __init__(self, config: Config, settings: RayEngineConfig) -> None:
+        if config.model.device == "cuda" and not settings.num_gpus:
+            raise ValueError(
+                'model.device is "cuda" and branches reserve no GPU: got engine.num_gpus = 0. '
+                "Set it to 1, or to a fraction where branches share one."
+            )
+        self._config, self._settings = config, settings
+        self._joined = join(settings)
+        self._is_private = self._joined and settings.address is None
+        self._hosts: dict[str, Any] = {}
+        self._coming: dict[str, Any] = {}
+        self._places: dict[str, str] = {}
+        self._idle: list[Any] = []
+
+    def spawn(self, name: str, model: str, *, frozen: bool = False) -> None:
+        """Returns at once: branches come to life side by side, and the next `each` waits."""
+        assert name not in self._hosts, f"branch {name!r} exists already"
+        host = self._idle.pop() if self._idle else self._new_host()
+        self._hosts[name] = host
+        self._coming[name] = _ask(host, Host.spawn, self._config, Path.cwd(), name, model, frozen)
+
+    def drop(self, name: str) -> None:
+        self._arrive([name])
+        self._collect({name: _ask(self._hosts[name], Host.clear)}, "drop", CLEAR_SECONDS)
+        self._idle.append(self._hosts.pop(name))
+
+    def each(
+        self, verb: Callable[[Branch, Input], Output], inputs: Mapping[str, Input]
+    ) -> dict[str, Output]:
+        self._arrive(list(inputs))
+        asked = {
+            name: _ask(self._hosts[name], Host.apply, verb, {name: value})
+            for name, value in inputs.items()
+        }
+        answers = self._collect(asked, verb.__name__, self._settings.time_limit)
+        return {name: answer[name] for name, answer in answers.items()}
+
+    def clear(self) -> None:
+        """Busy branches get some time to end what they do; who takes longer is ended."""
+        answers = {_ask(host, Host.clear): host for host in self._hosts.values()}
+        self._hosts, self._coming, self._places = {}, {}, {}
+        if answers:
+            ray.wait(list(answers), num_returns=len(answers), timeout=CLEAR_SECONDS)
+        for answer, host in answers.items():
+            try:
+                ray.get(answer, timeout=0)
+                self._idle.append(host)
+            except RayError:
+                ray.kill(host)
+
+    def close(self) -> None:
+        for host in (*self._hosts.values(), *self._idle):
+            ray.kill(host)
+        self._hosts, self._coming, self._places, self._idle = {}, {}, {}, []
+        if self._joined:
+            ray.shutdown()
+
+    def _new_host(self) -> Any:
+        settings = self._settings
+        threads = str(settings.num_threads)
+        variables = {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
+        if self._is_private:
+            self._require_gpus()
+            variables["PYTHONPATH"] = os.pathsep.join(p for p in sys.path if os.path.isabs(p))
+        return (
+            ray.remote(Host)
+            .options(
+                num_cpus=0 if self._is_private else settings.num_cpus,
+                num_gpus=settings.num_gpus,
+                max_restarts=0,
+                runtime_env={"env_vars": variables},
+            )
+            .remote()
+        )
+
+    def _require_gpus(self) -> None:
+        """On this machine alone no GPU can come later, so nobody should wait for one."""
+        available = ray.cluster_resources().get("GPU", 0.0)
+        num_hosts = len(self._hosts) + len(self._idle) + 1
+        if num_hosts * self._settings.num_gpus > available:
+            raise ValueError(
+                f"{num_hosts} branches do not fit on the GPUs of this machine: got "
+                f"engine.num_gpus = {self._settings.num_gpus:g} for each, expected at most "
+                f"{available:g} together. Lower it; a fraction puts several on one."
+            )
+
+    def _arrive(self, names: Sequence[str]) -> None:
+        """Waits for those that were spawned and have not answered yet."""
+        coming = {name: self._coming.pop(name) for name in names if name in self._coming}
+        self._places |= self._collect(coming, "spawn", self._settings.start_limit)
+
+    def _collect(self, asked: Mapping[str, Any], verb: str, limit: float) -> dict[str, Any]:
+        """All answers in the order of `asked`; the first loss, or else the first error, ends it."""
+        waiting, answers = {answer: name for name, answer in asked.items()}, dict[str, Any]()
+        deadline = time.monotonic() + limit
+        while waiting:
+            ready, _ = ray.wait(list(waiting), timeout=max(0.0, deadline - time.monotonic()))
+            if not ready:
+                raise self._lost(next(iter(waiting.values())), verb, _late(limit, verb))
+            name = waiting.pop(ready[0])
+            try:
+                answers[name] = pickle.loads(ray.get(ready[0]))
+            except RayError as error:
+                raise self._lost(name, verb, _cause(error)) from None
+        for name in asked:
+            if isinstance(answers[name], Failure):
+                raise answers[name].error
+        return {name: answers[name] for name in asked}
+
+    def _lost(self, name: str, verb: str, why: str) -> BranchLost:
+        """Makes sure of it: a process that is late must not write any more."""
+        ray.kill(self._hosts.pop(name))
+        where = self._places.pop(name, "no process yet")
+        return BranchLost(f"branch {name!r} ({where}) was lost in {verb}: {why}.")
+
+
+def pack(value: object) -> bytes:
+    """A message: one flat buffer in the object store, arrays in it as they lie in memory.
+
+    Ray's own way would share memory and hand out arrays that cannot be written to; local branches
+    get ordinary ones.
+    """
+    buffer = io.BytesIO()
+    _Pickler(buffer, protocol=pickle.HIGHEST_PROTOCOL).dump(value)
+    return buffer.getvalue()
+
+
+class _Pickler(CloudPickler):
+    """Functions by name or by value; tensors as NumPy arrays."""
+
+    def reducer_override(self, obj: Any) -> Any:
+        if isinstance(obj, Tensor) and obj.dtype == torch.float32:
+            return torch.from_numpy, (obj.detach().cpu().numpy(),)
+        return super().reducer_override(obj)
+
+
+def _ask(host: Any, work: Callable[..., object], *arguments: object) -> Any:
+    """Sends a message; returns where the answer will be."""
+    return host.serve.remote(pack((work, arguments)))
+
+
+def _pack_failure(error: Exception) -> bytes:
+    """Errors for users stay as they are; a bug tells where it happened."""
+    if not isinstance(error, ValueError | ArithmeticError | OSError):
+        error.add_note(f"raised in the process of a branch:\n{traceback.format_exc()}")
+    try:
+        message = pack(Failure(error))
+        pickle.loads(message)
+        return message
+    except Exception:  # an error that cannot travel
+        return pack(Failure(RuntimeError("".join(traceback.format_exception(error)))))
+
+
+def _open(config: Config, folder: Path) -> LocalEngine:
+    """Relative paths must mean here what they mean where the run was started."""
+    if not folder.is_dir():
+        raise ValueError(
+            "every machine of the cluster must see the folder in which the run is started: "
+            f"{platform.node()} has no {folder}. Start it in a folder that all of them share."
+        )
+    os.chdir(folder)
+    return LocalEngine(config)
+
+
+def join(settings: RayEngineConfig) -> bool:
+    """Connects to a cluster, or starts one on this machine that ends with this process.
+
+    False for a program that is connected already, and stays so.
+    """
+    if ray.is_initialized():
+        return False
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # users are asked before we tell on them
+    try:
+        if settings.address:
+            ray.init(address=settings.address, log_to_driver=False, logging_level=logging.ERROR)
+        else:
+            ray.init(
+                num_cpus=0,
+                include_dashboard=False,
+                object_store_memory=STORE_BYTES,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+            )
+    except ConnectionError as error:
+        raise ValueError(
+            f"engine.address must be that of a Ray cluster that runs: got {settings.address!r} "
+            f"({error}). Start one with `ray start --head`, or leave the address out."
+        ) from None
+    return True
+
+
+def _late(limit: float, verb: str) -> str:
+    if verb == "spawn":
+        total = ray.cluster_resources()
+        return (
+            f"it found no place, or did not load its model, within engine.start_limit = {limit:g} "
+            f"s, on a cluster of {total.get('CPU', 0):g} CPUs and {total.get('GPU', 0):g} GPUs"
+        )
+    return f"it did not answer within {limit:g} s"
+
+
+def _cause(error: RayError) -> str:
+    """The first line of Ray's own words; the rest is about actors."""
+    return str(error).strip().splitlines()[0].rstrip(".")

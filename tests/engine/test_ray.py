@@ -1,0 +1,289 @@
+"""Branches as Ray actors: the same bits as in one process, also when processes are killed."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from rich.console import Console
+
+from copd.branch import Branch
+from copd.branch.learning import Diverged
+from copd.config import Config, RayEngineConfig, load_config
+from copd.engine import BranchLost, LocalEngine, create_engine
+from copd.run import commands, runner
+from copd.run.recovery import MAX_LOSSES, surviving
+
+SETTINGS = {
+    "seed": 3,
+    "model": {"path": "tiny", "device": "cpu"},
+    "domains": {m: {"type": "digits", "modality": m, "num_train": 50} for m in ("text", "image")},
+    "recipe": {"type": "copd", "rounds": 1, "rlvr_steps": 1, "opd_steps": 2},
+    "rollout": {"num_prompts": 2, "group_size": 2, "max_completion_tokens": 8},
+    "optimizer": {"learning_rate": 1e-3},
+    "evaluation": {"num_problems": 3, "num_samples": 2},
+    "checkpoint": {"every": 1, "keep": 9},
+}
+RAY = {"type": "ray", "num_cpus": 0}
+"""Of the one cluster of these tests, where there are more branches than CPUs."""
+
+
+def make_config(root: Path, **sections) -> Config:
+    return Config.model_validate({**SETTINGS, "output_dir": root, **sections})
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[None]:
+    ray = pytest.importorskip("ray")
+    from copd.engine.ray import join
+
+    assert join(RayEngineConfig())
+    yield
+    ray.shutdown()
+
+
+def end_state(root: Path) -> dict[str, bytes]:
+    """Everything about a run that must not depend on where branches live."""
+    files = [p for p in sorted(root.rglob("*")) if p.is_file()]
+    other = {"config.json", "timings.jsonl"}
+    return {str(p.relative_to(root)): p.read_bytes() for p in files if p.name not in other}
+
+
+def require_equal(one: Mapping[str, bytes], other: Mapping[str, bytes]) -> None:
+    assert one.keys() == other.keys()
+    assert [name for name in one if one[name] != other[name]] == []
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_run_has_the_same_bits_on_both_engines(cluster, tmp_path):
+    """Metrics, rollouts, comparisons with the frozen base, checkpoints, merge, results."""
+    monitor = {"every": 3, "num_problems": 2, "num_samples": 1}
+    for engine in ({"type": "local", "num_threads": 1}, RAY):
+        commands.train(make_config(tmp_path / engine["type"], monitor=monitor, engine=engine))
+    local = end_state(tmp_path / "local")
+    assert {"metrics.jsonl", "dynamics.jsonl", "final/model.safetensors"} <= local.keys()
+    require_equal(end_state(tmp_path / "ray"), local)
+
+
+def deadly(verb: Callable[[Branch, Any], Any], victim: str, calls: tuple[int, ...], marks: Path):
+    """The verb, but its n-th calls kill the victim's process, counted over all its lives."""
+
+    def wrapped(branch: Branch, value: Any) -> Any:
+        if branch.name == victim:
+            call = len(list(marks.glob(f"{verb.__name__}*"))) + 1
+            (marks / f"{verb.__name__}{call}").touch()
+            if call in calls:
+                os.kill(os.getpid(), signal.SIGKILL)
+        return verb(branch, value)
+
+    wrapped.__name__ = verb.__name__
+    return wrapped
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_killed_branches_do_not_change_the_end(cluster, tmp_path, capsys):
+    """In sampling and in the update, with adapters: the run goes on by itself."""
+    from copd.engine.ray import RayEngine
+
+    marks, calls = tmp_path / "marks", {"sample": (3,), "update": (2,)}
+    marks.mkdir()
+
+    class Deadly(RayEngine):
+        def each(self, verb, inputs):
+            at = calls.get(verb.__name__)
+            return super().each(deadly(verb, "image", at, marks) if at else verb, inputs)
+
+    lora = {**SETTINGS["model"], "branches": "lora", "lora": {"rank": 2}}
+    local = {"type": "local", "num_threads": 1}
+    commands.train(make_config(tmp_path / "local", model=lora, engine=local))
+    config = make_config(tmp_path / "ray", model=lora, engine=RAY)
+    assert isinstance(config.engine, RayEngineConfig)
+    engine = Deadly(config, config.engine)
+    capsys.readouterr()
+    try:
+        runner.Runner(config, engine, Console(width=200)).run()
+    finally:
+        engine.close()
+    said = capsys.readouterr().out
+    assert "was lost in sample" in said and "was lost in update" in said
+    assert said.count("branch 'image' (process ") == said.count("continuing after step 1") == 2
+    require_equal(end_state(tmp_path / "ray"), end_state(tmp_path / "local"))
+
+
+@pytest.fixture(scope="module")
+def engine(cluster, tmp_path_factory) -> Iterator[Any]:
+    from copd.engine.ray import RayEngine
+
+    config = make_config(tmp_path_factory.mktemp("run"), engine=RAY)
+    assert isinstance(config.engine, RayEngineConfig)
+    engine = RayEngine(config, config.engine)
+    yield engine
+    engine.close()
+
+
+def process_of(branch: Branch, _: None) -> int:
+    return os.getpid()
+
+
+@pytest.mark.ray
+def test_what_crosses_stays_what_it_was(engine):
+    """Errors, arrays, threads, folders, processes: one actor, many questions."""
+    engine.spawn("a", "tiny")
+
+    def ask(work: Callable[[Any], Any], value: Any = None) -> Any:
+        return engine.each(lambda _, given: work(given), {"a": value})["a"]
+
+    assert ask(lambda _: (torch.get_num_threads(), os.environ["OMP_NUM_THREADS"])) == (1, "1")
+    assert ask(lambda _: str(Path.cwd())) == str(Path.cwd())
+    array, tensor = ask(lambda given: given, (np.arange(3), torch.arange(3.0)))
+    array += 1
+    assert array.tolist() == [1, 2, 3] and torch.equal(tensor, torch.arange(3.0))
+
+    def fail(error: Exception) -> None:
+        raise error
+
+    for error in (ValueError("one sentence."), Diverged("the loss is nan."), OSError(28, "full")):
+        with pytest.raises(type(error)) as caught:
+            ask(fail, error)
+        assert str(caught.value) == str(error)
+        assert not hasattr(caught.value, "__notes__")
+    with pytest.raises(KeyError) as bug:
+        ask(lambda _: {}["missing"])
+    assert "in the process of a branch" in bug.value.__notes__[0]
+    first = ask(lambda _: os.getpid())
+    engine.drop("a")
+    engine.spawn("b", "tiny", frozen=True)
+    assert engine.each(lambda branch, _: (branch.name, os.getpid()), {"b": None}) == {
+        "b": ("b", first)
+    }
+    engine.clear()
+
+
+@pytest.mark.ray
+def test_a_wrong_model_is_the_same_sentence_on_both_engines(engine, tmp_path):
+    sentences = []
+    for each in (LocalEngine(make_config(tmp_path)), engine):
+        with pytest.raises((ValueError, OSError)) as caught:
+            each.spawn("a", str(tmp_path))
+            each.each(lambda branch, _: None, {"a": None})
+        sentences.append((type(caught.value), str(caught.value)))
+        each.clear()
+    assert sentences[0] == sentences[1]
+
+
+@pytest.mark.ray
+def test_a_branch_that_hangs_is_lost_and_comes_back(engine, monkeypatch):
+    engine.spawn("a", "tiny")
+    assert engine.each(lambda branch, _: branch.name, {"a": None}) == {"a": "a"}
+    limited = engine._settings.model_copy(update={"time_limit": 0.5})
+    monkeypatch.setattr(engine, "_settings", limited)
+    with pytest.raises(BranchLost, match=r"'a' \(process \d+ on .*did not answer within 0.5 s"):
+        engine.each(lambda _, seconds: time.sleep(seconds), {"a": 300.0})
+    monkeypatch.undo()
+    engine.clear()
+    engine.spawn("a", "tiny")
+    assert engine.each(lambda branch, _: branch.name, {"a": None}) == {"a": "a"}
+    engine.clear()
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_an_interrupted_run_leaves_no_process(tmp_path):
+    """Its own cluster, relative paths, and Ctrl-C as a terminal sends it: to all processes."""
+    pytest.importorskip("ray")
+    (tmp_path / "config.json").write_text(json.dumps({**SETTINGS, "output_dir": "run"}))
+    command = [sys.executable, "-m", "copd.cli", "train", "config.json", "--engine.type", "ray"]
+    words = [*command, "--recipe.rlvr_steps", "9999", "--evaluation.base", "false"]
+    run = subprocess.Popen(
+        words, cwd=tmp_path, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    try:
+        while not (tmp_path / "run" / "checkpoints" / "step_00000002").exists():
+            assert run.poll() is None, run.communicate()
+            time.sleep(0.1)
+        os.killpg(run.pid, signal.SIGINT)
+        _, said = run.communicate(timeout=60)
+        assert run.returncode == 130 and "copd resume run" in said
+        deadline = time.monotonic() + 20
+        while processes_in(tmp_path) and time.monotonic() < deadline:
+            time.sleep(0.2)
+        assert processes_in(tmp_path) == []
+    finally:
+        if run.poll() is None:
+            run.kill()
+
+
+def processes_in(folder: Path) -> list[str]:
+    """Command lines of processes that work in a folder."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            if (process / "cwd").resolve() == folder:
+                found.append((process / "cmdline").read_text())
+        except OSError:
+            continue
+    return found
+
+
+def test_a_run_gives_up_after_losses_without_progress():
+    steps = iter([0, *[0] * 2, *[1] * 99])  # at first, after two losses, from the third on
+    begun: list[str] = []
+
+    def work(start: str) -> None:
+        begun.append(start)
+        raise BranchLost("gone.")
+
+    said: list[str] = []
+    with pytest.raises(BranchLost):
+        surviving(
+            work, "first", again=lambda: "again", progress=lambda: next(steps), say=said.append
+        )
+    assert begun == ["first", *["again"] * (2 + MAX_LOSSES)]
+    assert [line.split("attempt ")[1] for line in said] == ["1 of 3.", "2 of 3."] + [
+        f"{n} of 3." for n in (1, 2, 3)
+    ]
+
+
+def test_work_that_is_not_lost_is_done_once():
+    assert surviving(lambda s: s + 1, 1, again=lambda: 5, progress=lambda: 0, say=print) == 2
+
+
+def test_the_engine_is_local_unless_another_is_named(tmp_path):
+    for section in ({}, {"num_threads": 1}, {"type": "local"}):
+        assert isinstance(create_engine(make_config(tmp_path, engine=section)), LocalEngine)
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(SETTINGS))
+    config = load_config(path, ["--engine.type", "ray", "--engine.num_gpus", "0.5"])
+    assert isinstance(config.engine, RayEngineConfig) and config.engine.num_gpus == 0.5
+    with pytest.raises(ValueError, match=r"num_cpus does not belong to engine.type 'local'"):
+        load_config(path, ["--engine.num_cpus", "2"])
+    with pytest.raises(ValueError, match=r"engine.type is unknown: got 'rya'.*'local'.*'ray'"):
+        load_config(path, ["--engine.type", "rya"])
+
+
+@pytest.mark.ray
+def test_a_gpu_that_nobody_reserved_is_refused(tmp_path):
+    pytest.importorskip("ray")
+    model = {**SETTINGS["model"], "device": "cuda"}
+    with pytest.raises(ValueError, match="Set it to 1"):
+        create_engine(make_config(tmp_path, model=model, engine=RAY))
+
+
+def test_without_ray_the_extra_is_named(tmp_path):
+    code = (
+        "import sys; sys.modules['ray'] = None\n"
+        "from copd.config import Config\nfrom copd.engine import create_engine\n"
+        f"create_engine(Config.model_validate({ {**SETTINGS, 'engine': RAY}!r}))"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert run.returncode and 'pip install "copd[ray]"' in run.stderr.splitlines()[-1]
