@@ -254,16 +254,15 @@ class Runner:
 
     def _export(self, final: Path) -> None:
         """Without a merge the result branch is the final model, or every branch by its name."""
-        if self.plan.result:
-            self._export_each({self.plan.result: Path()}, final)
-        else:
-            self._export_each({name: Path(name) for name in self.plan.branches}, final)
+        result = self.plan.result
+        places = {result: Path()} if result else {name: Path(name) for name in self.plan.branches}
+        self._export_each(places, final, Branch.export)
 
     def _export_each(
         self,
         places: dict[str, Path],
         folder: Path,
-        verb: Callable[[Branch, Path], None] = Branch.export,
+        verb: Callable[[Branch, Path], None],
     ) -> None:
         def fill(aside: Path) -> None:
             self.engine.each(verb, {name: aside / place for name, place in places.items()})
@@ -280,7 +279,7 @@ class Runner:
             return self._evaluate(title, [model], split="validation", in_step=True)[model]
 
         shares = merge_branches(self.engine, self.config.model, merge, validate)
-        self._export_each({merge.into: Path()}, final)
+        self._export_each({merge.into: Path()}, final, Branch.export)
         how = {"method": merge.method.type, "branches": list(merge.branches), "shares": shares}
         write_atomically(self.root / "merge.json", json.dumps(how, indent=2))
         parts = [f"{shares[name]:.2f} {name}" if shares else name for name in merge.branches]
