@@ -17,14 +17,13 @@ from copd.branch.learning import Learning
 from copd.branch.lesson import completions_of, micro_batches
 from copd.branch.precision import autocast
 from copd.branch.sampling import Wanted, sample_batches
+from copd.branch.scoring import tell
 from copd.functional import (
     entropy,
     forward_kl,
     full_logprobs,
     reverse_kl,
-    token_logprobs,
     topk_buckets,
-    topk_logprobs,
     topk_overlap,
 )
 from copd.policy import Policy, Prompt, SharedPrefix
@@ -197,35 +196,17 @@ def _tell(
     prefix: SharedPrefix | None,
 ) -> Portrait:
     """The policy's own distributions; takes the prompts as sampling has read them, if it can."""
-    top_k = min(question.top_k, policy.vocab_size)
-    logprobs, entropies, ids, told = [], [], [], []
-    sizes = [len(prompt.input_ids) for prompt in prompts]
-    for part in micro_batches(question, sizes, learning.micro_batch_tokens):
-        with autocast(policy, learning.precision):
-            own = prompts[part.problems]
-            read = policy.read(own) if prefix is None else prefix.select(part.problems)
-            states = policy.score_after(read, completions_of(question, part))
-            inside = (question.probes >= part.tokens.start) & (question.probes < part.tokens.stop)
-            rows = torch.from_numpy(question.probes[inside] - part.tokens.start).long()
-            at = states.hidden[rows.to(policy.device)]
-            values, tokens = topk_logprobs(at, policy.head, k=top_k, banned=policy.banned)
-            at_token, of_all = token_logprobs(
-                states.hidden, policy.head, states.token_ids, banned=policy.banned
-            )
-        told.append(values.cpu())
-        ids.append(tokens.int().cpu())
-        logprobs.append(at_token.cpu())
-        entropies.append(of_all.cpu())
-    probes, every = torch.from_numpy(question.probes).long(), torch.cat(entropies)
+    told = tell(policy, learning, prompts, question, prefix)
+    probes = torch.from_numpy(question.probes).long()
     return Portrait(
         problems=question.problems,
         token_ids=question.token_ids,
         lengths=question.lengths,
         probes=question.probes,
-        topk_ids=torch.cat(ids).numpy(),
-        topk_logprobs=torch.cat(told).numpy(),
-        logprobs=torch.cat(logprobs)[probes].numpy(),
-        entropies=every[probes].numpy(),
-        entropy=float(every.mean()),
+        topk_ids=told.topk_ids.numpy(),
+        topk_logprobs=told.topk_logprobs.numpy(),
+        logprobs=told.logprobs[probes].numpy(),
+        entropies=told.entropies[probes].numpy(),
+        entropy=float(told.entropies.mean()),
         texts=tuple(completion.text for group in groups for completion in group),
     )

@@ -1,32 +1,56 @@
-"""What a teacher says about completions; several students' questions to it as one, and its answer
-back to each. Knows no training."""
+"""What a policy says about completions, and how it answers several students at once: their questions
+as one, its answer back to each. Knows no training."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
+from jaxtyping import Float, Int
+from torch import Tensor
 
 from copd.branch.learning import Learning
 from copd.branch.lesson import completions_of, micro_batches
 from copd.branch.precision import autocast
 from copd.functional import token_logprobs, topk_logprobs
-from copd.policy import Policy, Prompt
+from copd.policy import Policy, Prompt, SharedPrefix
 from copd.types import ScoreRequest, Scores
 
 
+@dataclass(frozen=True, eq=False)
+class Told:
+    """A policy's own view of completions, at temperature 1, on the CPU."""
+
+    logprobs: Float[Tensor, "N"]
+    entropies: Float[Tensor, "N"]
+    topk_ids: Int[Tensor, "M K"]
+    topk_logprobs: Float[Tensor, "M K"]
+
+
 @torch.no_grad()
-def score(
-    policy: Policy, learning: Learning, prompts: Sequence[Prompt], request: ScoreRequest
-) -> Scores:
-    """Every token's log-probability, and the top tokens at the probes, at temperature 1."""
+def tell(
+    policy: Policy,
+    learning: Learning,
+    prompts: Sequence[Prompt],
+    request: ScoreRequest,
+    prefix: SharedPrefix | None = None,
+) -> Told:
+    """Every token's log-probability and entropy, and the top tokens at the probes.
+
+    Takes the prompts as they were read before, with `prefix`, or else reads them.
+    """
     head = policy.head
     top_k = min(request.top_k or head.shape[0], head.shape[0])
-    logprobs, ids, told = [], [], []
+    logprobs, entropies, ids, told = [], [], [], []
     sizes = [len(prompt.input_ids) for prompt in prompts]
     for part in micro_batches(request, sizes, learning.micro_batch_tokens):
         with autocast(policy, learning.precision):
-            states = policy.score(prompts[part.problems], completions_of(request, part))
-            at_token, _ = token_logprobs(
+            if prefix is None:
+                read = policy.read(prompts[part.problems])
+            else:
+                read = prefix.select(part.problems)
+            states = policy.score_after(read, completions_of(request, part))
+            at_token, of_all = token_logprobs(
                 states.hidden, head, states.token_ids, banned=policy.banned
             )
             inside = (request.probes >= part.tokens.start) & (request.probes < part.tokens.stop)
@@ -34,13 +58,22 @@ def score(
             probed = states.hidden[rows.to(states.hidden.device)]
             values, tokens = topk_logprobs(probed, head, k=top_k, banned=policy.banned)
         logprobs.append(at_token.cpu())
+        entropies.append(of_all.cpu())
         told.append(values.cpu())
         ids.append(tokens.int().cpu())
+    return Told(torch.cat(logprobs), torch.cat(entropies), torch.cat(ids), torch.cat(told))
+
+
+def score(
+    policy: Policy, learning: Learning, prompts: Sequence[Prompt], request: ScoreRequest
+) -> Scores:
+    """A teacher's answer."""
+    told = tell(policy, learning, prompts, request)
     return Scores(
-        logprobs=torch.cat(logprobs).numpy(),
+        logprobs=told.logprobs.numpy(),
         probes=request.probes,
-        topk_ids=torch.cat(ids).numpy(),
-        topk_logprobs=torch.cat(told).numpy(),
+        topk_ids=told.topk_ids.numpy(),
+        topk_logprobs=told.topk_logprobs.numpy(),
     )
 
 
