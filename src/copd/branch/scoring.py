@@ -1,5 +1,5 @@
-"""What a policy says about completions, and how it answers several students at once: their questions
-as one, its answer back to each. Knows no training."""
+"""What a policy says about completions; several students' questions to a teacher as one, and its
+answer back to each. Knows no training."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
