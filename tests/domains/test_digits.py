@@ -52,6 +52,27 @@ def test_the_scans_are_scikit_learns():
     assert np.array_equal(labels, original.target)
 
 
+def test_a_cell_is_a_scan_twice_as_large_moved_by_a_pixel_at_most():
+    images, labels = _archive()
+    places = set()
+    for seed in range(40):
+        cell = draw_digit(np.random.default_rng(seed), "train", 7)
+        dark = draw_digit(np.random.default_rng(seed), "train", 7, "dark")
+        assert cell.dtype == dark.dtype == np.uint8
+        assert np.array_equal(dark, 255 - cell)
+        matches = {
+            (down, right)
+            for scan in images[labels == 7]
+            for large in [np.kron(np.pad(scan, 1).astype(int) * 255 // 16, np.ones((2, 2), int))]
+            for down in range(3)
+            for right in range(3)
+            if np.array_equal(large[1:-1, 1:-1][down : down + CELL, right : right + CELL], cell)
+        }
+        assert len(matches) == 1
+        places |= matches
+    assert len(places) == 9
+
+
 def test_splits_share_no_scan_and_cover_all():
     ids = {
         split: {int(i) for digit in range(10) for i in scan_ids(split, digit)}

@@ -51,9 +51,10 @@ def draw_digit(
     """A random scan of `digit` as a grey cell, `CELL CELL`, moved by up to one pixel."""
     images, _ = _archive()
     scan = images[rng.choice(scan_ids(split, digit))]
-    cell = np.kron(scan.astype(np.uint16) * 255 // 16, np.ones((2, 2), dtype=np.uint16))
+    wide = np.zeros((CELL + 2, CELL + 2), dtype=np.uint8)
+    wide[1:-1, 1:-1] = (scan.astype(np.uint16) * 255 // 16).repeat(2, axis=0).repeat(2, axis=1)
     down, right = rng.integers(0, 3, size=2)
-    cell = np.pad(cell, 1)[down : down + CELL, right : right + CELL].astype(np.uint8)
+    cell = wide[down : down + CELL, right : right + CELL]
     return cell if ink == "light" else np.uint8(255) - cell
 
 
