@@ -53,7 +53,7 @@ class Ours:
         config = build_config(folder, size, place, micro_batch_tokens)
         policy = Policy.load(folder, device=place.device)
         policy.end_tokens = frozenset()  # no token ends a completion: all have the full length
-        book = PromptBook({DOMAIN: Shapes(DOMAIN, size.picture)}, policy.render)
+        book = PromptBook({DOMAIN: Shapes(DOMAIN, size.picture)}, policy.render_all)
         self.branch = Branch("learner", policy, book, config)
 
     def sample(self, step: int) -> None:
@@ -81,7 +81,7 @@ class Plain:
     def __init__(self, folder: Path, size: Size, place: Place, micro_batch_rows: int) -> None:
         self.size, self.place, self.micro_batch = size, place, micro_batch_rows
         renderer = Policy.load(folder).renderer
-        self.render, self.tokenizer = renderer.render, renderer.tokenizer
+        self.renderer, self.tokenizer = renderer, renderer.tokenizer
         self.model: Any = load_model(
             str(folder), dtype="float32", device=place.device, trust_remote_code=False
         ).eval()
@@ -99,7 +99,7 @@ class Plain:
         domain = Shapes(DOMAIN, size.picture)
         indices = range(step * size.num_prompts, (step + 1) * size.num_prompts)
         problems = [domain.problem("train", index) for index in indices]
-        prompts = [self.render(problem.messages) for problem in problems]
+        prompts = self.renderer.render_all([problem.messages for problem in problems])
         self.rows = Rows.repeat(
             prompts, size.group_size, self.model.config.text_config.pad_token_id
         )

@@ -34,7 +34,7 @@ class TimedEngine:
         self._turns = turns
         domains = {name: Shapes(name, case.media) for name in case.domains}
         policies = {name: Policy.load(folder) for name in (LEARNER, *teachers(case))}
-        book = PromptBook(domains, policies[LEARNER].render)
+        book = PromptBook(domains, policies[LEARNER].render_all)
         self._branches = {n: Branch(n, p, book, self.config) for n, p in policies.items()}
         [end] = policies[LEARNER].end_tokens
         self.plan = PlannedSampler(end, case.lengths[1])

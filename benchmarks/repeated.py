@@ -153,7 +153,7 @@ class Repeated:
         domain = Shapes(case.domains[0], case.media)
         indices = range(step * case.num_prompts, (step + 1) * case.num_prompts)
         problems = [domain.problem("train", index) for index in indices]
-        prompts = [self.renderer.render(problem.messages) for problem in problems]
+        prompts = self.renderer.render_all([problem.messages for problem in problems])
         pad = self.tokenizer.pad_token_id
         assert isinstance(pad, int), "the miniature has a pad token"
         rows = Rows.repeat(prompts, case.group_size, pad)

@@ -1,8 +1,14 @@
 """The book of prompts: what it keeps, and what it forgets."""
 
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
 from copd.branch.prompts import PromptBook
 from copd.domains.digits import DigitsDomain
-from copd.types import ProblemId
+from copd.types import Image, Message, ProblemId
 
 
 def test_the_book_forgets_the_oldest_when_full(make_engine):
@@ -25,9 +31,9 @@ def test_a_verifier_renders_nothing(make_engine):
     book = make_engine("a")._branches["a"]._book
     rendered = []
 
-    def render(messages):
-        rendered.append(messages)
-        return book._render(messages)
+    def render(conversations):
+        rendered.extend(conversations)
+        return book._render(conversations)
 
     small = PromptBook(book.domains, render, size=1)
     names = [ProblemId("image", "train", i) for i in range(2)]
@@ -36,6 +42,51 @@ def test_a_verifier_renders_nothing(make_engine):
     assert [small.problem(name).answer for name in names] == answers
     assert small.verify(names[0], f"#{answers[0]}") == 1.0
     assert len(rendered) == 2
+
+
+def test_a_prompt_that_is_asked_for_twice_is_rendered_once(make_engine):
+    book = make_engine("a")._branches["a"]._book
+    rendered = []
+
+    def render(conversations):
+        rendered.append(len(conversations))
+        return book._render(conversations)
+
+    small = PromptBook(book.domains, render, size=20)
+    names = [ProblemId("image", "train", i % 18) for i in range(40)]
+    prompts = small.prompts(names)
+    assert rendered == [16, 2]
+    assert prompts[0] is prompts[18]
+    for name, prompt in zip(names, prompts, strict=True):
+        assert torch.equal(prompt.media["pixel_values"], pixels_of(book, name))
+    small.prompts([names[0], ProblemId("image", "train", 18), ProblemId("image", "train", 19)])
+    assert rendered == [16, 2, 2]
+    small.prompts([ProblemId("image", "train", 20)])  # the one not asked for longest leaves
+    assert {names[0], names[5]} <= small._entries.keys()
+    assert names[4] not in small._entries
+
+
+def pixels_of(book, name):
+    [prompt] = book._render([book.domains[name.domain].problem(name.split, name.index).messages])
+    return prompt.media["pixel_values"]
+
+
+def test_a_prompt_that_cannot_be_rendered_says_which(make_engine):
+    book = make_engine("a")._branches["a"]._book
+
+    class Odd(DigitsDomain):
+        def problem(self, split, index):
+            problem = super().problem(split, index)
+            if index != 2:
+                return problem
+            grey = Image(np.zeros((16, 16), dtype=np.uint8))
+            return replace(problem, messages=(Message("user", (grey,)),))
+
+    domains = {name: Odd(**vars(domain)) for name, domain in book.domains.items()}
+    names = [ProblemId("image", "train", i) for i in range(4)]
+    with pytest.raises(ValueError, match="image pixels must be RGB") as caught:
+        PromptBook(domains, book._render).prompts(names)
+    assert caught.value.__notes__ == ["raised when rendering train problem 2 of domain 'image'"]
 
 
 def test_a_verifier_decodes_nothing(make_engine):

@@ -3,15 +3,18 @@
 import copy
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from tokenizers.processors import TemplateProcessing
+from transformers.video_utils import VideoMetadata
 
 from copd.policy import Policy
 from copd.policy.render import plain_template
-from copd.types import Image, Message, Text, Video
+from copd.types import Image, Message, Part, Text, Video
+from tests.policy.conftest import KINDS, MESSAGES
 
 PICTURE = Image(np.zeros((16, 32, 3), dtype=np.uint8))
 CLIP = Video(np.zeros((4, 16, 16, 3), dtype=np.uint8), fps=2.0)
@@ -53,6 +56,54 @@ def test_media_stand_where_they_stood_in_the_message(seeing):
 def test_modalities(seeing, reading):
     assert seeing.modalities == {"text", "image", "video"}
     assert reading["qwen3"].modalities == {"text"}
+
+
+def alone(policy: Policy, parts: tuple[Part, ...]) -> dict[str, torch.Tensor]:
+    """What the processor itself makes of one prompt."""
+    assert policy.renderer.processor is not None
+    content: Any = [{"type": type(part).__name__.lower()} | vars(part) for part in parts]
+    inputs: dict[str, Any] = {
+        "text": policy.tokenizer.apply_chat_template(
+            [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
+        ),
+        "text_kwargs": {"return_tensors": "pt"},
+        "images_kwargs": {"input_data_format": "channels_last"},
+    }
+    images = [part.pixels for part in parts if isinstance(part, Image)]
+    clips = [part for part in parts if isinstance(part, Video)]
+    times = [
+        VideoMetadata(len(c.frames), c.fps, frames_indices=[*range(len(c.frames))]) for c in clips
+    ]
+    if images:
+        inputs["images"] = images
+    if clips:
+        inputs["videos"] = [clip.frames for clip in clips]
+        inputs["videos_kwargs"] = {
+            "input_data_format": "channels_last",
+            "do_sample_frames": False,
+            "video_metadata": times,
+        }
+    return dict(policy.renderer.processor(**inputs))
+
+
+@pytest.mark.parametrize("folder", ["seeing_folder", "seeing_25_folder"])
+def test_many_at_once_are_rendered_as_one_by_one(request: pytest.FixtureRequest, folder: str):
+    policy = Policy.load(request.getfixturevalue(folder))
+    everything = [parts for kind in KINDS for parts in MESSAGES[kind]]
+    together = policy.render_all([[Message("user", parts)] for parts in everything])
+    for parts, prompt in zip(everything, together, strict=True):
+        one = policy.render([Message("user", parts)])
+        expected = alone(policy, parts)
+        for found in (prompt, one):
+            assert torch.equal(found.input_ids, expected["input_ids"][0])
+            names = {name for name in expected if name not in ("input_ids", "attention_mask")}
+            assert found.media.keys() == (names if len(parts) > 1 else set())
+            for name, values in found.media.items():
+                plain = torch.as_tensor(expected[name])
+                plain = plain[0] if name == "mm_token_type_ids" else plain
+                assert torch.equal(values, plain)
+                assert values.dtype == plain.dtype
+                assert values.untyped_storage().nbytes() == values.nbytes  # no neighbour's pixels
 
 
 @pytest.mark.parametrize("part", [PICTURE, CLIP], ids=["image", "video"])

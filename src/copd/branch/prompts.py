@@ -17,6 +17,9 @@ from copd.domains.base import Domain
 from copd.policy import Prompt
 from copd.types import Completion, Message, Problem, ProblemId
 
+_RENDERED_AT_ONCE = 16
+"""Problems whose decoded pixels are in memory beside what is made of them."""
+
 _NUM_PROBLEMS = 2**16
 """Problems remembered for their verifiers; each is a few hundred bytes of text."""
 
@@ -31,7 +34,7 @@ class PromptBook:
     def __init__(
         self,
         domains: Mapping[str, Domain],
-        render: Callable[[Sequence[Message]], Prompt],
+        render: Callable[[Sequence[Sequence[Message]]], list[Prompt]],
         *,
         size: int = 2048,
         max_bytes: int = 2**28,
@@ -57,7 +60,13 @@ class PromptBook:
         return self._build(name)[0] if problem is None else problem
 
     def prompts(self, names: Sequence[ProblemId]) -> list[Prompt]:
-        prompts = [self._entry(name) for name in names]
+        fresh = [name for name in dict.fromkeys(names) if name not in self._entries]
+        for first in range(0, len(fresh), _RENDERED_AT_ONCE):
+            some = fresh[first : first + _RENDERED_AT_ONCE]
+            self._entries.update(zip(some, self._rendered(some), strict=True))
+        for name in names:
+            self._entries.move_to_end(name)
+        prompts = [self._entries[name] for name in names]
         self._forget()
         return prompts
 
@@ -66,10 +75,7 @@ class PromptBook:
         try:
             return self.domains[name.domain].verify(self.problem(name), text)
         except Exception as error:
-            error.add_note(
-                f"raised by the verifier of domain {name.domain!r} on {name.split} problem "
-                f"{name.index}"
-            )
+            error.add_note(_where("raised by the verifier of", name))
             raise
 
     def verify_groups(
@@ -91,13 +97,19 @@ class PromptBook:
                 raise
         return rewards.reshape(len(names), -1)
 
-    def _entry(self, name: ProblemId) -> Prompt:
-        prompt = self._entries.pop(name, None)
-        if prompt is None:
-            _, messages = self._build(name)
-            prompt = self._render(messages)
-        self._entries[name] = prompt
-        return prompt
+    def _rendered(self, names: Sequence[ProblemId]) -> list[Prompt]:
+        """What cannot be rendered is a bug of its domain, and says where."""
+        conversations = [self._build(name)[1] for name in names]
+        try:
+            return self._render(conversations)
+        except Exception:
+            for name, messages in zip(names, conversations, strict=True):
+                try:
+                    self._render([messages])
+                except Exception as error:
+                    error.add_note(_where("raised when rendering", name))
+                    raise
+            raise
 
     def _build(self, name: ProblemId) -> tuple[Problem, Sequence[Message]]:
         problem = self.domains[name.domain].problem(name.split, name.index)
@@ -112,3 +124,7 @@ class PromptBook:
         while len(self._entries) > self._size or num_bytes > self._max_bytes:
             _, prompt = self._entries.popitem(last=False)
             num_bytes -= prompt.num_bytes
+
+
+def _where(what: str, name: ProblemId) -> str:
+    return f"{what} {name.split} problem {name.index} of domain {name.domain!r}"

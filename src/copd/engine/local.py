@@ -50,7 +50,7 @@ class LocalEngine:
                     f"in model.path, or remove domains.{domain.name}."
                 )
         if self._book is None:
-            self._book = PromptBook(self._domains, policy.render)
+            self._book = PromptBook(self._domains, policy.render_all)
         self._branches[name] = Branch(name, policy, self._book, self._config)
 
     def drop(self, name: str) -> None:

@@ -1,4 +1,4 @@
-"""The Qwen-VL processors without torchvision: pictures and clips to pixel rows.
+"""The Qwen-VL processors without torchvision: built, loaded and saved.
 
 Knows no messages and no model.
 """
@@ -11,23 +11,18 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from numpy import generic, uint8
-from numpy.typing import NDArray
 from PIL.Image import Resampling
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 from transformers.image_processing_backends import TorchvisionBackend
 from transformers.image_processing_utils import BaseImageProcessor
-from transformers.image_utils import ChannelDimension, SizeDict
+from transformers.image_utils import SizeDict
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
 from transformers.models.qwen2_5_vl.processing_qwen2_5_vl import Qwen2_5_VLProcessor
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
 from transformers.models.qwen3_vl.processing_qwen3_vl import Qwen3VLProcessor
 from transformers.models.qwen3_vl.video_processing_qwen3_vl import Qwen3VLVideoProcessor
 from transformers.utils.constants import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
-from transformers.video_utils import VideoMetadata
-
-from copd.types import Image, Video
 
 MODEL_TYPES = frozenset({"qwen3_vl", "qwen3_vl_moe", "qwen2_5_vl"})
 """The model families whose pictures and clips this file prepares."""
@@ -198,61 +193,3 @@ def save_processor(processor: Processor, path: str | Path) -> None:
     )
     text = json.dumps(settings, indent=2, sort_keys=True) + "\n"
     (folder / "processor_config.json").write_text(text, encoding="utf-8")
-
-
-def read_media(
-    processor: Processor, text: str, images: Sequence[Image], videos: Sequence[Video]
-) -> dict[str, Tensor]:
-    """A templated prompt with its pictures and clips: `input_ids` and pixel rows, a batch of one.
-
-    All frames are used; their times, frame number / fps, are in the text (Qwen3-VL: each temporal
-    patch is preceded by its mean time) or in `second_per_grid_ts` for the positions (Qwen2.5-VL).
-    """
-    for image in images:
-        _check_rgb("image", image.pixels, "H W 3")
-    for video in videos:
-        _check_video(video)
-    inputs: dict[str, Any] = {
-        "text": [text],
-        "text_kwargs": {"add_special_tokens": False, "return_tensors": "pt"},
-    }
-    if images:
-        inputs["images"] = [image.pixels for image in images]
-        inputs["images_kwargs"] = {"input_data_format": ChannelDimension.LAST}
-    if videos:
-        inputs["videos"] = [video.frames for video in videos]
-        inputs["videos_kwargs"] = {
-            "input_data_format": ChannelDimension.LAST,
-            "do_sample_frames": False,
-            "video_metadata": [_video_metadata(video) for video in videos],
-        }
-    read = dict(processor(**inputs))
-    if "second_per_grid_ts" in read:
-        read["second_per_grid_ts"] = torch.as_tensor(read["second_per_grid_ts"])
-    return read
-
-
-def _video_metadata(video: Video) -> VideoMetadata:
-    count = len(video.frames)
-    return VideoMetadata(total_num_frames=count, fps=video.fps, frames_indices=list(range(count)))
-
-
-def _check_video(video: Video) -> None:
-    _check_rgb("video", video.frames, "F H W 3")
-    if len(video.frames) < 2:
-        raise ValueError(
-            f"a video needs at least 2 frames: got {len(video.frames)}. Pass one frame as an image."
-        )
-    if not video.fps > 0:
-        raise ValueError(
-            f"a video needs its frames per second: got {video.fps}, expected a positive number. "
-            "Set Video.fps to the rate at which the frames were taken."
-        )
-
-
-def _check_rgb(kind: str, pixels: NDArray[generic], layout: str) -> None:
-    if pixels.dtype != uint8 or pixels.ndim != len(layout.split()) or pixels.shape[-1] != 3:
-        raise ValueError(
-            f"{kind} pixels must be RGB: got {pixels.dtype} of shape {pixels.shape}, "
-            f"expected uint8 of shape {layout}. Convert them before building the message."
-        )

@@ -145,6 +145,10 @@ class Policy:
         """Messages through the model's own template, up to where the assistant begins to speak."""
         return self.renderer.render(messages)
 
+    def render_all(self, conversations: Sequence[Sequence[Message]]) -> list[Prompt]:
+        """Many at once, as `render` would one by one."""
+        return self.renderer.render_all(conversations)
+
     def read(self, prompts: Sequence[Prompt]) -> SharedPrefix:
         """The prompts, once: what completions are sampled and scored after.
 

@@ -15,9 +15,9 @@ from copd.policy.media import (
     MODEL_TYPES,
     Processor,
     load_processor,
-    read_media,
     save_processor,
 )
+from copd.policy.pixels import Templated, read_media
 from copd.types import Image, Message, Part, Text, Video
 
 
@@ -77,22 +77,17 @@ class Renderer:
 
     def render(self, messages: Sequence[Message]) -> Prompt:
         """Messages through the model's own template, up to where the assistant begins to speak."""
-        parts = [part for message in messages for part in message.content]
-        images = [part for part in parts if isinstance(part, Image)]
-        videos = [part for part in parts if isinstance(part, Video)]
-        if self.processor is None and (images or videos):
-            raise ValueError(
-                f"this model reads text only: got {len(images)} images and {len(videos)} "
-                f"videos. Choose a model of {', '.join(sorted(MODEL_TYPES))}, or a text domain."
-            )
-        text = self._apply_template(messages)
-        if self.processor is None or not (images or videos):
-            ids = self.tokenizer(text, add_special_tokens=False).input_ids
-            return Prompt(torch.tensor(ids, dtype=torch.int64))
-        inputs = read_media(self.processor, text, images, videos)
-        input_ids = inputs.pop("input_ids")[0]
-        del inputs["attention_mask"]
-        return Prompt(input_ids, inputs | {"mm_token_type_ids": inputs["mm_token_type_ids"][0]})
+        return self.render_all([messages])[0]
+
+    def render_all(self, conversations: Sequence[Sequence[Message]]) -> list[Prompt]:
+        """Many at once, bit for bit as one by one: what has pictures or clips costs less so."""
+        templated = [self._apply_template(messages) for messages in conversations]
+        seeing = [prompt for prompt in templated if prompt.images or prompt.videos]
+        read = iter(read_media(self.processor, seeing) if self.processor and seeing else ())
+        return [
+            _seen(next(read)) if prompt.images or prompt.videos else self._read_text(prompt.text)
+            for prompt in templated
+        ]
 
     def save(self, path: str | Path) -> None:
         """Tokenizer, chat template and processor settings as ordinary Hugging Face files."""
@@ -101,7 +96,19 @@ class Renderer:
         else:
             save_processor(self.processor, path)
 
-    def _apply_template(self, messages: Sequence[Message]) -> str:
+    def _read_text(self, text: str) -> Prompt:
+        ids = self.tokenizer(text, add_special_tokens=False).input_ids
+        return Prompt(torch.tensor(ids, dtype=torch.int64))
+
+    def _apply_template(self, messages: Sequence[Message]) -> Templated:
+        parts = [part for message in messages for part in message.content]
+        images = [part for part in parts if isinstance(part, Image)]
+        videos = [part for part in parts if isinstance(part, Video)]
+        if self.processor is None and (images or videos):
+            raise ValueError(
+                f"this model reads text only: got {len(images)} images and {len(videos)} "
+                f"videos. Choose a model of {', '.join(sorted(MODEL_TYPES))}, or a text domain."
+            )
         if self.tokenizer.chat_template is None:
             raise ValueError(
                 "the model has no chat template: got a folder without chat_template.jinja. "
@@ -114,7 +121,7 @@ class Renderer:
             conversation, tokenize=False, add_generation_prompt=True
         )
         assert isinstance(text, str)
-        return text
+        return Templated(text, images, videos)
 
     def _content(self, message: Message) -> str | list[dict[str, str]]:
         """Templates of text models expect one string, those of models that see a list of parts."""
@@ -131,6 +138,10 @@ def plain_template(tokenizer: PreTrainedTokenizerBase) -> str:
     first = tokenizer("a").input_ids[:1]
     begin = "{{ bos_token }}" if first == [tokenizer.bos_token_id] else ""
     return begin + "{% for message in messages %}{{ message.content }}\n{% endfor %}"
+
+
+def _seen(read: dict[str, Tensor]) -> Prompt:
+    return Prompt(read["input_ids"], {name: read[name] for name in read if name != "input_ids"})
 
 
 def _template_part(part: Part) -> dict[str, str]:
