@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from copd.types import Image, Message, Problem, ProblemId, Split, Text, Video
 
-Side = Literal["ours", "trl", "repeated", "parts", "matmul"]
+Side = Literal["ours", "trl", "repeated", "parts", "matmul", "steps"]
 
 
 @dataclass(frozen=True)
@@ -62,16 +62,8 @@ CASES = {
     for case in (
         Case("text", "GRPO, text", "trl", 1.9),
         Case("image64", "GRPO, image 64x64", "trl", 2.9, (64, 64)),
-        Case("image256", "GRPO, image 256x256 (256 visual tokens)", "trl", 8.0, (256, 256)),
         Case("ragged", "GRPO, text, ragged lengths 4 to 96", "trl", 2.5, lengths=(4, 96)),
         Case("video32", "GRPO, video 8x32x32", "repeated", 3.5, (8, 32, 32)),
-        Case(
-            "video128",
-            "GRPO, video 8x128x128 (256 visual tokens)",
-            "repeated",
-            8.0,
-            (8, 128, 128),
-        ),
         Case(
             "distill1",
             "distillation, text, one teacher, one completion",
@@ -95,6 +87,14 @@ CASES = {
             1 / 1.1,
             work="mutual",
             num_prompts=32,
+        ),
+        Case("image256", "GRPO, image 256x256 (256 visual tokens)", "trl", 8.0, (256, 256)),
+        Case(
+            "video128",
+            "GRPO, video 8x128x128 (256 visual tokens)",
+            "repeated",
+            8.0,
+            (8, 128, 128),
         ),
     )
 }

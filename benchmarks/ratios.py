@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from benchmarks.steps import ALL_ROWS, NUM_STEPS, ONE_ROW
+
 CLOCKS = ("wall", "cpu")
 """Seconds on the clock on the wall, and those of the process; in this order in an answer."""
 
@@ -70,9 +72,10 @@ def summary(
     counted: tuple[Answer, Answer],
     matmul: tuple[Sequence[Answer], Answer],
     least: int,
+    decoded: Sequence[Answer],
 ) -> dict[str, Any]:
     """Everything about one case, on both clocks; `counted` are the steps whose FLOPs were counted,
-    reference first."""
+    reference first, `decoded` the turns of benchmarks/steps.py."""
     rates, rate_counted = matmul
     return {
         "clocks": {
@@ -86,6 +89,10 @@ def summary(
                 "reference_shares": shares(theirs, clock),
                 "matmul_rate": rate_counted["flops"]
                 / statistics.median(answer["seconds"][clock] for answer in rates),
+                "decode_step": {
+                    name: statistics.median(a["phases"][name][clock] for a in decoded) / NUM_STEPS
+                    for name in (ALL_ROWS, ONE_ROW)
+                },
             }
             for clock, name in enumerate(CLOCKS)
         },

@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.cases import CASES, Case
+from benchmarks.steps import ALL_ROWS, ONE_ROW
 
 Record = dict[str, Any]
 
 _REFERENCES = {"trl": "TRL", "repeated": "repeated", "parts": "its parts"}
 _NOTES = Path(__file__).with_name("notes.md")
+_BOUNDS = _NOTES.with_name("bounds.md")
 
 
 def page(record: Record, clock: str) -> str:
@@ -22,6 +24,7 @@ def page(record: Record, clock: str) -> str:
         _NOTES.read_text(encoding="utf-8").rstrip(),
         *_missing(record),
         *(_section(record, threads, clock) for threads in _threads(record)),
+        *_bounds(record, clock),
     ]
     return "\n\n".join(sections) + "\n"
 
@@ -118,6 +121,49 @@ def _work(rows: Sequence[Record], clock: str) -> str:
         ]
 
     return _table(header, rows, cells)
+
+
+def _bounds(record: Record, clock: str) -> list[str]:
+    """Where the time of the cases goes that miss their target."""
+    missed = [
+        row
+        for row in record["measured"]
+        if row["clocks"][clock]["ratio"]["median"] < CASES[row["case"]].target
+    ]
+    if not missed:
+        return []
+    header = ["case", "threads", "ours, s", "target, s", "sampling, s", "fixed, s", "scoring, s"]
+    header += ["update, s", "optimizer, s", "matrices, s", "decode step, ms", "one row, ms"]
+    header += ["FLOPs, reference / ours", "ratio at the least"]
+
+    def cells(case: Case, row: Record) -> list[str]:
+        numbers, flops, decode = (
+            row["clocks"][clock],
+            row["flops"],
+            row["clocks"][clock]["decode_step"],
+        )
+        ours, theirs = (numbers[n]["median"] for n in ("seconds", "reference_seconds"))
+        spent = {name: share * ours for name, share in numbers["shares"].items()}
+        return [
+            case.title,
+            f"{row['threads']}",
+            f"{ours:.3f}",
+            f"{theirs / case.target:.3f}",
+            f"{spent['sampling']:.3f}",
+            f"{case.lengths[1] * decode[ONE_ROW]:.3f}",
+            *(f"{spent.get(name, 0):.3f}" for name in ("scoring", "update", "optimizer")),
+            f"{flops['ours'] / numbers['matmul_rate']:.3f}",
+            *(f"{1000 * decode[name]:.1f}" for name in (ALL_ROWS, ONE_ROW)),
+            f"{flops['reference'] / flops['ours']:.2f}",
+            f"{theirs * numbers['matmul_rate'] / flops['least']:.2f}",
+        ]
+
+    table = _table(header, missed, cells)
+    return [
+        f"## What bounds the cases that miss, {clock} time",
+        _BOUNDS.read_text(encoding="utf-8").rstrip(),
+        table,
+    ]
 
 
 def _ratio(case: Case, numbers: Record) -> str:

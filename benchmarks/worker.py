@@ -9,7 +9,7 @@ import argparse
 from pathlib import Path
 from typing import get_args
 
-from benchmarks import floor, ours, repeated
+from benchmarks import floor, ours, repeated, steps
 from benchmarks.cases import CASES, Side
 from benchmarks.turns import open_turns
 
@@ -32,6 +32,8 @@ def main() -> None:
         repeated.take_turns(case, words.folder, turns, micro_batch=words.micro_batch)
     elif words.side == "matmul":
         floor.take_turns(case, words.folder, turns)
+    elif words.side == "steps":
+        steps.take_turns(case, words.folder, turns)
     else:
         from benchmarks import trl_side  # an extra's; slow to import
 
