@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from copd.config import FilesConfig
+    from copd.config import Config, FilesConfig
 
 ABOUT = "check data files, and show their problems as a model sees them"
-OWN_OPTIONS = ("--help", "--config", "--domain", "--model", "--show", "--json")
+_RATES_ONLY = ("--out", "--rates", "--keep")
+OWN_OPTIONS = (
+    *("--help", "--config", "--domain", "--model", "--show", "--json", "--pass-rate"),
+    *_RATES_ONLY,
+)
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -23,10 +27,26 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", metavar="MODEL", help='as whom to read: folder or "tiny"')
     parser.add_argument("--show", metavar="N", type=int, default=3, help="problems to show (3)")
     parser.add_argument("--json", action="store_true", help="print JSON, with every bad line")
+    rates = parser.add_argument_group(
+        "pass rates", "how often the model solves each training problem, to drop what teaches none"
+    )
+    rates.add_argument("--pass-rate", action="store_true", help="ask the model all of them")
+    rates.add_argument("--out", metavar="FILE", type=Path, help="new file for what is kept")
+    rates.add_argument(
+        "--keep", metavar=("LOW", "HIGH"), type=float, nargs=2, help="bounds, excluded (0 1)"
+    )
+    rates.add_argument(
+        "--rates", metavar="FILE", type=Path, help="JSON of all rates, to go on from (OUT.rates)"
+    )
 
 
 def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> None:
     """Prints what the files hold; bad lines end in an error."""
+    if arguments.pass_rate:
+        return _pass_rates(arguments, overrides)
+    for option in _RATES_ONLY:
+        if getattr(arguments, option.removeprefix("--")) is not None:
+            raise ValueError(f"{option} is about pass rates: got it alone. Add --pass-rate.")
     name, config = _settings(arguments, overrides)
     from copd.domains.files import open_files
 
@@ -55,13 +75,79 @@ def _settings(arguments: argparse.Namespace, overrides: Sequence[str]) -> tuple[
         return Path(arguments.file).stem, parse_files(arguments.file, overrides)
     config = load_config(arguments.config, overrides)
     known = {n: d for n, d in config.domains.items() if isinstance(d, FilesConfig)}
+    name = _chosen(arguments, known, "of type 'files' ")
+    return name, _alone(known[name], arguments.file)
+
+
+def _chosen(arguments: argparse.Namespace, known: Collection[str], kind: str = "") -> str:
+    """The domain that is named, or the only one there is."""
     name = arguments.domain or next(iter(known), None)
-    if name not in known or (arguments.domain is None and len(known) > 1):
+    if name is None or name not in known or (arguments.domain is None and len(known) > 1):
         raise ValueError(
-            f"--domain must name a domain of type 'files' in {arguments.config}: got "
+            f"--domain must name a domain {kind}in {arguments.config}: got "
             f"{arguments.domain!r}, it has {', '.join(known) or 'none'}. Add --domain NAME."
         )
+    return name
+
+
+def _alone(section: FilesConfig, file: str | None) -> FilesConfig:
+    """The domain's settings for another file, which brings its own held-out problems."""
+    if file is None:
+        return section
+    alone = {"path": file, "validation_path": None, "test_path": None}
+    return section.model_copy(update=alone)
+
+
+def _pass_rates(arguments: argparse.Namespace, overrides: Sequence[str]) -> None:
+    """Asks a model its training problems; interrupted, it can go on where rates are kept."""
+    low, high = arguments.keep or (0.0, 1.0)
+    if not low < high:
+        raise ValueError(f"--keep needs a LOW below HIGH: got {low:g} and {high:g}. Swap them.")
+    name, config = _asked(arguments, overrides)
+    rates = arguments.rates
+    if rates is None and arguments.out is not None:
+        rates = arguments.out.with_name(f"{arguments.out.name}.rates")
+    from copd.cli import Stopped
+    from copd.run.pass_rate import pass_rates
+
+    try:
+        pass_rates(
+            config,
+            name,
+            keep=(low, high),
+            out=arguments.out,
+            rates=rates,
+            as_json=arguments.json,
+        )
+    except KeyboardInterrupt:
+        advice = "Pass --rates FILE to keep what is found."
+        if rates is not None:
+            advice = "The rates found so far are kept; the same command goes on after them."
+        raise Stopped(130, f"interrupted. {advice}") from None
+
+
+def _asked(arguments: argparse.Namespace, overrides: Sequence[str]) -> tuple[str, Config]:
+    """The domain's name, and a run's settings with the model that is asked."""
+    from copd.config import FilesConfig, load_config, parse_files_run
+
+    model = arguments.model
+    if arguments.config is None:
+        if arguments.file is None or arguments.domain is not None or model is None:
+            raise ValueError(
+                "--pass-rate needs a FILE and a --model, or --config CONFIG: got neither. "
+                "Name the file and the model to ask."
+            )
+        config = parse_files_run(arguments.file, model, overrides)
+        return next(iter(config.domains)), config
+    config = load_config(arguments.config, overrides)
+    files = {n: d for n, d in config.domains.items() if isinstance(d, FilesConfig)}
     if arguments.file is None:
-        return name, known[name]
-    alone = {"path": arguments.file, "validation_path": None, "test_path": None}
-    return name, known[name].model_copy(update=alone)
+        name = _chosen(arguments, config.domains)
+    else:
+        name = _chosen(arguments, files, "of type 'files' ")
+        alone = {name: _alone(files[name], arguments.file)}
+        config = config.model_copy(update={"domains": alone})
+    if model is not None:
+        asked = config.model.model_copy(update={"path": model})
+        config = config.model_copy(update={"model": asked})
+    return name, config

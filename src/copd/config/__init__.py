@@ -9,7 +9,13 @@ from copd.config.domains import (
     num_problems,
 )
 from copd.config.help import describe_settings
-from copd.config.load import load_config, parse_config, parse_files, parse_merge
+from copd.config.load import (
+    load_config,
+    parse_config,
+    parse_files,
+    parse_files_run,
+    parse_merge,
+)
 from copd.config.names import (
     BASE,
     EXPERT,
@@ -124,5 +130,6 @@ __all__ = [
     "num_problems",
     "parse_config",
     "parse_files",
+    "parse_files_run",
     "parse_merge",
 ]

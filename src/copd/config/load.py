@@ -55,6 +55,25 @@ def parse_files(path: str, overrides: Sequence[str] = ()) -> FilesConfig:
         raise ValueError("\n".join(found)) from None
 
 
+def parse_files_run(path: str, model: str, overrides: Sequence[str] = ()) -> Config:
+    """A run's settings for one domain of files and a model that is only asked.
+
+    Overrides are those of the domain, as in `parse_files`, and of a run: `--rollout.group_size 4`.
+    """
+    texts = parse_overrides(overrides)
+    of_run = {keys: text for keys, text in texts.items() if keys[0] in Config.model_fields}
+    rest = [f"--{'.'.join(keys)}={text}" for keys, text in texts.items() if keys not in of_run]
+    raw: dict[str, Any] = {
+        "model": {"path": model},
+        "domains": {"data": parse_files(path, rest).model_dump()},
+        "recipe": {"type": "experts", "steps": 1},
+        "evaluation": {"num_problems": 1},
+    }
+    for keys, text in of_run.items():
+        raw = with_setting(raw, keys, value_of(text))
+    return parse_config(raw)
+
+
 def parse_merge(raw: Mapping[str, object]) -> MergeConfig:
     """One way to merge from plain values, for merging outside a run."""
     try:

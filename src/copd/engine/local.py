@@ -12,8 +12,8 @@ import torch
 
 from copd.branch import Branch
 from copd.branch.prompts import PromptBook
-from copd.config import Config
-from copd.domains import load_domains
+from copd.config import Config, ModelConfig
+from copd.domains import Domain, load_domains
 from copd.policy import Adapters, Policy
 from copd.policy.tiny import resolve
 
@@ -36,19 +36,14 @@ class LocalEngine:
     def spawn(self, name: str, model: str, *, frozen: bool = False) -> None:
         assert name not in self._branches, f"branch {name!r} exists already"
         if self._config.model.branches == "full":
-            policy = self._load(model)
+            policy = load_policy(model, self._config.model)
         else:
             base, adapters = self._bases.get(model) or self._load_base(model)
             if not frozen:
                 adapters.add(name)
             policy = base.sharing(adapters, None if frozen else name)
         for domain in self._domains.values():
-            if domain.modality not in policy.modalities:
-                raise ValueError(
-                    f"domain {domain.name!r} needs a model that reads {domain.modality}: {model!r} "
-                    f"reads {', '.join(sorted(policy.modalities))}. Choose a vision-language model "
-                    f"in model.path, or remove domains.{domain.name}."
-                )
+            require_readable(domain, policy, model)
         if self._book is None:
             self._book = PromptBook(self._domains, policy.render_all)
         self._branches[name] = Branch(name, policy, self._book, self._config)
@@ -71,17 +66,9 @@ class LocalEngine:
     def close(self) -> None:
         self.clear()
 
-    def _load(self, model: str) -> Policy:
-        config = self._config.model
-        return Policy.load(
-            resolve(model),
-            device=_device(config.device),
-            trust_remote_code=config.trust_remote_code,
-        )
-
     def _load_base(self, model: str) -> tuple[Policy, Adapters]:
         """The one copy of a model that all its branches with adapters use."""
-        policy, config = self._load(model), self._config.model.lora
+        policy, config = load_policy(model, self._config.model), self._config.model.lora
         targets = config.target_modules
         adapters = Adapters(
             policy.model,
@@ -92,6 +79,25 @@ class LocalEngine:
         )
         self._bases[model] = policy, adapters
         return policy, adapters
+
+
+def load_policy(model: str, config: ModelConfig) -> Policy:
+    """A model where the configuration wants it, in float32."""
+    return Policy.load(
+        resolve(model),
+        device=_device(config.device),
+        trust_remote_code=config.trust_remote_code,
+    )
+
+
+def require_readable(domain: Domain, policy: Policy, model: str) -> None:
+    """Refuses pictures and clips for a model that reads none."""
+    if domain.modality not in policy.modalities:
+        raise ValueError(
+            f"domain {domain.name!r} needs a model that reads {domain.modality}: {model!r} "
+            f"reads {', '.join(sorted(policy.modalities))}. Choose a vision-language model "
+            f"in model.path, or remove domains.{domain.name}."
+        )
 
 
 def _device(wanted: str) -> str:

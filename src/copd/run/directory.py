@@ -15,17 +15,24 @@ from typing import Any
 
 def write_atomically(path: Path, text: str) -> None:
     """The file has the old text or the new one, whatever happens in between."""
+
+    def fill(aside: Path) -> None:
+        aside.write_text(text, encoding="utf-8")
+
+    make_file_atomically(path, fill)
+
+
+def make_file_atomically(path: Path, fill: Callable[[Path], None]) -> None:
+    """The file is the old one or the new one: filled aside, synced, renamed."""
     aside = path.with_name(f".{path.name}.tmp")
     try:
-        with aside.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
+        fill(aside)
+        _sync(aside)
         os.replace(aside, path)
     except BaseException:
         aside.unlink(missing_ok=True)
         raise
-    _sync_folder(path.parent)
+    _sync(path.parent)
 
 
 def make_folder_atomically(folder: Path, fill: Callable[[Path], None]) -> None:
@@ -43,12 +50,11 @@ def make_folder_atomically(folder: Path, fill: Callable[[Path], None]) -> None:
         raise
     for path in sorted(aside.rglob("*")):
         if path.is_file():
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
+            _sync(path)
     if folder.exists():
         shutil.rmtree(folder)
     os.replace(aside, folder)
-    _sync_folder(folder.parent)
+    _sync(folder.parent)
 
 
 def append_lines(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
@@ -76,8 +82,9 @@ def truncate_lines(path: Path, keep: Callable[[dict[str, Any]], bool]) -> None:
         write_atomically(path, "".join(kept))
 
 
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
+def _sync(path: Path) -> None:
+    """A file's content, or the names in a folder, are on the disk when this returns."""
+    handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
     finally:

@@ -44,7 +44,16 @@ class FilesDomain:
         return self.index.modality
 
     def num_problems(self, split: Split) -> int:
-        return len(self._rows(split))
+        return len(self.places(split))
+
+    def places(self, split: Split) -> NDArray[np.int64]:
+        """Table and row of every problem of a split, shape `P 2`."""
+        limit = {
+            "train": self.config.num_train,
+            "validation": self.config.num_validation,
+            "test": self.config.num_test,
+        }[split]
+        return self.index.rows[split][:limit]
 
     def problem(self, split: Split, index: int) -> Problem:
         if not 0 <= index < self.num_problems(split):
@@ -52,7 +61,7 @@ class FilesDomain:
                 f"domain {self.name!r} has {self.num_problems(split)} {split} problems: "
                 f"got index {index}"
             )
-        number, place = self._rows(split)[index].tolist()
+        number, place = self.places(split)[index].tolist()
         source = self.sources[number]
         try:
             draft = read_draft(source.table.row(place), self.config.columns)
@@ -75,14 +84,6 @@ class FilesDomain:
     def reading(self, problem: Problem, text: str) -> str:
         """What the verifier takes for the answer."""
         return self.verifier.reading(text)
-
-    def _rows(self, split: Split) -> NDArray[np.int64]:
-        limit = {
-            "train": self.config.num_train,
-            "validation": self.config.num_validation,
-            "test": self.config.num_test,
-        }[split]
-        return self.index.rows[split][:limit]
 
     def _messages(self, draft: Draft, reader: MediaReader) -> Iterator[Message]:
         """The turns with their media loaded, and what the configuration adds to them."""
@@ -115,10 +116,16 @@ def open_files(name: str, config: FilesConfig) -> FilesDomain:
     return FilesDomain(name, config, sources, index, load_verifier(config.verifier))
 
 
-def load_files(name: str, config: FilesConfig) -> FilesDomain:
-    """The domain for a run, which refuses what it cannot use."""
+def open_usable(name: str, config: FilesConfig) -> FilesDomain:
+    """The domain where it has no bad rows or may drop them, however many problems are left."""
     domain = open_files(name, config)
     _check_rows(domain)
+    return domain
+
+
+def load_files(name: str, config: FilesConfig) -> FilesDomain:
+    """The domain for a run, which refuses what it cannot use."""
+    domain = open_usable(name, config)
     _check_sizes(domain)
     if config.fingerprint not in (None, domain.index.fingerprint):
         raise ValueError(

@@ -5,7 +5,7 @@ Rows are memory-mapped by that library and read without its decoders: pictures s
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -89,6 +89,28 @@ def open_named(name: str) -> Mapping[str, ArrowTable]:
         return found
 
     return _splits(_loaded(load, f"data set {name!r} cannot be loaded"), name, Path.cwd())
+
+
+def write_parquet(
+    tables: Sequence[tuple[ArrowTable, Mapping[int, float | None]]], column: str, path: Path
+) -> None:
+    """Some rows of some tables, by their places, with a new column of numbers."""
+    from datasets import Value, concatenate_datasets
+
+    parts = [
+        table.data.with_format(None)
+        .select(list(numbers))
+        .add_column(column, list(numbers.values()), feature=Value("float64"))
+        for table, numbers in tables
+    ]
+    try:
+        together = concatenate_datasets(parts)
+    except ValueError as error:
+        raise ValueError(
+            f"data sets that are filtered together must have the same columns: got "
+            f"{_first_line(error)}. Filter each alone."
+        ) from None
+    together.to_parquet(str(path))
 
 
 def is_saved(folder: Path) -> bool:

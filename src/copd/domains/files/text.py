@@ -47,9 +47,13 @@ def open_text(path: Path) -> TextTable:
     """The table of a file, by its suffix; a .json file may hold a list, or an object per line."""
     if path.suffix in (".csv", ".tsv"):
         return _find_records(path, "\t" if path.suffix == ".tsv" else ",")
+    return _find_entries(path) if holds_list(path) else _find_lines(path)
+
+
+def holds_list(path: Path) -> bool:
+    """True for a .json file that is one list, false where each line is an object."""
     with path.open("rb") as file:
-        is_list = path.suffix == ".json" and file.read(4096).removeprefix(_BOM).lstrip()[:1] == b"["
-    return _find_entries(path) if is_list else _find_lines(path)
+        return path.suffix == ".json" and file.read(4096).removeprefix(_BOM).lstrip()[:1] == b"["
 
 
 def _find_lines(path: Path) -> TextTable:
