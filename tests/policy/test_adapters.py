@@ -236,6 +236,33 @@ def test_a_merged_folder_is_an_ordinary_model_and_the_resident_one_stays(
     assert (ours - theirs).norm() < 1e-5 * theirs.norm()
 
 
+def test_a_base_kept_in_bfloat16_gives_the_bits_of_autocast(folders, prompts_of, invent):
+    found = []
+    for dtype in (torch.float32, torch.bfloat16):
+        base, adapters, policies = share(folders["llama"], "a", dtype=dtype)
+        prompts = prompts_of(base, "text")
+        completions = invent(base, LENGTHS[: len(prompts)])
+        with torch.autocast("cpu", torch.bfloat16):
+            scores = [logits(policy, prompts, completions) for policy in (policies["a"], base)]
+        scores[0].float().log_softmax(-1)[:, 7].mean().backward()
+        found.append((*scores, *(p.grad for p in policies["a"].parameters().values())))
+        kept = {layer.get_base_layer().weight.dtype for layer in adapters._layers.values()}
+        assert kept == {dtype}
+        assert all(p.dtype == torch.float32 for p in policies["a"].parameters().values())
+    for wide, narrow in zip(*found, strict=True):
+        assert wide is not None and narrow is not None and torch.equal(wide, narrow)
+
+
+def test_what_is_merged_has_the_type_the_model_came_in(folders):
+    _, adapters, _ = share(folders["llama"], "a", dtype=torch.bfloat16)
+    for name in ("a", None):
+        assert {w.dtype for w in adapters.merged(name).values()} == {torch.float32}
+    path, layer = next(iter(adapters._layers.items()))
+    change = layer.get_delta_weight("branch_a")
+    expected = layer.get_base_layer().weight.float() + change
+    assert torch.equal(adapters.merged("a")[f"{path}.weight"], expected)
+
+
 def test_an_adapter_takes_weights_of_another_rank(reading_folders, prompts_of, invent):
     base, _, policies = share(reading_folders["llama"], "a", "b")
     prompts = prompts_of(base, "text")

@@ -109,6 +109,7 @@ PACES = {
     "at once": Pace(look_every=1, drop_below=1.0, is_static=False),
     "seldom": Pace(look_every=7, drop_below=1.0, is_static=False),
     "static": Pace(look_every=5, drop_below=0.5, is_static=True),
+    "row by row": Pace(look_every=1, drop_below=0.8, is_static=False, most_scores=1),
 }
 
 

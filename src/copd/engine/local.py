@@ -76,6 +76,7 @@ class LocalEngine:
             alpha=config.alpha,
             target_modules=targets if isinstance(targets, str) else list(targets),
             seed=self._config.seed,
+            dtype=torch.bfloat16 if self._config.model.dtype == "bfloat16" else torch.float32,
         )
         self._bases[model] = policy, adapters
         return policy, adapters

@@ -28,6 +28,9 @@ class Adapters:
     All start with the same A, drawn from a seed, and B = 0: the base, exactly. Every adapter's
     `requires_grad` stays true whichever is active: a backward pass may come after a switch, and
     PyTorch drops the gradient of a leaf that is frozen at that moment without a sound.
+
+    The frozen matrices under adapters are kept in `dtype`, that of the passes: autocast keeps no
+    cast of a frozen weight, and would make one again in every pass.
     """
 
     def __init__(
@@ -38,13 +41,16 @@ class Adapters:
         alpha: float,
         target_modules: str | list[str],
         seed: int,
+        dtype: torch.dtype = torch.float32,
     ) -> None:
         self._peft = import_peft('model.branches = "lora"')
+        self._saved_dtype = model.dtype
         self.model = model.requires_grad_(False)
         self.scale = alpha / rank
         self._rank = rank
         self._targets = target_modules
         self._seed = seed
+        self._dtype = dtype
         self._excluded = _tower_pattern(model)
         self._tuner: Any = None  # PEFT's LoraModel, from the first adapter on
         self._layers: dict[str, Any] = {}
@@ -108,7 +114,7 @@ class Adapters:
         adding a change and taking it away again does not give the same bits.
         """
         state = {
-            key.replace(".base_layer.", "."): tensor
+            key.replace(".base_layer.", "."): tensor.to(self._saved_dtype)
             for key, tensor in self.model.state_dict().items()
             if not any(f".{part}." in key for part in _PARTS)
         }
@@ -117,7 +123,7 @@ class Adapters:
         for path, layer in self._layers.items():
             weight, change = state[f"{path}.weight"], layer.get_delta_weight(_key(name))
             wide = torch.promote_types(weight.dtype, torch.float32)
-            state[f"{path}.weight"] = (weight.to(wide) + change.to(wide)).to(weight.dtype)
+            state[f"{path}.weight"] = (weight.to(wide) + change.to(wide)).to(self._saved_dtype)
         return state
 
     def save(self, name: str, folder: Path, *, rank: int | None = None) -> None:
@@ -151,6 +157,8 @@ class Adapters:
             if isinstance(module, self._peft.tuners.lora.LoraLayer)
         }
         _check_layers(self._layers, self.model.get_output_embeddings())
+        for layer in self._layers.values():
+            layer.get_base_layer().to(self._dtype)
         self.model.eval()  # what PEFT has put into it
         self._switch(self._active)
 
