@@ -257,6 +257,8 @@ def test_names_that_cannot_be_folders_are_refused(minimal: Path, name: str):
 
 
 def test_sections_are_checked_against_each_other(minimal: Path):
+    [scores] = refusal(minimal, "--monitor.score_top_k", "9")
+    assert scores.endswith("Raise score_top_k.")
     [probes] = refusal(minimal, "--monitor.probe_top_k", "5")
     assert probes.endswith("Raise probe_top_k.")
     [problems] = refusal(minimal, "--domains.image.num_test", "255")

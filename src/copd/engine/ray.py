@@ -18,13 +18,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-import torch
-from torch import Tensor
-
 from copd.branch import Branch
 from copd.config import Config, RayEngineConfig
 from copd.engine.base import BranchLost
 from copd.engine.local import LocalEngine
+from copd.engine.message import flat
 
 try:
     import ray
@@ -222,12 +220,11 @@ def pack(value: object) -> bytes:
 
 
 class _Pickler(CloudPickler):
-    """Functions by name or by value; tensors as NumPy arrays."""
+    """Functions by name or by value; tensors and integers as `flat` has them."""
 
     def reducer_override(self, obj: Any) -> Any:
-        if isinstance(obj, Tensor) and obj.dtype == torch.float32:
-            return torch.from_numpy, (obj.detach().cpu().numpy(),)
-        return super().reducer_override(obj)
+        as_flat = flat(obj)
+        return super().reducer_override(obj) if as_flat is NotImplemented else as_flat
 
 
 def _ask(host: Any, work: Callable[..., object], *arguments: object) -> Any:
