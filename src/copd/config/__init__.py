@@ -9,7 +9,7 @@ from copd.config.domains import (
     num_problems,
 )
 from copd.config.help import describe_settings
-from copd.config.load import load_config, parse_config, parse_files, parse_merge
+from copd.config.load import load_config, load_run, parse_config, parse_files, parse_merge
 from copd.config.names import (
     BASE,
     EXPERT,
@@ -121,6 +121,7 @@ __all__ = [
     "WeightedMerge",
     "describe_settings",
     "load_config",
+    "load_run",
     "num_problems",
     "parse_config",
     "parse_files",

@@ -130,9 +130,12 @@ class RayEngine:
         return {name: answer[name] for name, answer in answers.items()}
 
     def clear(self) -> None:
-        """Busy branches get some time to end what they do; who takes longer is ended."""
-        answers = {_ask(host, Host.clear): host for host in self._hosts.values()}
-        self._hosts, self._coming, self._places = {}, {}, {}
+        """Busy branches get some time to end what they do; who takes longer, or is gone, is ended.
+
+        Forgotten ones are asked, too: they may have gone with their machine.
+        """
+        answers = {_ask(host, Host.clear): host for host in (*self._hosts.values(), *self._idle)}
+        self._hosts, self._coming, self._places, self._idle = {}, {}, {}, []
         if answers:
             ray.wait(list(answers), num_returns=len(answers), timeout=CLEAR_SECONDS)
         for answer, host in answers.items():
