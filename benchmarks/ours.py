@@ -132,7 +132,7 @@ def _score_request(config: Config, batch: Batch) -> ScoreRequest:
     """As many probes as a step asks for."""
     size = min(config.monitor.num_probe_tokens, len(batch.token_ids))
     probes = np.linspace(0, len(batch.token_ids) - 1, size).astype(np.int32)
-    top_k = config.monitor.probe_top_k
+    top_k = config.monitor.score_top_k
     return ScoreRequest(batch.problems, batch.token_ids, batch.lengths, probes, top_k)
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from copd.config import load_config
+from copd.config import load_config, load_run
 
 MINIMAL = """
 [model]
@@ -257,6 +257,8 @@ def test_names_that_cannot_be_folders_are_refused(minimal: Path, name: str):
 
 
 def test_sections_are_checked_against_each_other(minimal: Path):
+    [scores] = refusal(minimal, "--monitor.score_top_k", "9")
+    assert scores.endswith("Raise score_top_k.")
     [probes] = refusal(minimal, "--monitor.probe_top_k", "5")
     assert probes.endswith("Raise probe_top_k.")
     [problems] = refusal(minimal, "--domains.image.num_test", "255")
@@ -306,3 +308,17 @@ def test_a_file_that_cannot_be_read_says_why(tmp_path: Path):
     (tmp_path / "latin.toml").write_bytes(b'output_dir = "\xe9"')
     [encoding] = refusal(tmp_path / "latin.toml")
     assert "utf-8" in encoding
+
+
+def test_a_run_is_resumed_with_its_own_settings_but_elsewhere(minimal: Path):
+    words = ["--engine.type", "ray", "--engine.num_cpus", "2", "--optimizer.learning_rate", "1e-3"]
+    stored = minimal.with_suffix(".json")
+    stored.write_text(load_config(minimal, words).model_dump_json())
+    assert load_run(stored).engine.model_dump()["num_cpus"] == 2
+    other = load_run(stored, ["--engine.num_cpus", "3"])
+    assert other.engine.model_dump()["num_cpus"] == 3 and other.optimizer.learning_rate == 1e-3
+    moved = load_run(stored, ["--engine.type", "local", "--engine.num_threads=1"])
+    assert moved.engine.model_dump() == {"type": "local", "num_threads": 1}
+    assert moved.optimizer.learning_rate == 1e-3
+    with pytest.raises(ValueError, match=r"got --recipe.rounds.*train in another output_dir"):
+        load_run(stored, ["--engine.type", "local", "--recipe.rounds", "3"])

@@ -150,11 +150,11 @@ def _train(arguments: argparse.Namespace, overrides: Sequence[str]) -> None:
         commands.train(config)
 
 
-def _resume(arguments: argparse.Namespace, _: Sequence[str]) -> None:
+def _resume(arguments: argparse.Namespace, overrides: Sequence[str]) -> None:
     with stoppable(arguments.run):
         from copd.run import commands
 
-        commands.resume(arguments.run)
+        commands.resume(arguments.run, overrides)
 
 
 def _plan(arguments: argparse.Namespace, overrides: Sequence[str]) -> None:

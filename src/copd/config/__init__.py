@@ -11,6 +11,7 @@ from copd.config.domains import (
 from copd.config.help import describe_settings
 from copd.config.load import (
     load_config,
+    load_run,
     parse_config,
     parse_files,
     parse_files_run,
@@ -127,6 +128,7 @@ __all__ = [
     "WeightedMerge",
     "describe_settings",
     "load_config",
+    "load_run",
     "num_problems",
     "parse_config",
     "parse_files",

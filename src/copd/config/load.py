@@ -26,8 +26,25 @@ def load_config(path: Path | str, overrides: Sequence[str] = ()) -> Config:
     Overrides are command-line words: `--recipe.rounds 3`, `--optimizer.learning_rate=2e-4`. Values
     are TOML; what is not, is text. Each mistake becomes one line of the ValueError.
     """
-    raw = read_table(Path(path))
-    texts = parse_overrides(overrides)
+    return _overridden(read_table(Path(path)), parse_overrides(overrides))
+
+
+def load_run(path: Path, overrides: Sequence[str] = ()) -> Config:
+    """The configuration a run was begun with; overrides may only move it to other processes.
+
+    With `--engine.type` all that was set for its engine so far is forgotten.
+    """
+    raw, texts = read_table(path), parse_overrides(overrides)
+    for keys in texts:
+        if keys[0] != "engine":
+            raise ValueError(
+                f"A run goes on with the settings it was begun with: got --{'.'.join(keys)}, "
+                "expected settings of engine only. Leave it out, or train in another output_dir."
+            )
+    return _overridden({**raw, "engine": {}} if ("engine", "type") in texts else raw, texts)
+
+
+def _overridden(raw: Mapping[str, Any], texts: Mapping[Keys, str]) -> Config:
     for keys, text in texts.items():
         raw = with_setting(raw, keys, value_of(text))
     for keys in _read_as_text(raw, texts):

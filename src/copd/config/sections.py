@@ -178,8 +178,11 @@ class MonitorConfig(Section):
     """k of the top-k overlap (paper: 10)."""
     num_probe_tokens: Count = 128
     """Tokens compared per pair of policies and measurement."""
+    score_top_k: Count = 16
+    """Most probable tokens a teacher tells at each; the KL of cross batches is computed on them."""
     probe_top_k: Count = 128
-    """Tokens on which the KL diagnostics are computed; exact from the vocabulary size up."""
+    """The same for the comparisons of `every` and the control variate; exact from the vocabulary
+    size up."""
     every: NonNegativeInt = 0
     """Steps between comparisons of all branches and the base (dynamics.jsonl); 0 for none."""
     num_problems: Count = 8
@@ -191,11 +194,12 @@ class MonitorConfig(Section):
 
     @model_validator(mode="after")
     def _check(self) -> MonitorConfig:
-        if self.probe_top_k < self.overlap_k:
-            raise ValueError(
-                f"monitor.probe_top_k must be at least monitor.overlap_k = {self.overlap_k}: "
-                f"got {self.probe_top_k}. Raise probe_top_k."
-            )
+        for name, told in (("score_top_k", self.score_top_k), ("probe_top_k", self.probe_top_k)):
+            if told < self.overlap_k:
+                raise ValueError(
+                    f"monitor.{name} must be at least monitor.overlap_k = {self.overlap_k}: "
+                    f"got {told}. Raise {name}."
+                )
         return self
 
 

@@ -18,13 +18,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-import torch
-from torch import Tensor
-
 from copd.branch import Branch
 from copd.config import Config, RayEngineConfig
 from copd.engine.base import BranchLost
 from copd.engine.local import LocalEngine
+from copd.engine.message import flat
 
 try:
     import ray
@@ -132,9 +130,12 @@ class RayEngine:
         return {name: answer[name] for name, answer in answers.items()}
 
     def clear(self) -> None:
-        """Busy branches get some time to end what they do; who takes longer is ended."""
-        answers = {_ask(host, Host.clear): host for host in self._hosts.values()}
-        self._hosts, self._coming, self._places = {}, {}, {}
+        """Busy branches get some time to end what they do; who takes longer, or is gone, is ended.
+
+        Forgotten ones are asked, too: they may have gone with their machine.
+        """
+        answers = {_ask(host, Host.clear): host for host in (*self._hosts.values(), *self._idle)}
+        self._hosts, self._coming, self._places, self._idle = {}, {}, {}, []
         if answers:
             ray.wait(list(answers), num_returns=len(answers), timeout=CLEAR_SECONDS)
         for answer, host in answers.items():
@@ -222,12 +223,11 @@ def pack(value: object) -> bytes:
 
 
 class _Pickler(CloudPickler):
-    """Functions by name or by value; tensors as NumPy arrays."""
+    """Functions by name or by value; tensors and integers as `flat` has them."""
 
     def reducer_override(self, obj: Any) -> Any:
-        if isinstance(obj, Tensor) and obj.dtype == torch.float32:
-            return torch.from_numpy, (obj.detach().cpu().numpy(),)
-        return super().reducer_override(obj)
+        as_flat = flat(obj)
+        return super().reducer_override(obj) if as_flat is NotImplemented else as_flat
 
 
 def _ask(host: Any, work: Callable[..., object], *arguments: object) -> Any:

@@ -9,7 +9,7 @@ from rich.console import Console
 from torch import Tensor
 
 from copd.branch.state import load_weights
-from copd.config import Config, MergeConfig, load_config
+from copd.config import Config, MergeConfig, load_run
 from copd.domains import with_sizes
 from copd.engine import create_engine
 from copd.policy import Policy
@@ -33,15 +33,18 @@ def train(config: Config) -> Path:
     return _run(config)
 
 
-def resume(run_dir: Path) -> Path:
-    """Continues a run after its newest checkpoint; a finished one prints its table again."""
+def resume(run_dir: Path, overrides: Sequence[str] = ()) -> Path:
+    """Continues a run after its newest checkpoint; a finished one prints its table again.
+
+    Overrides such as `--engine.type local` say where its branches live from now on.
+    """
     path = run_dir / "config.json"
     if not path.exists():
         raise ValueError(
             f"{run_dir} is no run: expected a config.json in it. "
             "Name a directory that `copd train` made."
         )
-    config = load_config(path)
+    config = load_run(path, overrides)
     return _run(config.model_copy(update={"output_dir": run_dir}))
 
 

@@ -134,6 +134,7 @@ def _score_request(config: Config, position: Position, action: OPD, batch: Batch
     monitor, distill, num_tokens = config.monitor, config.distill, len(batch.token_ids)
     top_k = monitor.probe_top_k
     if isinstance(distill, SampledDistill) and not distill.control_variate:
+        top_k = monitor.score_top_k
         seed = derive_seed(config.seed, action.branch, action.key, position.step, "probe")
         size = min(monitor.num_probe_tokens, num_tokens)
         probes = np.sort(np.random.default_rng(seed).choice(num_tokens, size, replace=False))

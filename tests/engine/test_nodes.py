@@ -1,0 +1,122 @@
+"""Machines that die, and runs that go on elsewhere: the end has the same bits."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from copd.branch import Branch
+from copd.config import Config, RayEngineConfig
+from copd.engine import Engine, LocalEngine
+from copd.run import commands
+from copd.run.runner import Runner
+
+SCRIPT = Path(__file__).parents[2] / "scripts" / "kill_branches.py"
+HERE = {"type": "local", "num_threads": 1}
+RAY = {"type": "ray", "num_cpus": 0}
+MOVED = {
+    "local": ["--engine.type", "local", "--engine.num_threads", "1"],
+    "ray": ["--engine.type", "ray", "--engine.num_cpus", "0"],
+}
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[None]:
+    ray = pytest.importorskip("ray")
+    from copd.engine.ray import join
+
+    assert join(RayEngineConfig())
+    yield
+    ray.shutdown()
+
+
+def make_config(root: Path, engine: dict[str, object]) -> Config:
+    return Config.model_validate(
+        {
+            "output_dir": root,
+            "seed": 3,
+            "model": {"path": "tiny", "device": "cpu"},
+            "domains": {
+                m: {"type": "digits", "modality": m, "num_train": 50} for m in ("text", "image")
+            },
+            "recipe": {"type": "copd", "rounds": 1, "rlvr_steps": 1, "opd_steps": 1},
+            "rollout": {"num_prompts": 2, "group_size": 2, "max_completion_tokens": 6},
+            "optimizer": {"learning_rate": 1e-3},
+            "evaluation": {"num_problems": 3, "num_samples": 1, "base": False},
+            "checkpoint": {"every": 1},
+            "engine": engine,
+        }
+    )
+
+
+def end_state(root: Path) -> dict[str, bytes]:
+    files = [path for path in sorted(root.rglob("*")) if path.is_file()]
+    other = {"config.json", "timings.jsonl"}
+    return {str(p.relative_to(root)): p.read_bytes() for p in files if p.name not in other}
+
+
+class Stopped(Exception):
+    """The machine of the run is switched off."""
+
+
+def create_short_lived(config: Config) -> Engine:
+    """An engine that stops for good when the second update is asked for."""
+    from copd.engine.ray import RayEngine
+
+    def make(kind: type[LocalEngine] | type[RayEngine], *settings: RayEngineConfig) -> Engine:
+        class ShortLived(kind):
+            num_updates = 0
+
+            def each(self, verb, inputs):
+                self.num_updates += verb is Branch.update
+                if self.num_updates == 2:
+                    raise Stopped
+                return super().each(verb, inputs)
+
+        return ShortLived(config, *settings)
+
+    if isinstance(config.engine, RayEngineConfig):
+        return make(RayEngine, config.engine)
+    return make(LocalEngine)
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_run_goes_on_elsewhere(cluster, tmp_path):
+    """Begun with all branches in one process and resumed with one for each; the other way round."""
+    from rich.console import Console
+
+    commands.train(make_config(tmp_path / "quiet", HERE))
+    quiet = end_state(tmp_path / "quiet")
+    for first, then in ((HERE, "ray"), (RAY, "local")):
+        config = make_config(tmp_path / then, first)
+        engine = create_short_lived(config)
+        try:
+            with pytest.raises(Stopped):
+                Runner(config, engine, Console()).run()
+        finally:
+            engine.close()
+        assert not (config.output_dir / "final").exists()
+        commands.resume(config.output_dir, MOVED[then])
+        stored = json.loads((config.output_dir / "config.json").read_text())
+        assert stored["engine"]["type"] == then
+        assert end_state(config.output_dir) == quiet
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_processes_and_machines_may_die(tmp_path):
+    """Three branches on two simulated machines; one of them dies, and later a process."""
+    pytest.importorskip("ray")
+    out = tmp_path / "kills"
+    words = ["--nodes", "2", "--kills", "2", "--rounds", "1", "--seed", "1", "--out", str(out)]
+    run = subprocess.run([sys.executable, str(SCRIPT), *words], capture_output=True, text=True)
+    assert run.returncode == 0, run.stdout + run.stderr
+    record = json.loads((out / "kills.json").read_text())
+    assert {kill["kind"] for kill in record["kills"]} == {"process", "machine"}
+    assert record["different"] == [] and record["files"] > 20
+    assert run.stdout.count("was lost in") >= 2
