@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -18,63 +17,10 @@ from transformers import AutoConfig
 from benchmarks.cases import Case, Shapes, planned_lengths
 from benchmarks.turns import Turns
 from copd.policy.render import Prompt, Renderer
+from copd.recipes.cluster import Widths
 
 _TRAIN, _TRAIN_WEIGHTS, _ASK = 3, 2, 1
 """Passes' worth of a matmul: forward and both gradients; without the input's; forward alone."""
-
-
-@dataclass(frozen=True)
-class Widths:
-    """Sizes of a Qwen3-VL that its matmuls follow from."""
-
-    text: dict[str, tuple[int, int]]
-    """The matrices of one text layer."""
-    num_layers: int
-    attention: int
-    """Query heads times their width."""
-    head: tuple[int, int]
-    patch: tuple[int, int]
-    block: dict[str, tuple[int, int]]
-    """The matrices of one vision block."""
-    num_blocks: int
-    merger: dict[str, tuple[int, int]]
-    num_mergers: int
-    """The last one and those of deepstack."""
-    patches_per_token: int
-
-    @classmethod
-    def read(cls, config: Any) -> Widths:
-        text, vision = config.text_config, config.vision_config
-        width, inner = text.hidden_size, text.intermediate_size
-        query = text.num_attention_heads * text.head_dim
-        key = text.num_key_value_heads * text.head_dim
-        merged = vision.hidden_size * vision.spatial_merge_size**2
-        pixels = vision.in_channels * vision.temporal_patch_size * vision.patch_size**2
-        return cls(
-            text={
-                "q": (width, query),
-                "k": (width, key),
-                "v": (width, key),
-                "o": (query, width),
-                "gate": (width, inner),
-                "up": (width, inner),
-                "down": (inner, width),
-            },
-            num_layers=text.num_hidden_layers,
-            attention=query,
-            head=(width, text.vocab_size),
-            patch=(pixels, vision.hidden_size),
-            block={
-                "qkv": (vision.hidden_size, 3 * vision.hidden_size),
-                "proj": (vision.hidden_size, vision.hidden_size),
-                "fc1": (vision.hidden_size, vision.intermediate_size),
-                "fc2": (vision.intermediate_size, vision.hidden_size),
-            },
-            num_blocks=vision.depth,
-            merger={"fc1": (merged, merged), "fc2": (merged, vision.out_hidden_size)},
-            num_mergers=1 + len(vision.deepstack_visual_indexes),
-            patches_per_token=vision.spatial_merge_size**2,
-        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,39 +49,24 @@ def least_flops(widths: Widths, groups: Sequence[Group], *, num_askings: int = 0
     has no gradient of its input. Sampling costs nothing beyond: its forward pass is the update's.
     A teacher asked about the group costs F once more, an asking. No softmax, norm or optimizer.
     """
-    total = 0
+    total = 0.0
     for group in groups:
         text = _text_flops(widths, group)
-        patches = sum(group.frames)
-        embedding = 2 * patches * _size(widths.patch)
-        vision = _vision_flops(widths, group.frames)
+        embedding = widths.patch_flops(group.frames)
+        vision = widths.vision_flops(group.frames)
         total += (_TRAIN + _ASK * num_askings) * (text + vision)
         total += (_TRAIN_WEIGHTS + _ASK * num_askings) * embedding
     return int(total)
 
 
-def _text_flops(widths: Widths, group: Group) -> int:
+def _text_flops(widths: Widths, group: Group) -> float:
     length, completions = group.prompt, group.completions
-    run = length + int((completions - 1).sum())
     own = (completions - 1) * length + (completions - 1) * completions // 2
-    pairs = length * (length + 1) // 2 + int(own.sum())
-    weights = sum(map(_size, widths.text.values()))
-    layers = widths.num_layers * (2 * weights * run + 4 * widths.attention * pairs)
-    return layers + 2 * _size(widths.head) * int(completions.sum())
-
-
-def _vision_flops(widths: Widths, frames: Sequence[int]) -> int:
-    """Without the patch embedding."""
-    patches, pairs = sum(frames), sum(n * n for n in frames)
-    block = 2 * sum(map(_size, widths.block.values())) * patches
-    block += 4 * widths.block["proj"][0] * pairs
-    merged = patches // widths.patches_per_token
-    mergers = widths.num_mergers * 2 * sum(map(_size, widths.merger.values())) * merged
-    return widths.num_blocks * block + mergers
-
-
-def _size(matrix: tuple[int, int]) -> int:
-    return matrix[0] * matrix[1]
+    return widths.text_flops(
+        run=length + int((completions - 1).sum()),
+        pairs=length * (length + 1) // 2 + int(own.sum()),
+        predicted=int(completions.sum()),
+    )
 
 
 def groups_of(case: Case, step: int, folder: Path) -> list[Group]:
@@ -152,7 +83,10 @@ def groups_of(case: Case, step: int, folder: Path) -> list[Group]:
 def least_of_step(case: Case, step: int, folder: Path) -> int:
     """`least_flops` of a whole step; in distillation every group is asked about once, in a mutual
     step every second one."""
-    widths, groups = Widths.read(AutoConfig.from_pretrained(folder)), groups_of(case, step, folder)
+    widths, groups = (
+        Widths.read(AutoConfig.from_pretrained(folder).to_dict()),
+        groups_of(case, step, folder),
+    )
     if case.work == "mutual":
         half = len(groups) // 2
         asked = least_flops(widths, groups[half:], num_askings=1)
@@ -166,7 +100,7 @@ def take_turns(case: Case, folder: Path, turns: Turns) -> None:
     Forward, gradient of the input and gradient of the weight; its FLOPs over its seconds are the
     rate that a step is held against.
     """
-    widths = Widths.read(AutoConfig.from_pretrained(folder))
+    widths = Widths.read(AutoConfig.from_pretrained(folder).to_dict())
     groups = groups_of(case, 0, folder)
     run = sum(group.prompt + int((group.completions - 1).sum()) for group in groups)
     generator = torch.Generator().manual_seed(0)

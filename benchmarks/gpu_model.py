@@ -10,9 +10,10 @@ import numpy as np
 from transformers import AutoConfig
 
 from benchmarks.cases import Shapes
-from benchmarks.floor import Group, Widths, least_flops
+from benchmarks.floor import Group, least_flops
 from benchmarks.model import rotary, save_random
 from copd.policy.render import Renderer
+from copd.recipes.cluster import Widths
 
 _LIMITS = {"shortest_edge": 32 * 32, "longest_edge": 1024 * 1024}
 
@@ -108,7 +109,7 @@ def least_of_phases(folder: Path, size: Size) -> tuple[dict[str, int], int]:
     (frames, height, width), *_ = prompt.media["image_grid_thw"].tolist()
     lengths = np.full(size.group_size, size.num_tokens)
     group = Group(len(prompt.input_ids), (height * width,) * frames, lengths)
-    widths, groups = Widths.read(config), [group] * size.num_prompts
+    widths, groups = Widths.read(config.to_dict()), [group] * size.num_prompts
     update = least_flops(widths, groups)
     forward = least_flops(widths, groups, num_askings=1) - update
     least = {"sampling": forward, "scoring": forward, "update": update}

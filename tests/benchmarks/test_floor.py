@@ -11,9 +11,10 @@ import torch
 from transformers import AutoConfig
 
 from benchmarks.cases import CASES, Shapes
-from benchmarks.floor import Group, Widths, groups_of, least_flops, least_of_step, take_turns
+from benchmarks.floor import Group, groups_of, least_flops, least_of_step, take_turns
 from benchmarks.turns import Turns, flop_counter
 from copd.policy import Policy
+from copd.recipes.cluster import Widths
 
 TINY = Widths(
     text={"only": (2, 3)},
@@ -57,7 +58,7 @@ def test_the_formula_agrees_with_torch_where_both_count_alike(name: str, miniatu
     with flop_counter() as counter:
         states = policy.score([prompt], [[np.array([9], dtype=np.int32)]])
         (states.hidden @ policy.head.T).sum().backward()
-    widths = Widths.read(AutoConfig.from_pretrained(miniature))
+    widths = Widths.read(AutoConfig.from_pretrained(miniature).to_dict())
     [group] = groups_of(case, 0, miniature)
     length, frames = group.prompt, sum(n * n for n in group.frames)
     full = 4 * widths.num_layers * widths.attention * length * length

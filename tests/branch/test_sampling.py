@@ -64,7 +64,7 @@ def sampled(policy, batches, max_prompt_tokens, **options):
         max_completion_tokens=12,
         max_prompt_tokens=max_prompt_tokens,
         precision="float32",
-        **options,
+        **{"max_rows": 1024, **options},
     )
 
 
@@ -72,11 +72,12 @@ def test_the_cut_changes_no_token(batches):
     policy, wanted = batches
     whole = sampled(policy, wanted, 16384)
     pieces = sampled(policy, wanted, 40)
+    few = sampled(policy, wanted, 16384, max_rows=5)
     tokens = [
         [[c.token_ids.tolist() for group in batch for c in group] for batch in result.groups]
-        for result in (whole, pieces)
+        for result in (whole, pieces, few)
     ]
-    assert tokens[0] == tokens[1]
+    assert tokens[0] == tokens[1] == tokens[2]
     assert len({tuple(ids) for ids in tokens[0][0]}) > 4
 
 

@@ -109,10 +109,12 @@ class Branch:
 
     def portray(self, requests: Sequence[SampleRequest]) -> list[Portrait]:
         """How this branch answers held-out problems; what training has read stays as it is."""
-        limit = self._rollout.max_completion_tokens
+        limit, max_rows = self._rollout.max_completion_tokens, self._rollout.max_rows
         prompts = [self._book.aside.prompts(request.problems) for request in requests]
         with self._naming(requests):
-            return portray(self._policy, self._learning, requests, prompts, limit)
+            return portray(
+                self._policy, self._learning, requests, prompts, limit, max_rows=max_rows
+            )
 
     def compare(self, portraits: Sequence[Sequence[Portrait]]) -> list[list[Likeness]]:
         """How like others this branch is: their portraits, a sequence per set of problems."""
@@ -246,6 +248,7 @@ class Branch:
             wanted,
             max_completion_tokens=max_completion_tokens,
             max_prompt_tokens=self._learning.micro_batch_tokens,
+            max_rows=self._rollout.max_rows,
             precision=self._learning.precision,
             keep_graph=keep_graph,
         )

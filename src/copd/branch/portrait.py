@@ -40,6 +40,8 @@ def portray(
     requests: Sequence[SampleRequest],
     prompts: Sequence[Sequence[Prompt]],
     max_completion_tokens: int,
+    *,
+    max_rows: int,
 ) -> list[Portrait]:
     """`monitor.num_samples` completions per problem, and the policy's top tokens at some of theirs.
 
@@ -53,6 +55,7 @@ def portray(
         ],
         max_completion_tokens=max_completion_tokens,
         max_prompt_tokens=learning.micro_batch_tokens,
+        max_rows=max_rows,
         precision=learning.precision,
     )
     prefixes = sampled.prefixes or [None] * len(requests)

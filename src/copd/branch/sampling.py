@@ -12,9 +12,6 @@ from copd.branch.precision import Precision, autocast
 from copd.policy import Draw, Policy, Prompt, SharedPrefix
 from copd.types import Completion
 
-_MAX_ROWS = 1024
-"""Completions in flight at once."""
-
 
 @dataclass(frozen=True, eq=False)
 class Wanted:
@@ -55,16 +52,17 @@ def sample_batches(
     *,
     max_completion_tokens: int,
     max_prompt_tokens: int,
+    max_rows: int,
     precision: Precision,
     keep_graph: bool = False,
 ) -> Sampled:
-    """Completions for all batches, in as few loops as `max_prompt_tokens` and memory allow.
+    """Completions for all batches, in as few loops as `max_prompt_tokens` and `max_rows` allow.
 
     With `keep_graph` the prefixes of a single loop can carry a gradient: a first update on these
     completions needs no second pass over the prompts.
     """
     groups: list[list[list[Completion]]] = [[] for _ in batches]
-    loops = list(cut_loops(batches, max_rows=_MAX_ROWS, max_tokens=max_prompt_tokens))
+    loops = list(cut_loops(batches, max_rows=max_rows, max_tokens=max_prompt_tokens))
     keep_graph = keep_graph and len(loops) == 1
     prefixes: list[SharedPrefix] = []
     for loop in loops:

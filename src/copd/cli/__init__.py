@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from copd.cli import compare, data, diagnose, merge, report
+from copd.cli import cluster, compare, data, diagnose, merge, report
 from copd.cli.numbers import count, natural, non_negative
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 _OWN_OPTIONS = {
     "train": ("--help",),
-    "plan": ("--help", "--json", "--completion-tokens"),
+    "plan": ("--help", "--json", "--completion-tokens", *cluster.OWN_OPTIONS),
     "compare": compare.OWN_OPTIONS,
     "data": data.OWN_OPTIONS,
 }
@@ -97,6 +97,7 @@ def build_parser(settings: str = "") -> argparse.ArgumentParser:
     plan.add_argument("--json", action="store_true", help="print JSON")
     expected = "expected tokens of a completion; without it, costs are upper bounds"
     plan.add_argument("--completion-tokens", metavar="N", type=count, help=expected)
+    cluster.add_options(plan)
     compare.add_options(_command(commands, "compare", compare.ABOUT))
     _add_eval(commands)
     diagnose.add_options(_command(commands, "diagnose", diagnose.ABOUT))
@@ -164,12 +165,16 @@ def _plan(arguments: argparse.Namespace, overrides: Sequence[str]) -> None:
     config = load_config(arguments.config, overrides)
     plan = build_plan(config)
     cost = plan_cost(plan, config.rollout, completion_tokens=arguments.completion_tokens)
+    asked = cluster.cluster_of(arguments, config, plan)
     if not arguments.json:
         print(describe(plan, cost))
+        if asked:
+            print(f"\n{cluster.describe(asked, arguments)}")
         return
     import json
 
-    print(json.dumps({"plan": to_dict(plan), "cost": cost.to_dict()}, indent=2))
+    predicted = {"cluster": cluster.to_list(asked, arguments)} if asked else {}
+    print(json.dumps({"plan": to_dict(plan), "cost": cost.to_dict(), **predicted}, indent=2))
 
 
 def _evaluate(arguments: argparse.Namespace, overrides: Sequence[str]) -> None:

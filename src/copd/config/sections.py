@@ -90,6 +90,8 @@ class RolloutConfig(Section):
     """G, completions per prompt (paper: 8); a lone completion has no advantage."""
     max_completion_tokens: Count = 16_384
     """Where a completion is cut off (paper: 16,384)."""
+    max_rows: Count = 1024
+    """Completions written side by side; fewer need less memory, and change no token."""
     temperature: PositiveFloat = 1.0
     """Sampling temperature (paper: 1.0)."""
 

@@ -1,0 +1,366 @@
+"""Checks the cost model against small runs on this machine: `python -m benchmarks.cluster`.
+
+Rates are fitted to the CPU time of two runs, then those of other runs are predicted: other models,
+prompts, groups, lengths, numbers of branches, and Ray instead of the local engine. The result is
+docs/scaling.json, and the table of docs/scaling.md on the terminal.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from transformers import AutoConfig
+
+from benchmarks.model import rotary, save_random
+from copd.branch import Branch
+from copd.config import Config
+from copd.engine import Engine, create_engine
+from copd.policy.tiny import resolve
+from copd.recipes import OPD, Stage, build_plan
+from copd.recipes.cluster import Lengths, Load, Machine, Setup, Verb, Widths, verbs_of
+from copd.run.step import Position, take_step
+from copd.types import Batch
+
+Input = TypeVar("Input")
+Output = TypeVar("Output")
+
+VERBS: tuple[Verb, ...] = ("sample", "score", "update")
+_LIMITS = {"shortest_edge": 16 * 16, "longest_edge": 1024 * 1024}
+
+
+@dataclass(frozen=True)
+class Run:
+    """What differs between measured runs."""
+
+    name: str
+    size: str = "small"
+    prompts: int = 4
+    group: int = 4
+    tokens: int = 24
+    domains: tuple[str, ...] = ("text", "image", "video")
+    engine: str = "local"
+    micro_batch: int = 16_384
+
+
+SIZES = {"small": (128, 3), "middle": (192, 4), "large": (256, 6)}
+"""Width and layers."""
+
+FITTED = (Run("fitted, small"), Run("fitted, middle", size="middle", tokens=48))
+PREDICTED = (
+    Run("larger model", size="large"),
+    Run("more prompts", prompts=12),
+    Run("larger groups", size="middle", group=10),
+    Run("longer completions", tokens=96),
+    Run("two branches", size="middle", domains=("text", "image")),
+    Run("small micro-batches", size="middle", prompts=8, micro_batch=512),
+    Run("another model, the embedded base", size="tiny", prompts=8, group=8, tokens=40),
+    Run("on Ray", size="middle", prompts=6, engine="ray"),
+)
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A step of a run: its work, and CPU seconds by verb and branch."""
+
+    setup: Setup
+    sampled: Mapping[str, Sequence[Load]]
+    asked: Mapping[str, Sequence[Load]]
+    seconds: Mapping[Verb, Mapping[str, float]]
+
+
+class Clock:
+    """An engine that tells the CPU time of every branch in every verb."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self.seconds: dict[Verb, dict[str, float]] = {}
+
+    def spawn(self, name: str, model: str, *, frozen: bool = False) -> None:
+        self._engine.spawn(name, model, frozen=frozen)
+
+    def drop(self, name: str) -> None:
+        self._engine.drop(name)
+
+    def each(
+        self, verb: Callable[[Branch, Input], Output], inputs: Mapping[str, Input]
+    ) -> dict[str, Output]:
+        answers = self._engine.each(partial(timed, verb), inputs)
+        at = next(name for name in VERBS if name == verb.__name__)
+        self.seconds[at] = {name: seconds for name, (_, seconds) in answers.items()}
+        return {name: answer for name, (answer, _) in answers.items()}
+
+    def clear(self) -> None:
+        self._engine.clear()
+
+    def close(self) -> None:
+        self._engine.close()
+
+
+def timed(
+    verb: Callable[[Branch, Input], Output], branch: Branch, value: Input
+) -> tuple[Output, float]:
+    started = time.process_time()
+    return verb(branch, value), time.process_time() - started
+
+
+def main(words: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.cluster", description=__doc__)
+    parser.add_argument("--rounds", type=int, default=3, help="measured steps of every run")
+    parser.add_argument("--out", type=Path, default=Path("docs"), help="folder of the result")
+    given = parser.parse_args(words)
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as folder:
+        seen = measure([*FITTED, *PREDICTED], Path(folder), given.rounds)
+    machine = fit([step for run in FITTED for step in seen[run.name]])
+    record = {"machine": vars(machine), "runs": compare(machine, seen)}
+    given.out.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(record, indent=1) + "\n"
+    (given.out / "scaling.json").write_text(text, encoding="utf-8")
+    print(page(record))
+
+
+def measure(runs: Sequence[Run], folder: Path, rounds: int) -> dict[str, list[Seen]]:
+    """The runs take turns, a mutual step each, after one that warms them up."""
+    engines = {run.name: opened(run, folder) for run in runs}
+    seen: dict[str, list[Seen]] = {run.name: [] for run in runs}
+    for turn in range(rounds + 1):
+        for run in runs:
+            engine, config = engines[run.name]
+            step = one_step(engine, config, turn + 1)
+            if turn:
+                seen[run.name].append(step)
+    for engine, _ in engines.values():
+        engine.close()
+    return seen
+
+
+def opened(run: Run, folder: Path) -> tuple[Clock, Config]:
+    """A run's branches, on random weights unless it is the embedded base."""
+    model = folder / run.size
+    if run.size != "tiny" and not model.exists():
+        save(model, *SIZES[run.size])
+    engine: dict[str, Any] = {"type": run.engine, "num_threads": 1}
+    config = Config.model_validate(
+        {
+            "model": {"path": "tiny" if run.size == "tiny" else str(model), "device": "cpu"},
+            "domains": {name: {"type": "digits", "modality": name} for name in run.domains},
+            "recipe": {"type": "copd", "rounds": 1, "rlvr_steps": 1, "opd_steps": 1},
+            "rollout": {
+                "num_prompts": run.prompts,
+                "group_size": run.group,
+                "max_completion_tokens": run.tokens,
+            },
+            "optimizer": {"micro_batch_tokens": run.micro_batch},
+            "engine": engine,
+        }
+    )
+    clock = Clock(create_engine(config))
+    for name in build_plan(config).branches:
+        clock.spawn(name, config.model.path)
+    return clock, config
+
+
+def save(folder: Path, width: int, layers: int) -> None:
+    """A random model of these sizes."""
+    text = {
+        "vocab_size": 103,
+        "hidden_size": width,
+        "intermediate_size": 3 * width,
+        "num_hidden_layers": layers,
+        "num_attention_heads": width // 32,
+        "num_key_value_heads": width // 64,
+        "head_dim": 32,
+        "max_position_embeddings": 1024,
+        "rope_parameters": rotary(10000.0, (6, 5, 5)),
+    }
+    vision = {
+        "hidden_size": width // 2,
+        "intermediate_size": width,
+        "depth": layers // 2,
+        "num_heads": 4,
+        "out_hidden_size": width,
+        "num_position_embeddings": 64,
+        "deepstack_visual_indexes": [0],
+    }
+    save_random(folder, text=text, vision=vision, patch=8, limits=_LIMITS)
+
+
+def one_step(engine: Clock, config: Config, step: int) -> Seen:
+    """A mutual step, with the lengths that came of it."""
+    stage: Stage = build_plan(config).stages[-1]
+    result = take_step(engine, config, Position(step, 1, stage))
+    sampled: dict[str, list[Load]] = {}
+    asked: dict[str, list[Load]] = {}
+    shapes = frames_of(config)
+    for name, lessons in result.lessons.items():
+        for action, lesson in zip(stage.actions_of(name), lessons, strict=True):
+            load = load_of(lesson.batch, config.rollout.group_size, shapes[action.domain])
+            sampled.setdefault(name, []).append(load)
+            if isinstance(action, OPD):
+                asked.setdefault(action.teacher, []).append(load)
+    return Seen(setup_of(config), sampled, asked, dict(engine.seconds))
+
+
+def load_of(batch: Batch, group_size: int, frames: tuple[int, ...]) -> Load:
+    lengths = batch.lengths.astype(float)
+    told = Lengths(lengths.mean(), (lengths**2).mean(), lengths.max())
+    tokens = round(float(batch.prompt_lengths.mean()))
+    return Load(len(batch.problems), group_size, tokens, frames, told)
+
+
+def frames_of(config: Config) -> dict[str, tuple[int, ...]]:
+    """Patches of a problem's pictures by domain, from one that is rendered here."""
+    from copd.domains import load_domains
+    from copd.policy.render import Renderer
+
+    model = str(resolve(config.model.path))
+    renderer = Renderer.load(model, AutoConfig.from_pretrained(model))
+    found = {}
+    for name, domain in load_domains(config.domains).items():
+        media = renderer.render(domain.problem("train", 0).messages).media
+        grid = media.get("image_grid_thw", media.get("video_grid_thw"))
+        grids = [] if grid is None else grid.tolist()
+        found[name] = tuple(h * w for t, h, w in grids for _ in range(t))
+    return found
+
+
+def setup_of(config: Config) -> Setup:
+    widths = Widths.read(AutoConfig.from_pretrained(resolve(config.model.path)).to_dict())
+    return Setup(widths, config.optimizer.micro_batch_tokens, config.rollout.max_rows)
+
+
+_NOTHING = Machine(
+    "this CPU",
+    flops=1e9,
+    bandwidth=1e30,
+    memory=1e30,
+    links=1e30,
+    network=1e30,
+    bandwidth_efficiency=1.0,
+    pass_efficiency=1e30,
+    train_efficiency=1e30,
+    decode_efficiency=1e30,
+    layer_seconds=0.0,
+    pass_seconds=0.0,
+    prompt_seconds=0.0,
+    store=1e30,
+)
+"""Infinitely fast: a rate alone is what makes it slower."""
+
+_SHARES = {
+    "score": ("pass_efficiency", "pass_seconds"),
+    "sample": ("decode_efficiency", "layer_seconds", "prompt_seconds"),
+    "update": ("train_efficiency", "bandwidth"),
+}
+"""Which rates are fitted to which verb, in this order: later ones take earlier ones as they are."""
+
+
+def fit(steps: Sequence[Seen]) -> Machine:
+    """Rates by least squares on relative errors, never negative; a GFLOP/s is the unit of flops."""
+    machine = _NOTHING
+    for verb, names in _SHARES.items():
+        seconds = [s for step in steps for s in step.seconds[verb].values()]
+        rest = costs(machine, steps, verb)
+        columns = [costs(unit(machine, name), steps, verb) - rest for name in names]
+        scale = np.array(seconds)[:, None]
+        matrix = np.stack(columns, axis=1) / scale
+        found = not_negative(matrix, 1 - rest / scale[:, 0])
+        for name, value in zip(names, found, strict=True):
+            machine = replace(machine, **{name: rate(name, value)})
+    return machine
+
+
+def unit(machine: Machine, name: str) -> Machine:
+    """The machine with one of its rates at 1."""
+    return replace(machine, **{name: rate(name, 1.0)})
+
+
+def rate(name: str, value: float) -> float:
+    """Seconds are as fitted; what seconds are divided by is 1 / the fitted."""
+    if name.endswith("seconds"):
+        return value
+    return 1 / value if value > 0 else 1e30
+
+
+def costs(machine: Machine, steps: Sequence[Seen], verb: Verb) -> np.ndarray:
+    """Predicted seconds of a verb, branch by branch, in the order of what was measured."""
+    found = []
+    for step in steps:
+        verbs = verbs_of(machine, step.setup, step.sampled, step.asked)
+        found += [verbs[verb][name] for name in step.seconds[verb]]
+    return np.array(found)
+
+
+def not_negative(matrix: np.ndarray, target: np.ndarray) -> np.ndarray:
+    """Least squares; columns that come out negative are left out, the worst first."""
+    kept = list(range(matrix.shape[1]))
+    while True:
+        found = np.linalg.lstsq(matrix[:, kept], target, rcond=None)[0]
+        if (found >= 0).all():
+            break
+        kept.pop(int(found.argmin()))
+    whole = np.zeros(matrix.shape[1])
+    whole[kept] = found
+    return whole
+
+
+def compare(machine: Machine, seen: Mapping[str, Sequence[Seen]]) -> list[dict[str, Any]]:
+    """Medians over steps: all branches of each verb, the barriers' sum, and how wrong."""
+    rows = []
+    for name, steps in seen.items():
+        row: dict[str, Any] = {"run": name}
+        for verb in VERBS:
+            told = [verbs_of(machine, s.setup, s.sampled, s.asked)[verb] for s in steps]
+            row[verb] = {
+                "measured": statistics.median(sum(s.seconds[verb].values()) for s in steps),
+                "predicted": statistics.median(sum(each.values()) for each in told),
+            }
+        tops = [
+            (
+                sum(max(s.seconds[verb].values()) for verb in VERBS),
+                sum(
+                    max(verbs_of(machine, s.setup, s.sampled, s.asked)[verb].values())
+                    for verb in VERBS
+                ),
+            )
+            for s in steps
+        ]
+        row["barriers"] = {
+            "measured": statistics.median(top for top, _ in tops),
+            "predicted": statistics.median(top for _, top in tops),
+        }
+        rows.append(row)
+    return rows
+
+
+def page(record: Mapping[str, Any]) -> str:
+    """A Markdown table: measured, predicted and error, in CPU seconds."""
+    lines = [
+        "| run | sample | score | update | one after another | side by side |",
+        "| --- | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for row in record["runs"]:
+        whole = {kind: sum(row[verb][kind] for verb in VERBS) for kind in ("measured", "predicted")}
+        cells = [cell(row[verb]) for verb in VERBS] + [cell(whole), cell(row["barriers"])]
+        lines.append(f"| {row['run']} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def cell(pair: Mapping[str, float]) -> str:
+    measured, predicted = pair["measured"], pair["predicted"]
+    return f"{measured:.2f}, {predicted:.2f} ({predicted / measured - 1:+.0%})"
+
+
+if __name__ == "__main__":
+    main()
