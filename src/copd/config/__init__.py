@@ -10,29 +10,33 @@ from copd.config.domains import (
 )
 from copd.config.help import describe_settings
 from copd.config.load import load_config, parse_config, parse_files, parse_merge
-from copd.config.names import (
-    BASE,
-    EXPERT,
-    STUDENT,
-    UNIFIED,
-)
-from copd.config.pilot import PilotConfig
-from copd.config.recipe import (
-    CoPDConfig,
+from copd.config.merge import (
     DareMerge,
-    ExpertsConfig,
     MergeConfig,
-    MixedConfig,
-    MOPDConfig,
     NoMerge,
-    OPDConfig,
-    RecipeConfig,
     SelectMerge,
     TaskArithmeticMerge,
     TiesMerge,
     UniformMerge,
     ValidationMerge,
     WeightedMerge,
+)
+from copd.config.names import (
+    BASE,
+    EXPERT,
+    STUDENT,
+    TRUNK,
+    UNIFIED,
+)
+from copd.config.pilot import PilotConfig
+from copd.config.recipe import (
+    BandConfig,
+    CoPDConfig,
+    ExpertsConfig,
+    MixedConfig,
+    MOPDConfig,
+    OPDConfig,
+    RecipeConfig,
 )
 from copd.config.sections import (
     CheckpointConfig,
@@ -71,7 +75,9 @@ __all__ = [
     "BASE",
     "EXPERT",
     "STUDENT",
+    "TRUNK",
     "UNIFIED",
+    "BandConfig",
     "BoxVerifier",
     "CheckpointConfig",
     "ChoiceVerifier",
