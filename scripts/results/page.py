@@ -21,9 +21,9 @@ docs/statistics.md. All differences are in points of accuracy, paired over seeds
 with 95 % intervals and the probability of being ahead, unless they say otherwise.
 """
 
-RULE = """A difference **holds** where its interval is on the claimed side of zero, **fails** where it
-is on the other side, and is **open** otherwise. "At or above" and "near" hold down to one point below.
-Intervals are not adjusted for their number.
+RULE = """A difference **holds** where its interval is on the claimed side of zero, **fails** where
+it is on the other side, and is **open** otherwise. "At or above" and "near" hold down to one point
+below. Intervals are not adjusted for their number.
 """
 
 
