@@ -169,6 +169,12 @@ def test_a_bad_value_says_what_was_expected_and_got(
         (recipe("copd", rounds=1, topology="hub"), "Set recipe.hub to the branch in the middle."),
         (recipe("copd", rounds=1, topology="hub", hub="txt"), "Did you mean 'text'?"),
         (recipe("copd", rounds=1, hub="text"), 'Set recipe.topology = "hub", or remove'),
+        (
+            recipe("copd", rounds=1, topology="trunk", branches={"trunk": "text", "b": "image"}),
+            "Rename it, or the domain it is named after.",
+        ),
+        (recipe("copd", rounds=1, band={"low": 0.9, "high": 0.8}), "such as 0.88 and 0.92"),
+        (recipe("copd", rounds=1, band={"low": 0.8, "high": 0.9}), "got monitor.every = 0."),
         (recipe("copd", rounds=1, branches={"a": "text"}), 'recipe.type = "experts"'),
         (recipe("copd", rounds=1, branches={"a": "txt"}), "recipe.branches.a must name a domain"),
         (recipe("copd", rounds=1, beta={"text": 1}), "got 'text', expected 'text', 'image'"),

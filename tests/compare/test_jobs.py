@@ -10,6 +10,7 @@ from copd.compare.describe import describe_study
 from copd.compare.jobs import Job, expert_columns, study_jobs
 from copd.compare.progress import check_unchanged, work
 from copd.compare.sharing import Start
+from copd.config.study import load_study
 
 STUDIES = Path(__file__).parents[2] / "configs" / "studies"
 LONGER = """
@@ -136,7 +137,24 @@ def test_what_was_trained_with_other_settings_is_refused(make_study, tmp_path: P
         check_unchanged(of(study_jobs(changed, tmp_path), "opd"))
 
 
-@pytest.mark.parametrize("name", ["two_branches", "three_branches", "ablations"])
+def test_what_all_seeds_cost_is_said_before(make_study, tmp_path: Path):
+    study = make_study()
+    said = describe_study(study, study_jobs(study, tmp_path))
+    batch, measured, columns = 2 * 2, 4 * 2, 1 + 2 * (3 + 1)
+    trained = 2 * (3 * 2 + 2) * batch
+    wanted = f"{trained} completions to train on, {columns * measured} to measure."
+    assert said.endswith(f"All seeds together: {wanted}")
+
+
+@pytest.mark.parametrize("path", sorted(STUDIES.glob("*.toml")), ids=lambda path: path.stem)
+def test_every_committed_study_can_be_planned(path: Path, tmp_path: Path):
+    study = load_study(path)
+    jobs = study_jobs(study, tmp_path)
+    assert study.output_dir == Path("runs/studies") / path.stem
+    assert len(jobs) >= 1 + len(study.seeds) * len(study.methods)
+
+
+@pytest.mark.parametrize("name", ["two_branches", "three_branches"])
 def test_a_study_is_described_at_once_and_without_torch(name: str, tmp_path: Path):
     code = f"""
 import sys

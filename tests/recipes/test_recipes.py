@@ -1,6 +1,7 @@
 """Every recipe's plan, written out."""
 
 from copd.config import (
+    BandConfig,
     CoPDConfig,
     DareMerge,
     ExpertsConfig,
@@ -171,6 +172,44 @@ def test_copd_with_a_hub_keeps_the_spokes_apart():
         OPD("image", teacher="video", domain="video"),
         OPD("video", teacher="image", domain="image"),
     )
+
+
+def test_a_trunk_trains_on_everything_and_is_the_only_neighbour_of_all():
+    select = SelectMerge(branch="trunk")
+    plan = copd(PAIR, CoPDConfig(topology="trunk", rounds=1, beta=2.0, merge=select))
+    native = (
+        RLVR("text", "text"),
+        RLVR("image", "image"),
+        RLVR("trunk", "text"),
+        RLVR("trunk", "image"),
+    )
+    cross = (
+        OPD("text", teacher="trunk", domain="image", beta=2.0),
+        OPD("image", teacher="trunk", domain="text", beta=2.0),
+        OPD("trunk", teacher="text", domain="text", beta=2.0),
+        OPD("trunk", teacher="image", domain="image", beta=2.0),
+    )
+    assert plan == Plan(
+        branches=("text", "image", "trunk"),
+        stages=(Stage("rlvr", 15, native), Stage("mutual", 10, native + cross)),
+        result="trunk",
+    )
+
+
+def test_a_trunk_teaches_its_spokes_every_domain_but_their_own():
+    plan = copd(THREE, CoPDConfig(topology="trunk", rounds=1))
+    taught = [a for a in plan.stages[1].actions_of("text") if isinstance(a, OPD)]
+    assert [(a.teacher, a.domain) for a in taught] == [("trunk", "image"), ("trunk", "video")]
+    assert plan.merge is not None and plan.merge.branches == ("text", "image", "video", "trunk")
+
+
+def test_with_a_band_all_rounds_are_one_stage():
+    band = BandConfig(low=0.8, high=0.9)
+    plan = copd(PAIR, CoPDConfig(rounds=4, rlvr_steps=3, opd_steps=2, band=band))
+    native = (RLVR("text", "text"), RLVR("image", "image"))
+    cross = (OPD("text", "image", "image"), OPD("image", "text", "text"))
+    assert plan.stages == (Stage("mutual", 20, native + cross, band),)
+    assert plan.stages[0].untaught == Stage("mutual", 20, native, band)
 
 
 def test_beta_belongs_to_the_student_and_zero_leaves_it_untaught():

@@ -240,6 +240,7 @@ HUB = {
     "rlvr_steps": 1,
     "opd_steps": 1,
 }
+TRUNK = {"type": "copd", "topology": "trunk", "rounds": 1, "rlvr_steps": 1, "opd_steps": 1}
 FROM_BASE = {
     "type": "opd",
     "student": "base",
@@ -254,6 +255,7 @@ VARIANTS = {
     "chosen weights": {**HUB, "merge": {"type": "validation", "grid": 1}},
     "ties": {**HUB, "merge": {"type": "ties"}},
     "dare": {**HUB, "merge": {"type": "dare"}},
+    "trunk": {**TRUNK, "merge": {"type": "select", "branch": "trunk"}},
     "beyond the teachers": {"type": "mopd", "expert_steps": 1, "opd_steps": 1},
 }
 """What the committed configurations do not do; those run in tests/test_end_to_end.py."""

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from copd.compare.fairness import total_branch_steps
 from copd.compare.jobs import Job
-from copd.compare.progress import is_done
+from copd.compare.progress import is_done, to_measure, to_train
 from copd.config import BASE
 from copd.config.study import Study
 from copd.recipes import plan_cost
@@ -38,6 +38,8 @@ def describe_study(study: Study, jobs: Sequence[Job]) -> str:
             "",
             *_sharing(one_seed),
             f"Every column is measured on {_problems(one_seed[0])}; the base once for all seeds.",
+            f"All seeds together: {sum(map(to_train, jobs)):,} completions to train on, "
+            f"{sum(map(to_measure, jobs)):,} to measure.",
         ]
     )
 

@@ -65,12 +65,22 @@ def steps_done(job: Job) -> int:
 def work(job: Job) -> int:
     """Completions to train on and to measure, which take about the same time each; what another
     run trains is not counted."""
-    rollout, evaluation = job.config.rollout, job.config.evaluation
-    batch = rollout.num_prompts * rollout.group_size
-    measured = evaluation.num_problems * evaluation.num_samples * len(job.config.domains)
+    return to_train(job) + to_measure(job)
+
+
+def to_train(job: Job) -> int:
+    """Completions that the job itself trains on."""
+    rollout = job.config.rollout
     first = job.start.step if job.start else 0
     steps = 0 if job.method == BASE else _batches(job, job.plan.total_steps) - _batches(job, first)
-    return steps * batch + measured * len(job.columns)
+    return steps * rollout.num_prompts * rollout.group_size
+
+
+def to_measure(job: Job) -> int:
+    """Completions of its final measurement, of all its columns."""
+    evaluation = job.config.evaluation
+    measured = evaluation.num_problems * evaluation.num_samples * len(job.config.domains)
+    return measured * len(job.columns)
 
 
 def work_done(job: Job) -> int:

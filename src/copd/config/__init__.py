@@ -17,29 +17,33 @@ from copd.config.load import (
     parse_files_run,
     parse_merge,
 )
-from copd.config.names import (
-    BASE,
-    EXPERT,
-    STUDENT,
-    UNIFIED,
-)
-from copd.config.pilot import PilotConfig
-from copd.config.recipe import (
-    CoPDConfig,
+from copd.config.merge import (
     DareMerge,
-    ExpertsConfig,
     MergeConfig,
-    MixedConfig,
-    MOPDConfig,
     NoMerge,
-    OPDConfig,
-    RecipeConfig,
     SelectMerge,
     TaskArithmeticMerge,
     TiesMerge,
     UniformMerge,
     ValidationMerge,
     WeightedMerge,
+)
+from copd.config.names import (
+    BASE,
+    EXPERT,
+    STUDENT,
+    TRUNK,
+    UNIFIED,
+)
+from copd.config.pilot import PilotConfig
+from copd.config.recipe import (
+    BandConfig,
+    CoPDConfig,
+    ExpertsConfig,
+    MixedConfig,
+    MOPDConfig,
+    OPDConfig,
+    RecipeConfig,
 )
 from copd.config.sections import (
     CheckpointConfig,
@@ -78,7 +82,9 @@ __all__ = [
     "BASE",
     "EXPERT",
     "STUDENT",
+    "TRUNK",
     "UNIFIED",
+    "BandConfig",
     "BoxVerifier",
     "CheckpointConfig",
     "ChoiceVerifier",

@@ -12,8 +12,8 @@ from pydantic import TypeAdapter, ValidationError
 
 from copd.config.domains import FilesConfig
 from copd.config.errors import sentences
+from copd.config.merge import MergeConfig
 from copd.config.names import check_known
-from copd.config.recipe import MergeConfig
 from copd.config.schema import locate
 from copd.config.tree import Config
 

@@ -15,6 +15,9 @@ EXPERT: Final = "expert"
 UNIFIED: Final = "unified"
 """The all-in-one model: the branch of mixed and mopd, the merge of copd and experts."""
 
+TRUNK: Final = "trunk"
+"""The further branch of copd's topology "trunk", which trains on all domains."""
+
 RESERVED: Final = (BASE, STUDENT, UNIFIED, "theta_0")
 """Names copd gives to models itself; theta_0 is the frozen base that is asked and compared with."""
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")

@@ -1,119 +1,16 @@
-"""Which method to run, as configuration: recipes and merges. Builds no plan."""
+"""Which method to run, as configuration: the recipes. Builds no plan."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from copd.config.names import BASE, check_complete, check_known, listed
+from copd.config.merge import MergeConfig, NoMerge, UniformMerge, check_merge
+from copd.config.names import BASE, TRUNK, check_complete, check_known, listed
 from copd.config.pilot import PilotConfig
-from copd.config.sections import (
-    Count,
-    Fraction,
-    Name,
-    NonNegativeFloat,
-    NonNegativeInt,
-    PositiveFloat,
-    Section,
-)
-
-
-class NoMerge(Section):
-    """Every branch is a result under its own name."""
-
-    type: Literal["none"] = "none"
-    """Nothing is merged."""
-
-
-class SelectMerge(Section):
-    """One branch alone is the result, for instance the hub."""
-
-    type: Literal["select"] = "select"
-    """Nothing is merged, one branch is chosen."""
-    branch: str
-    """The branch that becomes the final model."""
-
-
-class UniformMerge(Section):
-    """The plain average of the branches (paper: "simple parameter merging")."""
-
-    type: Literal["uniform"] = "uniform"
-    """Every branch counts the same."""
-
-
-class WeightedMerge(Section):
-    """A weighted average of the branches."""
-
-    type: Literal["weighted"] = "weighted"
-    """You choose how much each branch counts."""
-    weights: dict[str, NonNegativeFloat]
-    """One weight per branch; only their proportions matter."""
-
-    @model_validator(mode="after")
-    def _check(self) -> WeightedMerge:
-        if not sum(self.weights.values()) > 0:
-            raise ValueError(
-                f"merge.weights must have a positive sum: got {self.weights}. "
-                "Give at least one branch a weight above 0."
-            )
-        return self
-
-
-class TaskArithmeticMerge(Section):
-    """theta_0 + scale * mean_k (theta_k - theta_0) (2212.04089, whose lambda is scale / K)."""
-
-    type: Literal["task_arithmetic"] = "task_arithmetic"
-    """The mean change of the branches is scaled."""
-    scale: PositiveFloat = 1.0
-    """Factor on the mean change: 1 is the average, K the sum."""
-
-
-class TiesMerge(Section):
-    """Trim small changes, elect a sign per parameter, average those that agree (2306.01708)."""
-
-    type: Literal["ties"] = "ties"
-    """Conflicting signs are resolved before averaging."""
-    density: Fraction = 0.2
-    """Share of each branch's changes kept, the largest ones."""
-    scale: PositiveFloat = 1.0
-    """Factor on the merged change."""
-
-
-class DareMerge(Section):
-    """Drop changes at random, divide the rest by density, average them (2311.03099)."""
-
-    type: Literal["dare"] = "dare"
-    """Redundant changes are dropped before averaging."""
-    density: Fraction = 0.5
-    """Share of each branch's changes kept."""
-    scale: PositiveFloat = 1.0
-    """Factor on the mean change."""
-    seed: NonNegativeInt = 0
-    """Decides which changes are dropped."""
-
-
-class ValidationMerge(Section):
-    """A weighted average whose weights score best on validation problems."""
-
-    type: Literal["validation"] = "validation"
-    """The weights are searched for."""
-    grid: Count = 4
-    """Weights tried are all multiples of 1 / grid that sum to 1."""
-
-
-MergeConfig = Annotated[
-    NoMerge
-    | SelectMerge
-    | UniformMerge
-    | WeightedMerge
-    | TaskArithmeticMerge
-    | TiesMerge
-    | DareMerge
-    | ValidationMerge,
-    Field(discriminator="type"),
-]
+from copd.config.sections import Count, Fraction, Name, NonNegativeFloat, PositiveFloat, Section
 
 
 class ExpertsConfig(Section):
@@ -130,7 +27,7 @@ class ExpertsConfig(Section):
 
     def check(self, branches: Mapping[str, str], domains: Mapping[str, object]) -> None:
         _check_branches(self.branches, domains)
-        _check_merge(self.merge, branches)
+        check_merge(self.merge, branches)
 
 
 class MixedConfig(Section):
@@ -199,6 +96,24 @@ class MOPDConfig(Section):
             )
 
 
+class BandConfig(Section):
+    """Teachers speak from where branches have drifted apart to where they are alike again."""
+
+    low: Fraction
+    """Mean top-k overlap of students with their teachers at which cross batches begin."""
+    high: Fraction
+    """The overlap at which they end, until it is `low` again."""
+
+    @model_validator(mode="after")
+    def _check(self) -> BandConfig:
+        if self.low >= self.high:
+            raise ValueError(
+                f"recipe.band.low must be below recipe.band.high: got {self.low} and {self.high}. "
+                "Give them some distance, such as 0.88 and 0.92."
+            )
+        return self
+
+
 class CoPDConfig(Section):
     """Co-evolving policy distillation: branches alternate RLVR and mutual OPD, then merge."""
 
@@ -206,8 +121,9 @@ class CoPDConfig(Section):
     """The paper's method."""
     branches: dict[Name, str] = Field(default={})
     """Branch to its domain; empty means one branch per domain, named like it."""
-    topology: Literal["pair", "all", "hub"] = "all"
-    """Who learns from whom: two branches, everyone from everyone, or hub and spokes."""
+    topology: Literal["pair", "all", "hub", "trunk"] = "all"
+    """Who learns from whom: two branches, everyone from everyone, hub and spokes, or spokes around
+    a further branch, "trunk", that trains on all domains."""
     hub: str | None = None
     """The branch in the middle of topology "hub" (paper, three branches: text)."""
     rounds: Count
@@ -216,14 +132,21 @@ class CoPDConfig(Section):
     """S_RL, updates per RLVR stage (paper: S_RL to S_OPD as 3 to 2)."""
     opd_steps: Count = 10
     """S_OPD, updates per mutual stage."""
+    band: BandConfig | None = None
+    """The overlap decides which of the N * (S_RL + S_OPD) steps are mutual; needs monitor.every."""
     beta: NonNegativeFloat | dict[str, NonNegativeFloat] = 1.0
     """Factor on the distillation signal, also per student; 0 for a student that is not taught."""
     merge: MergeConfig = UniformMerge()
     """How the branches become one model."""
 
-    def betas(self, branches: Mapping[str, str]) -> Mapping[str, float]:
+    def names(self, branches: Collection[str]) -> tuple[str, ...]:
+        """All branches of the plan: one per expert, and the trunk where there is one."""
+        return (*branches, TRUNK) if self.topology == "trunk" else tuple(branches)
+
+    def betas(self, branches: Collection[str]) -> Mapping[str, float]:
         """beta_k of every student."""
-        return self.beta if isinstance(self.beta, dict) else dict.fromkeys(branches, self.beta)
+        names = self.names(branches)
+        return self.beta if isinstance(self.beta, dict) else dict.fromkeys(names, self.beta)
 
     def check(self, branches: Mapping[str, str], domains: Mapping[str, object]) -> None:
         _check_branches(self.branches, domains)
@@ -234,13 +157,13 @@ class CoPDConfig(Section):
             )
         self._check_topology(branches)
         betas = self.betas(branches)
-        check_complete("recipe.beta", betas, branches)
+        check_complete("recipe.beta", betas, self.names(branches))
         if not any(betas.values()):
             raise ValueError(
                 "recipe.beta must be above 0 for at least one student: got 0 for all, so nobody "
                 'would learn from anybody. Raise it, or use recipe.type = "experts".'
             )
-        _check_merge(self.merge, branches)
+        check_merge(self.merge, self.names(branches))
 
     def _check_topology(self, branches: Mapping[str, str]) -> None:
         if self.topology == "pair" and len(branches) != 2:
@@ -260,6 +183,11 @@ class CoPDConfig(Section):
                 f'recipe.hub needs recipe.topology = "hub": got topology {self.topology!r} and hub '
                 f'{self.hub!r}. Set recipe.topology = "hub", or remove recipe.hub.'
             )
+        if self.topology == "trunk" and TRUNK in branches:
+            raise ValueError(
+                f'recipe.topology = "trunk" adds a branch named {TRUNK!r}: got a branch of that '
+                "name already. Rename it, or the domain it is named after."
+            )
 
 
 RecipeConfig = Annotated[
@@ -271,17 +199,3 @@ RecipeConfig = Annotated[
 def _check_branches(branches: Mapping[str, str], domains: Mapping[str, object]) -> None:
     for branch, domain in branches.items():
         check_known(f"recipe.branches.{branch}", domain, domains, "domain")
-
-
-def _check_merge(merge: MergeConfig, branches: Mapping[str, str]) -> None:
-    if isinstance(merge, NoMerge):
-        return
-    if isinstance(merge, SelectMerge):
-        check_known("recipe.merge.branch", merge.branch, branches, "branch")
-    elif len(branches) < 2:
-        raise ValueError(
-            f"recipe.merge needs at least two branches: got only {listed(branches)}. "
-            'Add a branch, or set recipe.merge.type = "none".'
-        )
-    if isinstance(merge, WeightedMerge):
-        check_complete("recipe.merge.weights", merge.weights, branches)

@@ -147,7 +147,8 @@ class SampledDistill(Section):
     extrapolation: PositiveFloat = 1.0
     """lambda of ExOPD (2602.12125): above 1 goes beyond the teacher, away from the base."""
     match_scale: StrictBool = False
-    """Scale each domain by clip(sigma_all / sigma_domain, 0.25, 4), as DN-MOPD does."""
+    """Scale each domain by clip(sigma_all / sigma_domain, 0.25, 4), as DN-MOPD does; idle for a
+    student with one cross batch, since there is nothing to compare it with."""
 
 
 class TopKDistill(Section):

@@ -13,8 +13,8 @@ from pydantic import Field, ValidationError, model_validator
 
 from copd.config.errors import sentences
 from copd.config.load import parse_overrides, read_table, value_of, with_setting
+from copd.config.merge import MergeConfig, NoMerge, SelectMerge
 from copd.config.names import check_known
-from copd.config.recipe import MergeConfig, NoMerge, SelectMerge
 from copd.config.sections import Count, Name, NonNegativeInt, Section
 from copd.config.tree import Config
 

@@ -82,6 +82,11 @@ class Config(Section):
         if isinstance(self.recipe, PilotConfig):
             self.recipe.check_measured("evaluation", self.evaluation.every)
             self.recipe.check_measured("monitor", self.monitor.every)
+        if isinstance(self.recipe, CoPDConfig) and self.recipe.band and not self.monitor.every:
+            raise ValueError(
+                "recipe.band needs the overlap measured while branches train: got monitor.every = "
+                "0. Set it to the steps between comparisons, such as 5."
+            )
         split = self.evaluation.split
         for name, domain in self.domains.items():
             available = domain.num_test if split == "test" else domain.num_validation

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from copd.config import CoPDConfig
+from copd.config import TRUNK, CoPDConfig
 from copd.recipes.plan import OPD, RLVR, Plan, Stage, finish
 
 
@@ -12,20 +12,32 @@ def copd(branches: Mapping[str, str], config: CoPDConfig) -> Plan:
     """N rounds of RLVR stages and mutual stages, then the merge; `branches` maps to domains.
 
     In the mutual stage a branch k has its native RLVR(k, D_k) and, for each neighbour j, the cross
-    OPD(k, j, D_j); they make one update together. A student with beta 0 has no cross batches.
+    OPD(k, j, D_j); they make one update together. A student with beta 0 has no cross batches. A
+    trunk is the hub of all, has RLVR(trunk, D_k) for every k, and teaches k all domains but D_k.
+    With a band all rounds are one stage, in which the overlap decides when the teachers speak.
     """
-    native = tuple(RLVR(name, domain) for name, domain in branches.items())
+    trains: dict[str, tuple[str, ...]] = {name: (domain,) for name, domain in branches.items()}
+    hub = config.hub
+    if config.topology == "trunk":
+        trains[TRUNK] = tuple(dict.fromkeys(branches.values()))
+        hub = TRUNK
+    native = tuple(RLVR(name, domain) for name, own in trains.items() for domain in own)
     betas = config.betas(branches)
     cross = tuple(
-        OPD(student, teacher, branches[teacher], betas[student])
-        for student, teacher in edges(tuple(branches), config.hub)
-        if betas[student] > 0
+        OPD(student, teacher, domain, betas[student])
+        for student, teacher in edges(tuple(trains), hub)
+        for domain in trains[teacher]
+        if betas[student] > 0 and not (teacher == TRUNK and domain in trains[student])
     )
+    if config.band:
+        steps = config.rounds * (config.rlvr_steps + config.opd_steps)
+        governed = Stage("mutual", steps, native + cross, config.band)
+        return finish(tuple(trains), (governed,), config.merge)
     stages = (
         Stage("rlvr", config.rlvr_steps, native),
         Stage("mutual", config.opd_steps, native + cross),
     )
-    return finish(tuple(branches), stages * config.rounds, config.merge)
+    return finish(tuple(trains), stages * config.rounds, config.merge)
 
 
 def edges(branches: tuple[str, ...], hub: str | None) -> list[tuple[str, str]]:

@@ -118,6 +118,9 @@ def _stage_lines(stage: Stage) -> list[str]:
         lines += textwrap.wrap(
             learns, _WIDTH, initial_indent=left, subsequent_indent=" " * len(left)
         )
+    if stage.band:
+        low, high = stage.band.low, stage.band.high
+        lines.append(f"    teachers from overlap {low:g} until {high:g}; counted in every step")
     if frozen := sorted({t for b in stage.trained for t in stage.neighbours(b)} - {*stage.trained}):
         lines.append(f"    frozen teachers: {', '.join(frozen)}")
     return lines

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from copd.config import UNIFIED, MergeConfig, NoMerge, SelectMerge
+from copd.config import UNIFIED, BandConfig, MergeConfig, NoMerge, SelectMerge
 
 
 @dataclass(frozen=True)
@@ -63,6 +63,8 @@ class Stage:
     name: str
     steps: int
     actions: tuple[Action, ...]
+    band: BandConfig | None = None
+    """Where the overlap decides in which steps the teachers speak; otherwise in all."""
 
     def __post_init__(self) -> None:
         if self.steps < 1 or not self.actions:
@@ -81,6 +83,11 @@ class Stage:
     def trained(self) -> tuple[str, ...]:
         """The branches that make an update; every other branch is frozen in this stage."""
         return tuple(dict.fromkeys(action.branch for action in self.actions))
+
+    @property
+    def untaught(self) -> Stage:
+        """The same stage without its teachers."""
+        return replace(self, actions=tuple(a for a in self.actions if isinstance(a, RLVR)))
 
     def actions_of(self, branch: str) -> tuple[Action, ...]:
         """What one update of the branch is made of."""
@@ -211,6 +218,7 @@ def to_dict(plan: Plan) -> dict[str, Any]:
                 "name": stage.name,
                 "steps": stage.steps,
                 "actions": [_action_dict(action) for action in stage.actions],
+                **({"band": stage.band.model_dump()} if stage.band else {}),
             }
             for stage in plan.stages
         ],

@@ -15,6 +15,7 @@ from copd.config import Config
 from copd.domains import with_sizes
 from copd.engine import Engine, wait_for
 from copd.recipes import Plan, build_plan, to_dict
+from copd.run.band import governed
 from copd.run.checkpoint import latest_checkpoint, save_checkpoint, saved_steps
 from copd.run.cost import add_step, no_cost
 from copd.run.directory import (
@@ -159,7 +160,8 @@ class Runner:
         for step in () if self._is_spent(cost) else range(done + 1, total + 1):
             started = time.perf_counter()
             index, _ = self.plan.locate(step - 1)
-            position = Position(step, index, self.plan.stages[index])
+            stage = governed(self.plan.stages[index], read_lines(self.root / "dynamics.jsonl"))
+            position = Position(step, index, stage)
             result = take_step(self.engine, self.config, position)
             cost = add_step(cost, position.stage, result.lessons)
             is_last = step == total or self._is_spent(cost)

@@ -1,0 +1,1 @@
+"""docs/results.md from the folders of studies, whichever are finished."""

@@ -1,0 +1,172 @@
+"""docs/results.md as text: what is claimed, what holds, tables. Knows no statistics."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from copd.study import to_markdown
+from copd.study.layout import DASH
+from copd.study.power import accuracy_error, minimal_difference, paired_variances
+from copd.study.results import OVERALL
+from scripts.results import claims, measured
+from scripts.results.claims import Claim, Part
+from scripts.results.reading import MAIN, NAMES, REMEDIES, WORLDS, Found
+
+HEAD = """# Results
+
+Written by `python -m scripts.results` from the folders of our studies; nothing below is typed by
+hand. The studies were declared before any of their results was looked at (configs/studies,
+docs/studies.md), learning rates were tuned apart (docs/tuning.md), how intervals are made is in
+docs/statistics.md. All differences are in points of accuracy, paired over seeds and problems,
+with 95 % intervals and the probability of being ahead, unless they say otherwise.
+"""
+
+RULE = """A difference **holds** where its interval is on the claimed side of zero, **fails** where
+it is on the other side, and is **open** otherwise. "At or above" and "near" hold down to one point
+below. Intervals are not adjusted for their number.
+"""
+
+
+def page(found: Mapping[str, Found], figures: Mapping[str, str]) -> str:
+    """The whole page; `figures` are paths by name, relative to it."""
+    blocks = [HEAD, _state(found), *_claims(found), *_worlds(found, figures), *_power(found)]
+    blocks += [block for name in found for block in _study(found[name], figures)]
+    return "\n".join([*blocks, *_how(found)])
+
+
+def all_claims(found: Mapping[str, Found]) -> list[Claim]:
+    """Every claim in every study that can speak of it."""
+    listed: list[Claim] = []
+    for name in MAIN:
+        if name in found:
+            own = found[name]
+            listed += claims.paper_claims(name, own.summary, own.results.experts)
+    if "ablations" in found:
+        listed += claims.ablation_claims("ablations", found["ablations"].summary)
+    if "dynamics" in found:
+        listed += measured.dynamics_claims(found["dynamics"])
+    if "pilot" in found:
+        listed += measured.pilot_claims(found["pilot"])
+    if "ratio" in found:
+        listed += claims.ratio_claims("ratio", found["ratio"].summary)
+    return listed
+
+
+def _state(found: Mapping[str, Found]) -> str:
+    lines = [f"- no results yet: {name}" for name in NAMES if name not in found]
+    for name, own in found.items():
+        if own.results.missing:
+            lines.append(f"- not finished: {name} lacks {', '.join(own.results.missing)}")
+    if not lines:
+        return "All studies are finished.\n"
+    return "\n".join(["What is not there yet:\n", *lines, ""])
+
+
+def _claims(found: Mapping[str, Found]) -> list[str]:
+    listed = sorted(all_claims(found), key=lambda claim: claim.text)
+    if not listed:
+        return []
+    lines = ["## The paper's claims\n", RULE, "| claim | study | verdict | measured |"]
+    lines.append("| --- | --- | --- | --- |")
+    for claim in listed:
+        parts = "<br>".join(f"{_escaped(p.text)}: {p.value}, {p.verdict}" for p in claim.parts)
+        lines.append(f"| {claim.text} | {claim.study} | **{claim.verdict}** | {parts} |")
+    return [*lines, ""]
+
+
+def _worlds(found: Mapping[str, Found], figures: Mapping[str, str]) -> list[str]:
+    if not any(name in found for name in WORLDS.values()):
+        return []
+    blocks = ["## When does co-evolution pay?\n", *_figure(figures, "worlds")]
+    for world, name in WORLDS.items():
+        if name in found:
+            own = found[name]
+            parts = claims.world_answers(own.summary, own.results.experts)
+            blocks += [f"### World {world}\n", *_parts(parts), *_remedies(found, world)]
+    return blocks
+
+
+def _remedies(found: Mapping[str, Found], world: str) -> list[str]:
+    """The remedy that the rule chooses, and what the world's study says of it."""
+    if (own := found.get(REMEDIES[world])) is None or own.results.missing:
+        return []
+    chosen = claims.chosen_remedy(own.summary)
+    if chosen is None or chosen == "copd":
+        return ["Of the remedies none was ahead of copd on the validation problems.\n"]
+    confirmed = claims.confirmation(found[WORLDS[world]].summary, chosen)
+    if not confirmed:
+        return [f"Chosen on validation problems: {chosen}. It is not confirmed yet.\n"]
+    said = f"Chosen on validation problems: {chosen}. On fresh seeds and test problems:\n"
+    return [said, *_parts(confirmed)]
+
+
+def _parts(parts: Sequence[Part]) -> list[str]:
+    words = {"holds": "ahead", "fails": "behind"}
+    lines = ["| difference | points | |", "| --- | --- | --- |"]
+    for part in parts:
+        word = words.get(part.verdict, part.verdict)
+        lines.append(f"| {_escaped(part.text)} | {part.value} | {word} |")
+    return [*lines, ""]
+
+
+def _power(found: Mapping[str, Found]) -> list[str]:
+    rows = [row for name in MAIN if name in found for row in _seen(found[name])]
+    if not rows:
+        return []
+    return [
+        "## Power\n",
+        "The error of one model's accuracy is over problems, the largest of all models and "
+        "domains. The difference is the smallest true one that a two-sided 5 % test finds in 80 of "
+        "100 such studies (docs/statistics.md).\n",
+        "| study | error of an accuracy, points | difference | smallest found, points |",
+        "| --- | ---: | --- | ---: |",
+        *rows,
+        "",
+    ]
+
+
+def _seen(own: Found) -> list[str]:
+    errors = [accuracy_error(r) for o in own.results.outcomes for r in o.domains.values()]
+    rows = []
+    for other in ("mopd", "mixed"):
+        if (OVERALL, "copd", other) not in own.summary.comparisons:
+            continue
+        seeds = own.summary.comparisons[OVERALL, "copd", other].seeds
+        least = DASH
+        if len(seeds) > 1:
+            variances = paired_variances(own.results, "copd", other)[OVERALL]
+            least = f"{100 * minimal_difference(variances, num_seeds=len(seeds)):.1f}"
+        rows.append(f"| {own.name} | {100 * max(errors):.2f} | copd - {other} | {least} |")
+    return rows
+
+
+def _study(own: Found, figures: Mapping[str, str]) -> list[str]:
+    """Tables and figures of one study."""
+    blocks = [f"## {own.name}: {own.results.title}\n", *_figure(figures, own.name)]
+    if own.name == "divergence":
+        pairs = measured.mean_cosines(own)
+        blocks += [f"- {p}: mean cosine {measured.written(e)}" for p, e in pairs.items()] + [""]
+    return [*blocks, to_markdown(own.summary)]
+
+
+def _how(found: Mapping[str, Found]) -> list[str]:
+    lines = ["## Commands and versions\n", "```", "python -m scripts.apply_tuning"]
+    for name, own in found.items():
+        seeds = own.results.settings["study"]["seeds"]
+        lines.append(
+            f"copd compare configs/studies/{name}.toml    # seeds {', '.join(map(str, seeds))}"
+        )
+    lines += ["python -m scripts.results", "```", ""]
+    for name, own in found.items():
+        settings = own.results.settings
+        versions = ", ".join(f"{k} {v}" for k, v in settings["versions"].items())
+        lines.append(f"- {name}: {versions}; {settings['machine']}; {settings['collected']}")
+    return [*lines, ""]
+
+
+def _figure(figures: Mapping[str, str], name: str) -> list[str]:
+    return [f"![{name}]({figures[name]})\n"] if name in figures else []
+
+
+def _escaped(text: str) -> str:
+    return text.replace("|", "\\|").replace("<-", "\\<-")

@@ -1,0 +1,187 @@
+"""The page of results: verdicts on known numbers, and a page from whatever is finished."""
+
+import json
+import math
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+
+from copd.cli import main as copd_main
+from copd.compare.jobs import study_jobs
+from copd.compare.work import work
+from copd.config.study import load_study
+from copd.run.evaluation import Estimate
+from scripts.results.__main__ import main
+from scripts.results.claims import NEAR, Claim, Part, judge
+from scripts.results.measured import dynamics_claims, mean_cosines
+from scripts.results.page import all_claims
+from scripts.results.reading import between_branches, find, over_seeds, to_base
+
+EXPERTS = {"text": "expert text", "image": "expert image"}
+COLUMNS = {
+    "base": {"text": 80, "image": 80},
+    "expert text": {"text": 180, "image": 70},
+    "expert image": {"text": 70, "image": 180},
+    "mixed": {"text": 150, "image": 180},
+    "opd text <- image": {"text": 120, "image": 120},
+    "mopd": {"text": 160, "image": 160},
+    "copd": {"text": 179, "image": 100},
+}
+
+
+def comparison(step: int, overlap: float) -> dict:
+    """A line of dynamics.jsonl of two branches."""
+    rows = [[1.0, overlap, 0.9], [overlap, 1.0, 0.7], [None] * 3]
+    matrices = {"overlap": rows, "symmetric_kl": rows}
+    models = ["text", "image", "base"]
+    return {"step": step, "models": models, "domains": {"text": matrices, "image": matrices}}
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "margin", "verdict"),
+    [
+        (0.001, 0.02, 0.0, "holds"),
+        (-0.02, -0.001, 0.0, "fails"),
+        (-0.02, 0.02, 0.0, "open"),
+        (0.0, 0.0, 0.0, "open"),
+        (-0.009, 0.02, NEAR, "holds"),
+        (-0.009, -0.001, NEAR, "holds"),
+        (-0.011, 0.02, NEAR, "open"),
+        (-0.03, -0.001, NEAR, "fails"),
+    ],
+)
+def test_a_verdict_is_where_the_interval_is(low: float, high: float, margin: float, verdict: str):
+    assert judge(Estimate((low + high) / 2, low, high), margin=margin) == verdict
+
+
+@pytest.mark.parametrize(
+    ("parts", "verdict"),
+    [
+        (("holds", "holds"), "holds"),
+        (("fails", "fails"), "fails"),
+        (("holds", "fails"), "in part"),
+        (("holds", "open"), "in part"),
+        (("open", "open"), "open"),
+    ],
+)
+def test_a_claim_holds_where_all_its_parts_do(parts, verdict):
+    assert Claim("c", "s", tuple(Part("p", "1", part) for part in parts)).verdict == verdict
+
+
+def test_intervals_over_seeds_are_students():
+    found = over_seeds([1.0, 2.0, 3.0])
+    assert found.mean == pytest.approx(2.0)
+    assert found.high - 2.0 == pytest.approx(4.302653 / math.sqrt(3), rel=1e-5)
+    assert math.isinf(over_seeds([1.0]).high)
+
+
+def test_overlap_is_that_of_lessons_and_with_the_base():
+    line = comparison(0, 0.8)
+    line["domains"]["text"] = {"overlap": [[1.0, 0.1, 0.6], [0.4, 1.0, 0.2], [None] * 3]}
+    assert between_branches(line, "overlap") == pytest.approx((0.8 + 0.4) / 2)
+    assert to_base(line, "overlap") == pytest.approx((0.6 + 0.7) / 2)
+
+
+def test_claims_are_told_from_the_tables(tmp_path: Path, put):
+    put(tmp_path / "three_branches", COLUMNS, experts=EXPERTS)
+    listed = {claim.text: claim for claim in all_claims(find(tmp_path))}
+    mixed = listed["mixed RLVR is below the experts on their own domain"]
+    assert [part.verdict for part in mixed.parts] == ["holds", "open"]
+    assert mixed.parts[0].text == "expert text - mixed on text"
+    assert mixed.parts[0].value.startswith("+15.0")
+    static = listed["static OPD and MOPD are below CoPD"]
+    assert [part.verdict for part in static.parts] == ["holds", "fails"]
+    own = listed["CoPD is at or above each expert on its own domain"]
+    assert [part.text for part in own.parts] == [
+        "copd - expert text on text",
+        "copd - expert image on image",
+    ]
+    assert own.parts[1].verdict == "fails"
+
+
+def test_dynamics_are_compared_at_the_last_common_step(tmp_path: Path, put, put_lines):
+    root = put(tmp_path / "dynamics", {"copd": COLUMNS["copd"]})
+    for seed in range(3):
+        for method, last in (("copd", 0.95), ("experts", 0.6)):
+            lines = [comparison(0, 1.0), comparison(10, last + 0.01 * seed), comparison(20, 0.0)]
+            kept = lines if method == "copd" else lines[:2]
+            put_lines(root / "runs" / method / f"seed_{seed}" / "dynamics.jsonl", kept)
+    [claim] = dynamics_claims(find(tmp_path)["dynamics"])
+    assert claim.verdict == "holds"
+    assert claim.parts[0].text == "coupled - independent at step 10"
+    assert claim.parts[0].value.startswith("+0.350")
+    assert claim.parts[1].value.startswith("+0.390")
+
+
+def test_the_page_names_what_is_there_and_what_is_not(tmp_path: Path, put, put_lines):
+    studies, docs = tmp_path / "studies", tmp_path / "docs"
+    put(studies / "three_branches", COLUMNS, experts=EXPERTS, missing=["copd, seed 3"])
+    better = {**COLUMNS, "band": {"text": 190, "image": 190}}
+    put(studies / "remedies_conflict", better)
+    put(studies / "ratio", {"5 : 0": {"text": 90}, "3 : 2": {"text": 150}, "4 : 1": {"text": 151}})
+    root = put(studies / "divergence", {"mixed": COLUMNS["mixed"]})
+    for seed in range(3):
+        lines = [
+            {"step": s, "branches": {"unified": {"update/cosine/rlvr/text|rlvr/image": 0.25}}}
+            for s in range(1, 31)
+        ]
+        put_lines(root / "runs" / "mixed" / f"seed_{seed}" / "metrics.jsonl", lines)
+    assert mean_cosines(find(studies)["divergence"])["text, image"].mean == pytest.approx(0.25)
+
+    assert main(["--studies", str(studies), "--docs", str(docs)]) == 0
+    page = (docs / "results.md").read_text()
+    assert "- no results yet: world_agree" in page
+    assert "- not finished: three_branches lacks copd, seed 3" in page
+    assert "Chosen on validation problems: band. It is not confirmed yet." in page
+    assert "3 : 2 is near the best ratio" in page
+    assert "text, image: mean cosine +0.250" in page
+    assert "copd compare configs/studies/ratio.toml    # seeds 0, 1, 2" in page
+    assert "three_branches: torch 2.13.0; a laptop" in page
+    for name in ("worlds", "ratio", "divergence"):
+        assert f"](figures/{name}.svg)" in page
+        ElementTree.parse(docs / "figures" / f"{name}.svg")
+    first = (docs / "figures" / "worlds.svg").read_bytes()
+    assert main(["--studies", str(studies), "--docs", str(docs)]) == 0
+    assert (docs / "figures" / "worlds.svg").read_bytes() == first
+
+
+def test_nothing_finished_is_said_and_writes_nothing(tmp_path: Path, capsys):
+    assert main(["--studies", str(tmp_path), "--docs", str(tmp_path / "docs")]) == 1
+    assert "has results.json" in capsys.readouterr().err
+    assert not (tmp_path / "docs").exists()
+
+
+PILOT = """
+title = "A tiny pilot"
+output_dir = "{root}/studies/pilot"
+seeds = [0, 1]
+[common]
+model = {{ path = "tiny", device = "cpu" }}
+domains.text = {{ type = "digits", modality = "text", num_train = 50 }}
+rollout = {{ num_prompts = 2, group_size = 2, max_completion_tokens = 8 }}
+optimizer.learning_rate = 3e-3
+monitor = {{ every = 2, num_problems = 2 }}
+evaluation = {{ every = 2, num_problems = 24, num_samples = 1 }}
+[methods.pilot]
+recipe = {{ type = "pilot", domain = "text", temperatures = [0.5, 1.0, 2.5], expert_steps = 1, \
+student_steps = 1, opd_steps = 1 }}
+"""
+
+
+def test_a_real_pilot_of_two_seeds_is_a_study_and_on_the_page(tmp_path: Path):
+    path = tmp_path / "pilot.toml"
+    path.write_text(PILOT.format(root=tmp_path))
+    study = load_study(path)
+    jobs = study_jobs(study, study.output_dir)
+    for job in jobs:  # what `copd compare` does in a process each
+        job.root.mkdir(parents=True)
+        work(job, jobs)
+    assert copd_main(["compare", str(path), "--tables"]) == 0
+    docs = tmp_path / "docs"
+    assert main(["--studies", str(tmp_path / "studies"), "--docs", str(docs)]) == 0
+    page = (docs / "results.md").read_text()
+    assert "| the gain from OPD grows with overlap | pilot |" in page
+    assert "r of 6 students" in page and "](figures/pilot.svg)" in page
+    settings = json.loads((tmp_path / "studies" / "pilot" / "results.json").read_text())["settings"]
+    assert f"torch {settings['versions']['torch']}" in page
