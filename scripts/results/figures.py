@@ -70,7 +70,10 @@ def sweep(figure: Figure, summary: Summary, *, label: str) -> None:
 
 
 def lines(axes: Axes, curves: Mapping[str, Curve], *, window: int = 1) -> None:
-    """Means over seeds with Student's intervals; over `window` steps where they are noisy."""
+    """Means over seeds with Student's intervals; of `window` steps where single ones are noisy.
+
+    A curve with fewer steps than that is left out.
+    """
     for colour, (label, own) in zip(_COLOURS, curves.items(), strict=False):
         if len(own) < window:
             continue
@@ -84,7 +87,8 @@ def lines(axes: Axes, curves: Mapping[str, Curve], *, window: int = 1) -> None:
             low, high = [e.low for e in spread], [e.high for e in spread]
             axes.fill_between(steps, low, high, color=colour, alpha=0.2, linewidth=0)
     axes.set_xlabel("step")
-    axes.legend()
+    if axes.lines:
+        axes.legend()
 
 
 def dynamics(figure: Figure, curves: Mapping[tuple[str, str, str], Curve]) -> None:
@@ -106,8 +110,8 @@ def dynamics(figure: Figure, curves: Mapping[tuple[str, str, str], Curve]) -> No
 def cosines(figure: Figure, curves: Mapping[str, Curve]) -> None:
     """Cosines of the domains' gradients over mixed RLVR."""
     axes = figure.subplots()
-    axes.axhline(0, color="black", linewidth=0.8)
     lines(axes, curves, window=15)
+    axes.axhline(0, color="black", linewidth=0.8)
     axes.set_ylabel("cosine of gradients, mean of 15 steps")
 
 
@@ -136,7 +140,7 @@ def _points(
     axes: Axes, means: Sequence[float], places: np.ndarray, cells: Sequence[Estimate], *, along: str
 ) -> None:
     values = 100 * np.array(means)
-    halves = 50 * np.array([c.high - c.low for c in cells])
+    halves = np.nan_to_num(50 * np.array([c.high - c.low for c in cells]), posinf=0.0)
     style = {"fmt": "o", "color": _COLOURS[0], "markersize": 4, "capsize": 2}
     if along == "x":
         axes.errorbar(values, places, xerr=halves, **style)

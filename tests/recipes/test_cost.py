@@ -1,8 +1,10 @@
 """Costs against numbers worked out by hand."""
 
+from dataclasses import replace
+
 import pytest
 
-from copd.config import RolloutConfig, UniformMerge
+from copd.config import BandConfig, RolloutConfig, UniformMerge
 from copd.recipes import OPD, RLVR, Cost, Merge, Plan, Stage, describe, plan_cost
 
 ROLLOUT = RolloutConfig(num_prompts=5, group_size=4, max_completion_tokens=10)
@@ -88,6 +90,16 @@ def test_repeated_stages_are_shown_once_with_their_number_of_rounds():
     assert text.count("mutual") == 1
     assert "from b on y (beta 0.5)" in text
     assert "Result:   a\n" in text
+
+
+def test_a_band_is_said_and_its_teachers_counted_in_every_step():
+    free = Stage("mutual", 4, (A, B, OPD("a", "b", "y")))
+    plan = Plan(("a", "b"), (replace(free, band=BandConfig(low=0.8, high=0.9)),))
+    cost = plan_cost(plan, ROLLOUT)
+    assert cost == plan_cost(Plan(("a", "b"), (free,)), ROLLOUT)
+    said = "teachers from overlap 0.8 until 0.9; counted in every step"
+    assert said in describe(plan, cost)
+    assert said not in describe(Plan(("a", "b"), (free,)), cost)
 
 
 def test_stages_that_do_not_repeat_are_all_shown():

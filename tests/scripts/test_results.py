@@ -14,7 +14,7 @@ from copd.config.study import load_study
 from copd.run.evaluation import Estimate
 from scripts.results.__main__ import main
 from scripts.results.claims import NEAR, Claim, Part, judge
-from scripts.results.measured import dynamics_claims, mean_cosines
+from scripts.results.measured import dynamics_claims, mean_cosines, pilot
 from scripts.results.page import all_claims
 from scripts.results.reading import between_branches, find, over_seeds, to_base
 
@@ -152,36 +152,88 @@ def test_nothing_finished_is_said_and_writes_nothing(tmp_path: Path, capsys):
     assert not (tmp_path / "docs").exists()
 
 
-PILOT = """
-title = "A tiny pilot"
-output_dir = "{root}/studies/pilot"
+COMMON = """
+title = "Tiny"
+output_dir = "{root}"
 seeds = [0, 1]
 [common]
 model = {{ path = "tiny", device = "cpu" }}
+rollout.max_completion_tokens = 8
 domains.text = {{ type = "digits", modality = "text", num_train = 50 }}
-rollout = {{ num_prompts = 2, group_size = 2, max_completion_tokens = 8 }}
 optimizer.learning_rate = 3e-3
-monitor = {{ every = 2, num_problems = 2 }}
-evaluation = {{ every = 2, num_problems = 24, num_samples = 1 }}
-[methods.pilot]
-recipe = {{ type = "pilot", domain = "text", temperatures = [0.5, 1.0, 2.5], expert_steps = 1, \
-student_steps = 1, opd_steps = 1 }}
+evaluation.num_samples = 1
 """
+REAL = {
+    "pilot": """
+monitor = { every = 2, num_problems = 2 }
+evaluation.every = 2
+evaluation.num_problems = 24
+rollout.num_prompts = 2
+rollout.group_size = 2
+[methods.pilot.recipe]
+type = "pilot"
+domain = "text"
+temperatures = [0.5, 1.0, 2.5]
+expert_steps = 1
+student_steps = 1
+opd_steps = 1
+""",
+    "dynamics": """
+domains.image = { type = "digits", modality = "image", num_train = 50 }
+monitor = { every = 2, num_problems = 2 }
+evaluation.num_problems = 4
+rollout.num_prompts = 2
+rollout.group_size = 2
+[methods.experts]
+recipe = { type = "experts", steps = 2 }
+[methods.copd]
+recipe = { type = "copd", rounds = 1, rlvr_steps = 1, opd_steps = 1 }
+""",
+    "divergence": """
+domains.image = { type = "digits", modality = "image", num_train = 50 }
+monitor.gradient_cosine = true
+evaluation.num_problems = 4
+rollout.num_prompts = 4
+rollout.group_size = 8
+[methods.mixed]
+recipe = { type = "mixed", steps = 2 }
+""",
+}
+"""Study to its settings, those of `common` first: as small as they can be."""
 
 
-def test_a_real_pilot_of_two_seeds_is_a_study_and_on_the_page(tmp_path: Path):
-    path = tmp_path / "pilot.toml"
-    path.write_text(PILOT.format(root=tmp_path))
-    study = load_study(path)
-    jobs = study_jobs(study, study.output_dir)
-    for job in jobs:  # what `copd compare` does in a process each
-        job.root.mkdir(parents=True)
-        work(job, jobs)
-    assert copd_main(["compare", str(path), "--tables"]) == 0
-    docs = tmp_path / "docs"
-    assert main(["--studies", str(tmp_path / "studies"), "--docs", str(docs)]) == 0
-    page = (docs / "results.md").read_text()
+@pytest.fixture(scope="module")
+def real(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folders of small studies that were really run, as `copd compare` does in a process a job."""
+    folder = tmp_path_factory.mktemp("studies")
+    for name, settings in REAL.items():
+        path = folder / f"{name}.toml"
+        path.write_text(COMMON.format(root=folder / name) + settings)
+        study = load_study(path)
+        jobs = study_jobs(study, study.output_dir)
+        for job in jobs:
+            job.root.mkdir(parents=True)
+            work(job, jobs)
+        assert copd_main(["compare", str(path), "--tables"]) == 0
+    return folder
+
+
+def test_real_studies_are_on_the_page(real: Path, tmp_path: Path):
+    assert main(["--studies", str(real), "--docs", str(tmp_path)]) == 0
+    page = (tmp_path / "results.md").read_text()
     assert "| the gain from OPD grows with overlap | pilot |" in page
-    assert "r of 6 students" in page and "](figures/pilot.svg)" in page
-    settings = json.loads((tmp_path / "studies" / "pilot" / "results.json").read_text())["settings"]
+    assert "r of 6 students" in page
+    assert "coupled - independent at step 2" in page
+    assert "- text, image: mean cosine" in page
+    settings = json.loads((real / "pilot" / "results.json").read_text())["settings"]
     assert f"torch {settings['versions']['torch']}" in page
+    drawn = {path.stem for path in (tmp_path / "figures").iterdir()}
+    assert drawn == {"pilot", "dynamics", "divergence"}
+
+
+def test_a_pilot_of_two_seeds_has_a_point_for_each_student(real: Path):
+    measured = pilot(find(real)["pilot"])
+    assert measured is not None
+    runs, found = measured
+    assert [[p.seed for p in own] for own in runs] == [[0] * 3, [1] * 3]
+    assert (found.num_points, found.num_runs) == (6, 2)
