@@ -1,8 +1,8 @@
-"""Writes the digits world's image and video domains as PNG, MP4 and JSONL, and a configuration.
+"""Writes the digits world's image and video domains as PNG, MP4 and JSONL (examples/digits_files).
 
-    python scripts/make_files_example.py FOLDER
-    copd data FOLDER/image --model tiny
-    copd train FOLDER/run.toml
+    python scripts/make_files_example.py data/digits
+    copd data data/digits/image --model tiny
+    copd train examples/digits_files/files.toml
 
 The problems are those of the built-in domains, with the same splits and indices. Pictures lose
 nothing as PNG; clips lose nothing as H.264 of RGB pixels with quantizer 0.
@@ -21,42 +21,6 @@ from copd.domains.digits import MODALITIES, DigitsDomain
 from copd.types import Image, Part, Split, Text, Video
 
 SIZES: dict[Split, int] = {"train": 2000, "validation": 128, "test": 512}
-
-RUN = """# Problems from files, made by scripts/make_files_example.py.
-output_dir = "{folder}/run"
-
-[model]
-path = "tiny"
-device = "cpu"
-
-[domains.image]
-type = "files"
-path = "{folder}/image"
-
-[domains.video]
-type = "files"
-path = "{folder}/video"
-
-[recipe]
-type = "copd"
-topology = "all"
-rounds = 20
-rlvr_steps = 3
-opd_steps = 2
-beta = 8.0
-
-[rollout]
-num_prompts = 16
-group_size = 8
-max_completion_tokens = 40
-
-[optimizer]
-learning_rate = 2e-4
-
-[evaluation]
-num_problems = 300
-num_samples = 4
-"""
 
 
 def write_picture(path: Path, image: Image) -> None:
@@ -115,8 +79,6 @@ def main() -> None:
     for modality in ("image", "video"):
         sizes: dict[Split, int] = {**SIZES, "train": arguments.num_train}
         write_domain(arguments.folder / modality, modality, sizes)
-    run = RUN.format(folder=arguments.folder.as_posix())
-    (arguments.folder / "run.toml").write_text(run, encoding="utf-8")
 
 
 if __name__ == "__main__":
