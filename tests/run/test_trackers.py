@@ -145,6 +145,7 @@ def test_wandb_has_every_value_once(config, monkeypatch, tmp_path):
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
     root = train_interrupted_then_resume(config("wandb"), monkeypatch)
+    import_module("wandb").teardown()  # waits for its process, which may still be writing
     files = sorted((root / "wandb").glob("offline-run-*/run-*.wandb"))
     run_id = json.loads((root / "trackers.json").read_text())["id"]
     assert len(files) == 2 and {path.stem for path in files} == {f"run-{run_id}"}
