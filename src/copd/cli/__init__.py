@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from copd.cli import cluster, compare, data, diagnose, merge, report
+from copd.cli import compare, data, diagnose, merge, plan, report
 from copd.cli.numbers import count, natural, non_negative
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 _OWN_OPTIONS = {
     "train": ("--help",),
-    "plan": ("--help", "--json", "--completion-tokens", *cluster.OWN_OPTIONS),
+    "plan": plan.OWN_OPTIONS,
     "compare": compare.OWN_OPTIONS,
     "data": data.OWN_OPTIONS,
 }
@@ -92,12 +92,7 @@ def build_parser(settings: str = "") -> argparse.ArgumentParser:
     train.add_argument("config", metavar="CONFIG", type=Path, help="TOML file")
     resume = _command(commands, "resume", "continue a run from its newest complete checkpoint")
     resume.add_argument("run", metavar="RUN", type=Path, help="run directory")
-    plan = _command(commands, "plan", "show who learns from whom, and the cost", settings)
-    plan.add_argument("config", metavar="CONFIG", type=Path, help="TOML file")
-    plan.add_argument("--json", action="store_true", help="print JSON")
-    expected = "expected tokens of a completion; without it, costs are upper bounds"
-    plan.add_argument("--completion-tokens", metavar="N", type=count, help=expected)
-    cluster.add_options(plan)
+    plan.add_options(_command(commands, "plan", plan.ABOUT, settings))
     compare.add_options(_command(commands, "compare", compare.ABOUT))
     _add_eval(commands)
     diagnose.add_options(_command(commands, "diagnose", diagnose.ABOUT))
@@ -158,25 +153,6 @@ def _resume(arguments: argparse.Namespace, overrides: Sequence[str]) -> None:
         commands.resume(arguments.run, overrides)
 
 
-def _plan(arguments: argparse.Namespace, overrides: Sequence[str]) -> None:
-    from copd.config import load_config
-    from copd.recipes import build_plan, describe, plan_cost, to_dict
-
-    config = load_config(arguments.config, overrides)
-    plan = build_plan(config)
-    cost = plan_cost(plan, config.rollout, completion_tokens=arguments.completion_tokens)
-    asked = cluster.cluster_of(arguments, config, plan)
-    if not arguments.json:
-        print(describe(plan, cost))
-        if asked:
-            print(f"\n{cluster.describe(asked, arguments)}")
-        return
-    import json
-
-    predicted = {"cluster": cluster.to_list(asked, arguments)} if asked else {}
-    print(json.dumps({"plan": to_dict(plan), "cost": cost.to_dict(), **predicted}, indent=2))
-
-
 def _evaluate(arguments: argparse.Namespace, overrides: Sequence[str]) -> None:
     from copd.config import load_config
 
@@ -233,7 +209,7 @@ def _say(line: str) -> None:
 _COMMANDS = {
     "train": _train,
     "resume": _resume,
-    "plan": _plan,
+    "plan": plan.run,
     "compare": compare.run,
     "eval": _evaluate,
     "diagnose": diagnose.run,

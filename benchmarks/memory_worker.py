@@ -1,0 +1,142 @@
+"""Training runs one after another in a process of their own, and what memory their phases held.
+
+Reads configurations as JSON from stdin, prints JSON. Peaks are resident pages as the kernel counts
+them (VmHWM, reset before every phase), above what the process held before the model was loaded.
+
+glibc keeps freed blocks for later, and how many depends on the order in which they came. With
+`--return-freed` blocks of 64 kB and more go back to the kernel at once, so that a peak is what is
+in use then and one run cannot be seen in the next.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import json
+import statistics
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+from rich.console import Console
+
+from copd.branch import Branch
+from copd.config import Config, parse_config
+from copd.engine import Engine, create_engine
+from copd.run.runner import Runner
+
+Input = TypeVar("Input")
+Output = TypeVar("Output")
+
+_M_MMAP_THRESHOLD = -3
+"""Of mallopt: blocks from this size on are mapped by themselves, and no longer adjusted."""
+
+
+class Peaks:
+    """The highest resident memory of every phase, in bytes above where counting began."""
+
+    def __init__(self) -> None:
+        self._floor = _resident("VmRSS")
+        self.of: dict[str, int] = {}
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """What is held at most here; a phase that comes again keeps its highest."""
+        _forget_peak()
+        try:
+            yield
+        finally:
+            self.of[name] = max(self.of.get(name, 0), _resident("VmHWM") - self._floor)
+
+
+class Watched:
+    """An engine whose verbs are phases."""
+
+    def __init__(self, engine: Engine, peaks: Peaks) -> None:
+        self._engine, self._peaks = engine, peaks
+
+    def spawn(self, name: str, model: str, *, frozen: bool = False) -> None:
+        with self._peaks.phase("spawn"):
+            self._engine.spawn(name, model, frozen=frozen)
+
+    def drop(self, name: str) -> None:
+        self._engine.drop(name)
+
+    def each(
+        self, verb: Callable[[Branch, Input], Output], inputs: Mapping[str, Input]
+    ) -> dict[str, Output]:
+        with self._peaks.phase(verb.__name__):
+            return self._engine.each(verb, inputs)
+
+    def clear(self) -> None:
+        self._engine.clear()
+
+    def close(self) -> None:
+        self._engine.close()
+
+
+def measure(values: Mapping[str, Any], *, warm: bool) -> dict[str, float]:
+    """Peaks of a run and the mean length of its completions; before it, with `warm`, the same with
+    the embedded base, which loads all code and libraries."""
+    small = {**values["model"], "path": "tiny"}
+    with tempfile.TemporaryDirectory() as folder:
+        if warm:
+            _run(parse_config({**values, "model": small, "output_dir": f"{folder}/warm"}), None)
+        gc.collect()
+        ctypes.CDLL(None).malloc_trim(0)
+        peaks = Peaks()
+        _run(parse_config({**values, "output_dir": f"{folder}/measured"}), peaks)
+        lines = Path(f"{folder}/measured/metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    lengths = [
+        value
+        for line in lines
+        for metrics in json.loads(line)["branches"].values()
+        for key, value in metrics.items()
+        if key.endswith("/length")
+    ]
+    return {**peaks.of, "length": statistics.mean(lengths)}
+
+
+def main() -> None:
+    """Every configuration of stdin, in its order."""
+    if "--return-freed" in sys.argv[1:]:
+        ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, 2**16)
+    measured: list[dict[str, float]] = []
+    seen: set[str] = set()
+    for values in json.load(sys.stdin):
+        modalities = sorted(domain["modality"] for domain in values["domains"].values())
+        kind = json.dumps([{**values["model"], "path": ""}, modalities])
+        measured.append(measure(values, warm=kind not in seen))
+        seen.add(kind)
+    print(json.dumps(measured))
+
+
+def _run(config: Config, peaks: Peaks | None) -> None:
+    engine = create_engine(config)
+    runner = Runner(
+        config,
+        engine if peaks is None else Watched(engine, peaks),
+        Console(file=sys.stderr, quiet=True),
+    )
+    runner.run()
+    engine.close()
+
+
+def _resident(what: str) -> int:
+    """VmRSS or VmHWM of this process in bytes."""
+    for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
+        if line.startswith(what):
+            return 1024 * int(line.split()[1])
+    raise AssertionError("Linux tells it")
+
+
+def _forget_peak() -> None:
+    """VmHWM counts from here."""
+    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+
+
+if __name__ == "__main__":
+    main()
