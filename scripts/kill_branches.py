@@ -32,6 +32,11 @@ from copd.engine.ray import RayEngine, join
 from copd.run import commands
 from copd.run.runner import Runner
 
+Kind = Literal["process", "machine", "raylet"]
+"""What is killed: the branch's process; its machine's raylet with all processes there; or that
+raylet alone, which its branches may outlive for some seconds."""
+
+KINDS: tuple[Kind, ...] = ("process", "machine", "raylet")
 DOMAINS = ("text", "image", "video")
 STORE_BYTES = 2**27
 CALLS_TO_CHECKPOINT = 26
@@ -46,20 +51,19 @@ class Kill:
     """Number of the call of `each` that it hits, counted over all that the run does again."""
     share: float
     """Which of the branches asked there: its place among them, from 0 to 1."""
-    kind: Literal["process", "machine"]
+    kind: Kind
     delay: float
     """Seconds after the branch was asked."""
 
 
 def draw(seed: int, count: int) -> list[Kill]:
-    """Half of the kills hit machines; there are some calls between one and the next.
+    """As many of every kind as can be; there are some calls between one and the next.
 
     The first hits the start of the run, the second comes once there is a checkpoint, so that no
     four in a row hit a run that gets no further: after those it would rightly give up.
     """
     dice = random.Random(seed)
-    kinds: list[Literal["process", "machine"]] = ["process"] * (count - count // 2)
-    kinds += ["machine"] * (count // 2)
+    kinds = [KINDS[index % len(KINDS)] for index in range(count)]
     dice.shuffle(kinds)
     gaps = [dice.randint(1, 20), CALLS_TO_CHECKPOINT + dice.randint(0, 6)]
     gaps += [dice.randint(5, 10) for _ in range(count)]
@@ -121,15 +125,29 @@ def deadly(
     return wrapped
 
 
-def destroy(kind: str, mark: Path) -> None:
-    """Ends this process, or the raylet that has started it."""
-    target = os.getpid()
-    if kind == "machine":
-        target = os.getppid()
-        name = Path(f"/proc/{target}/comm").read_text()
-        assert name.startswith("raylet"), f"a worker's parent is its raylet, not {name}"
+def destroy(kind: Kind, mark: Path) -> None:
+    """Ends this process, or the raylet that has started it, or both with all there is beside it."""
+    own, raylet = os.getpid(), os.getppid()
+    name = Path(f"/proc/{raylet}/comm").read_text()
+    assert name.startswith("raylet"), f"a worker's parent is its raylet, not {name}"
+    beside = [pid for pid in children(raylet) if pid != own]
     mark.touch()
-    os.kill(target, signal.SIGKILL)
+    victims = {"process": [own], "raylet": [raylet], "machine": [raylet, *beside, own]}
+    for pid in victims[kind]:
+        os.kill(pid, signal.SIGKILL)
+
+
+def children(parent: int) -> list[int]:
+    """The processes that another has started."""
+    found = []
+    for status in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = status.read_text().rpartition(")")[2].split()
+        except OSError:  # it has ended meanwhile
+            continue
+        if int(fields[1]) == parent:
+            found.append(int(status.parent.name))
+    return found
 
 
 def add_machine(cluster: Cluster) -> None:
