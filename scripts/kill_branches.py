@@ -22,6 +22,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+os.environ.setdefault("RAY_prestart_worker_first_driver", "0")  # branches bring their own
+
 import ray
 from ray.cluster_utils import Cluster
 from rich.console import Console
@@ -151,7 +153,14 @@ def children(parent: int) -> list[int]:
 
 
 def add_machine(cluster: Cluster) -> None:
-    cluster.add_node(num_cpus=2, object_store_memory=STORE_BYTES)
+    """Ray gives a raylet 30 s to start, which on a busy machine may not do."""
+    for _ in range(5):
+        try:
+            cluster.add_node(num_cpus=2, object_store_memory=STORE_BYTES)
+            return
+        except Exception as error:  # Ray raises no narrower one
+            print(f"a machine did not start: {error}")
+    raise TimeoutError("no simulated machine has started in five attempts. Try an idle machine.")
 
 
 def make_config(root: Path, rounds: int, engine: Mapping[str, object]) -> Config:
