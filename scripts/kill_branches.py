@@ -65,7 +65,7 @@ def draw(seed: int, count: int) -> list[Kill]:
     four in a row hit a run that gets no further: after those it would rightly give up.
     """
     dice = random.Random(seed)
-    kinds = [KINDS[index % len(KINDS)] for index in range(count)]
+    kinds: list[Kind] = [KINDS[index % len(KINDS)] for index in range(count)]
     dice.shuffle(kinds)
     gaps = [dice.randint(1, 20), CALLS_TO_CHECKPOINT + dice.randint(0, 6)]
     gaps += [dice.randint(5, 10) for _ in range(count)]
@@ -83,7 +83,7 @@ class Hunted(RayEngine):
         self, config: Config, settings: RayEngineConfig, cluster: Cluster, kills: Sequence[Kill]
     ) -> None:
         super().__init__(config, settings)
-        self._cluster = cluster
+        self._cluster, self._num_nodes = cluster, num_machines()
         self._due = list(kills)
         self._num_calls = 0
         self._marks = config.output_dir.parent / "marks"
@@ -101,11 +101,12 @@ class Hunted(RayEngine):
         return super().each(verb, inputs)
 
     def clear(self) -> None:
-        """A dead machine is replaced, as whoever runs a cluster would do."""
+        """Dead machines are replaced, as whoever runs a cluster would do."""
         for node in list(self._cluster.worker_nodes):
             if node.dead_processes():
                 self._cluster.remove_node(node, allow_graceful=False)
-                add_machine(self._cluster)
+        for _ in range(self._num_nodes - num_machines()):
+            add_machine(self._cluster)
         super().clear()
 
     def happened(self) -> list[dict[str, object]]:
@@ -130,8 +131,7 @@ def deadly(
 def destroy(kind: Kind, mark: Path) -> None:
     """Ends this process, or the raylet that has started it, or both with all there is beside it."""
     own, raylet = os.getpid(), os.getppid()
-    name = Path(f"/proc/{raylet}/comm").read_text()
-    assert name.startswith("raylet"), f"a worker's parent is its raylet, not {name}"
+    assert status_of(raylet)[0] == "raylet", "a worker's parent is its raylet"
     beside = [pid for pid in children(raylet) if pid != own]
     mark.touch()
     victims = {"process": [own], "raylet": [raylet], "machine": [raylet, *beside, own]}
@@ -141,26 +141,32 @@ def destroy(kind: Kind, mark: Path) -> None:
 
 def children(parent: int) -> list[int]:
     """The processes that another has started."""
-    found = []
-    for status in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            fields = status.read_text().rpartition(")")[2].split()
-        except OSError:  # it has ended meanwhile
-            continue
-        if int(fields[1]) == parent:
-            found.append(int(status.parent.name))
-    return found
+    everybody = (int(folder.name) for folder in Path("/proc").glob("[0-9]*"))
+    return [pid for pid in everybody if status_of(pid)[2] == parent]
+
+
+def status_of(pid: int) -> tuple[str, bool, int]:
+    """A process's name, whether it lives, and its parent."""
+    try:
+        line = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:  # it has ended meanwhile
+        return "", False, 0
+    name, _, rest = line.partition("(")[2].rpartition(")")
+    state, parent, *_ = rest.split()
+    return name, state not in "ZX", int(parent)
 
 
 def add_machine(cluster: Cluster) -> None:
-    """Ray gives a raylet 30 s to start, which on a busy machine may not do."""
-    for _ in range(5):
-        try:
-            cluster.add_node(num_cpus=2, object_store_memory=STORE_BYTES)
-            return
-        except Exception as error:  # Ray raises no narrower one
-            print(f"a machine did not start: {error}")
-    raise TimeoutError("no simulated machine has started in five attempts. Try an idle machine.")
+    """Ray gives a raylet 30 s to start; on a busy machine it comes later, and nothing is lost."""
+    try:
+        cluster.add_node(num_cpus=2, object_store_memory=STORE_BYTES)
+    except Exception as error:  # Ray raises no narrower one
+        print(f"a simulated machine takes its time: {error}")
+
+
+def num_machines() -> int:
+    """Raylets that this process has started and that live, but for the head's."""
+    return sum(status_of(pid)[:2] == ("raylet", True) for pid in children(os.getpid())) - 1
 
 
 def make_config(root: Path, rounds: int, engine: Mapping[str, object]) -> Config:
