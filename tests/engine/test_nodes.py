@@ -81,6 +81,7 @@ class ShortLived:
 
 @pytest.mark.ray
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_a_run_goes_on_elsewhere(cluster, tmp_path):
     """Begun with all branches in one process and resumed with one for each; the other way round."""
     commands.train(make_config(tmp_path / "quiet", HERE))
