@@ -22,6 +22,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+os.environ.setdefault("RAY_prestart_worker_first_driver", "0")  # branches bring their own
+
 import ray
 from ray.cluster_utils import Cluster
 from rich.console import Console
@@ -32,6 +34,11 @@ from copd.engine.ray import RayEngine, join
 from copd.run import commands
 from copd.run.runner import Runner
 
+Kind = Literal["process", "machine", "raylet"]
+"""What is killed: the branch's process; its machine's raylet with all processes there; or that
+raylet alone, which its branches may outlive for some seconds."""
+
+KINDS: tuple[Kind, ...] = ("process", "machine", "raylet")
 DOMAINS = ("text", "image", "video")
 STORE_BYTES = 2**27
 CALLS_TO_CHECKPOINT = 26
@@ -46,20 +53,19 @@ class Kill:
     """Number of the call of `each` that it hits, counted over all that the run does again."""
     share: float
     """Which of the branches asked there: its place among them, from 0 to 1."""
-    kind: Literal["process", "machine"]
+    kind: Kind
     delay: float
     """Seconds after the branch was asked."""
 
 
 def draw(seed: int, count: int) -> list[Kill]:
-    """Half of the kills hit machines; there are some calls between one and the next.
+    """As many of every kind as can be; there are some calls between one and the next.
 
     The first hits the start of the run, the second comes once there is a checkpoint, so that no
     four in a row hit a run that gets no further: after those it would rightly give up.
     """
     dice = random.Random(seed)
-    kinds: list[Literal["process", "machine"]] = ["process"] * (count - count // 2)
-    kinds += ["machine"] * (count // 2)
+    kinds: list[Kind] = [KINDS[index % len(KINDS)] for index in range(count)]
     dice.shuffle(kinds)
     gaps = [dice.randint(1, 20), CALLS_TO_CHECKPOINT + dice.randint(0, 6)]
     gaps += [dice.randint(5, 10) for _ in range(count)]
@@ -77,7 +83,7 @@ class Hunted(RayEngine):
         self, config: Config, settings: RayEngineConfig, cluster: Cluster, kills: Sequence[Kill]
     ) -> None:
         super().__init__(config, settings)
-        self._cluster = cluster
+        self._cluster, self._num_nodes = cluster, num_machines()
         self._due = list(kills)
         self._num_calls = 0
         self._marks = config.output_dir.parent / "marks"
@@ -95,11 +101,12 @@ class Hunted(RayEngine):
         return super().each(verb, inputs)
 
     def clear(self) -> None:
-        """A dead machine is replaced, as whoever runs a cluster would do."""
+        """Dead machines are replaced, as whoever runs a cluster would do."""
         for node in list(self._cluster.worker_nodes):
             if node.dead_processes():
                 self._cluster.remove_node(node, allow_graceful=False)
-                add_machine(self._cluster)
+        for _ in range(self._num_nodes - num_machines()):
+            add_machine(self._cluster)
         super().clear()
 
     def happened(self) -> list[dict[str, object]]:
@@ -121,19 +128,45 @@ def deadly(
     return wrapped
 
 
-def destroy(kind: str, mark: Path) -> None:
-    """Ends this process, or the raylet that has started it."""
-    target = os.getpid()
-    if kind == "machine":
-        target = os.getppid()
-        name = Path(f"/proc/{target}/comm").read_text()
-        assert name.startswith("raylet"), f"a worker's parent is its raylet, not {name}"
+def destroy(kind: Kind, mark: Path) -> None:
+    """Ends this process, or the raylet that has started it, or both with all there is beside it."""
+    own, raylet = os.getpid(), os.getppid()
+    assert status_of(raylet)[0] == "raylet", "a worker's parent is its raylet"
+    beside = [pid for pid in children(raylet) if pid != own]
     mark.touch()
-    os.kill(target, signal.SIGKILL)
+    victims = {"process": [own], "raylet": [raylet], "machine": [raylet, *beside, own]}
+    for pid in victims[kind]:
+        os.kill(pid, signal.SIGKILL)
+
+
+def children(parent: int) -> list[int]:
+    """The processes that another has started."""
+    everybody = (int(folder.name) for folder in Path("/proc").glob("[0-9]*"))
+    return [pid for pid in everybody if status_of(pid)[2] == parent]
+
+
+def status_of(pid: int) -> tuple[str, bool, int]:
+    """A process's name, whether it lives, and its parent."""
+    try:
+        line = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:  # it has ended meanwhile
+        return "", False, 0
+    name, _, rest = line.partition("(")[2].rpartition(")")
+    state, parent, *_ = rest.split()
+    return name, state not in "ZX", int(parent)
 
 
 def add_machine(cluster: Cluster) -> None:
-    cluster.add_node(num_cpus=2, object_store_memory=STORE_BYTES)
+    """Ray gives a raylet 30 s to start; on a busy machine it comes later, and nothing is lost."""
+    try:
+        cluster.add_node(num_cpus=2, object_store_memory=STORE_BYTES)
+    except Exception as error:  # Ray raises no narrower one
+        print(f"a simulated machine takes its time: {error}")
+
+
+def num_machines() -> int:
+    """Raylets that this process has started and that live, but for the head's."""
+    return sum(status_of(pid)[:2] == ("raylet", True) for pid in children(os.getpid())) - 1
 
 
 def make_config(root: Path, rounds: int, engine: Mapping[str, object]) -> Config:

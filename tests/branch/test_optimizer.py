@@ -17,22 +17,31 @@ def parameters() -> dict[str, torch.nn.Parameter]:
     return {n: torch.nn.Parameter(torch.randn(s, generator=generator)) for n, s in shapes.items()}
 
 
-def learn(own: dict[str, torch.nn.Parameter], optimizer: torch.optim.Optimizer, step: int) -> None:
+def learn(
+    own: dict[str, torch.nn.Parameter],
+    optimizer: torch.optim.Optimizer,
+    step: int,
+    untouched: str | None = None,
+) -> None:
     generator = torch.Generator().manual_seed(step)
-    for parameter in own.values():
+    for name, parameter in own.items():
         parameter.grad = torch.randn(parameter.shape, generator=generator)
+        if name == untouched:
+            parameter.grad = None
     optimizer.step()
 
 
 @pytest.mark.parametrize("kind", ["adamw", "adamw_8bit"])
-def test_a_stored_optimizer_goes_on_with_the_same_bits(tmp_path: Path, kind):
+@pytest.mark.parametrize("late", [None, "wide", "bias"])
+def test_a_stored_optimizer_goes_on_with_the_same_bits(tmp_path: Path, kind, late):
+    """Also where a parameter had its first gradient later than the others."""
     if kind == "adamw_8bit":
         pytest.importorskip("bitsandbytes")
     config = OptimizerConfig(type=kind, learning_rate=1e-2)
     first, again = parameters(), parameters()
     optimizer = build_optimizer(first, config)
     for step in range(3):
-        learn(first, optimizer, step)
+        learn(first, optimizer, step, untouched=late if step < 2 else None)
     save_optimizer(first, optimizer, 3, tmp_path / "optimizer.safetensors")
     with torch.no_grad():
         for name, parameter in again.items():

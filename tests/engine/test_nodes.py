@@ -3,14 +3,16 @@
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
+from rich.console import Console
 
 from copd.branch import Branch
 from copd.config import Config, RayEngineConfig
-from copd.engine import Engine, LocalEngine
+from copd.engine import Engine, create_engine
 from copd.run import commands
 from copd.run.runner import Runner
 
@@ -62,38 +64,31 @@ class Stopped(Exception):
     """The machine of the run is switched off."""
 
 
-def create_short_lived(config: Config) -> Engine:
+class ShortLived:
     """An engine that stops for good when the second update is asked for."""
-    from copd.engine.ray import RayEngine
 
-    def make(kind: type[LocalEngine] | type[RayEngine], *settings: RayEngineConfig) -> Engine:
-        class ShortLived(kind):
-            num_updates = 0
+    def __init__(self, engine: Engine) -> None:
+        self.spawn, self.drop = engine.spawn, engine.drop
+        self.clear, self.close = engine.clear, engine.close
+        self._each, self._num_updates = engine.each, 0
 
-            def each(self, verb, inputs):
-                self.num_updates += verb is Branch.update
-                if self.num_updates == 2:
-                    raise Stopped
-                return super().each(verb, inputs)
-
-        return ShortLived(config, *settings)
-
-    if isinstance(config.engine, RayEngineConfig):
-        return make(RayEngine, config.engine)
-    return make(LocalEngine)
+    def each(self, verb: Callable[[Branch, Any], Any], inputs: Mapping[str, Any]) -> dict[str, Any]:
+        self._num_updates += verb is Branch.update
+        if self._num_updates == 2:
+            raise Stopped
+        return self._each(verb, inputs)
 
 
 @pytest.mark.ray
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_a_run_goes_on_elsewhere(cluster, tmp_path):
     """Begun with all branches in one process and resumed with one for each; the other way round."""
-    from rich.console import Console
-
     commands.train(make_config(tmp_path / "quiet", HERE))
     quiet = end_state(tmp_path / "quiet")
     for first, then in ((HERE, "ray"), (RAY, "local")):
         config = make_config(tmp_path / then, first)
-        engine = create_short_lived(config)
+        engine = ShortLived(create_engine(config))
         try:
             with pytest.raises(Stopped):
                 Runner(config, engine, Console()).run()

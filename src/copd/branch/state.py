@@ -40,12 +40,18 @@ def load_weights(parameters: Parameters, source: Path | Mapping[str, Tensor]) ->
 def save_optimizer(
     parameters: Parameters, optimizer: torch.optim.Optimizer, num_updates: int, path: Path
 ) -> None:
-    """What it keeps per parameter (AdamW: two moments), and how many updates that has seen."""
+    """What it keeps per parameter (AdamW: two moments), and how many updates there were.
+
+    A parameter without a gradient in some of them, such as a vision tower in a stage of text alone,
+    has seen fewer; it is written how many, because AdamW corrects its moments by that.
+    """
     tensors = {"num_updates": torch.tensor(num_updates)}
     for name, parameter in parameters.items():
         for key, kept in optimizer.state.get(parameter, {}).items():
             if key != "step":
                 tensors[f"{key}/{name}"] = kept.cpu()
+            elif int(kept) != num_updates:
+                tensors[f"step/{name}"] = torch.tensor(int(kept))
     _write(tensors, path)
 
 
@@ -62,6 +68,9 @@ def load_optimizer(parameters: Parameters, optimizer: torch.optim.Optimizer, pat
                 "Resume with the model the run was started with."
             )
         state = optimizer.state[parameters[name]]
+        if moment == "step":
+            state["step"] = _steps(optimizer, int(kept))
+            continue
         state.setdefault("step", _steps(optimizer, num_updates))
         state[moment] = kept.to(parameters[name].device)
     return num_updates

@@ -90,7 +90,8 @@ def build_parser(settings: str = "") -> argparse.ArgumentParser:
 
     train = _command(commands, "train", "train as the configuration says", settings)
     train.add_argument("config", metavar="CONFIG", type=Path, help="TOML file")
-    resume = _command(commands, "resume", "continue a run from its newest complete checkpoint")
+    about = "continue a run from its newest complete checkpoint"
+    resume = _command(commands, "resume", about, "Elsewhere, too: --engine.type local, or ray.")
     resume.add_argument("run", metavar="RUN", type=Path, help="run directory")
     plan.add_options(_command(commands, "plan", plan.ABOUT, settings))
     compare.add_options(_command(commands, "compare", compare.ABOUT))

@@ -40,7 +40,7 @@ Input = TypeVar("Input")
 Output = TypeVar("Output")
 
 STORE_BYTES = 2**28
-"""Object store of a cluster that is started here; what does not fit is spilled to disk."""
+"""Object store of a cluster that is started here; the rest is spilled to disk."""
 
 CLEAR_SECONDS = 60.0
 """How long branches may go on with what nobody waits for any more, before their processes end."""
@@ -271,6 +271,7 @@ def join(settings: RayEngineConfig) -> bool:
             ray.init(address=settings.address, log_to_driver=False, logging_level=logging.ERROR)
         else:
             ray.init(
+                address="local",  # else it joins any cluster that runs here
                 num_cpus=0,
                 include_dashboard=False,
                 object_store_memory=STORE_BYTES,
