@@ -30,10 +30,11 @@ _ADAM_BYTES = 36
 
 @dataclass(frozen=True)
 class Prediction:
-    """One step of a stage with every branch on its own GPUs."""
+    """One step of a stage, every branch on its own GPUs."""
 
     verbs: Mapping[Verb, Mapping[str, float]]
     """Seconds by branch."""
+    stage: Stage
     traffic: float
     """Seconds of messages, during which no branch works."""
     flops: float
@@ -44,8 +45,8 @@ class Prediction:
 
     @property
     def seconds(self) -> float:
-        """A barrier after each verb: the slowest branch decides."""
-        return self.traffic + sum(max(each.values(), default=0.0) for each in self.verbs.values())
+        """Until the last branch has updated."""
+        return self.traffic + last_update(self.verbs, self.stage)
 
     @property
     def alone(self) -> float:
@@ -99,7 +100,7 @@ def predict(
         for loop in decode_loops(setup, [load.share(setup.width) for load in own])
     ]
     memory = setup.state_bytes + max(caches, default=0.0)
-    return Prediction(verbs, sent / machine.store, least, setup.width, memory)
+    return Prediction(verbs, stage, sent / machine.store, least, setup.width, memory)
 
 
 def verbs_of(
@@ -118,6 +119,27 @@ def verbs_of(
         "score": {name: score(machine, setup, shares(own)) for name, own in asked.items()},
         "update": {name: update(machine, setup, shares(own)) for name, own in sampled.items()},
     }
+
+
+def last_update(verbs: Mapping[Verb, Mapping[str, float]], stage: Stage) -> float:
+    """Seconds of a step on engine "ray", where nobody waits for more than it needs.
+
+    A teacher t begins when it and its students have sampled, a branch b updates when it and its
+    teachers have scored:
+
+        scored_t  = max(sample_t, max over students sample_b) + score_t
+        updated_b = max(sample_b, scored_b, max over teachers scored_t) + update_b
+    """
+    scored = {}
+    for teacher, seconds in verbs["score"].items():
+        students = {a.branch for a in stage.actions if isinstance(a, OPD) and a.teacher == teacher}
+        waits = [verbs["sample"].get(name, 0.0) for name in (teacher, *students)]
+        scored[teacher] = max(waits) + seconds
+    return max(
+        max(verbs["sample"][name], *(scored.get(n, 0.0) for n in (name, *stage.neighbours(name))))
+        + seconds
+        for name, seconds in verbs["update"].items()
+    )
 
 
 def sample(machine: Machine, setup: Setup, loads: Sequence[Load]) -> float:
