@@ -1,8 +1,8 @@
 """Checks the cost model against small runs on this machine: `python -m benchmarks.cluster`.
 
-Rates are fitted to the CPU time of two runs, then those of other runs are predicted: other models,
-prompts, groups, lengths, numbers of branches, and Ray instead of the local engine. The result is
-docs/scaling.json, and the table of docs/scaling.md on the terminal.
+Rates are fitted to the CPU time of two runs, then other runs are predicted: other models, prompts,
+groups, lengths and numbers of branches. The result is docs/scaling.json, and the table of
+docs/scaling.md on the terminal.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+import sys
 import tempfile
 import time
 from collections import defaultdict
@@ -34,7 +35,6 @@ from copd.recipes.cluster import (
     Load,
     Machine,
     Setup,
-    Verb,
     Widths,
     last_update,
     verbs_of,
@@ -45,7 +45,7 @@ from copd.types import Batch
 Input = TypeVar("Input")
 Output = TypeVar("Output")
 
-VERBS: tuple[Verb, ...] = ("sample", "score", "update")
+VERBS = ("sample", "score", "update")
 _LIMITS = {"shortest_edge": 16 * 16, "longest_edge": 1024 * 1024}
 
 
@@ -59,23 +59,19 @@ class Run:
     group: int = 4
     tokens: int = 24
     domains: tuple[str, ...] = ("text", "image", "video")
-    engine: str = "local"
-    micro_batch: int = 16_384
 
 
-SIZES = {"small": (128, 3), "middle": (192, 4), "large": (256, 6)}
+SIZES = {"small": (128, 2), "middle": (192, 3), "large": (256, 4)}
 """Width and layers."""
 
 FITTED = (Run("fitted, small"), Run("fitted, middle", size="middle", tokens=48))
 PREDICTED = (
     Run("larger model", size="large"),
-    Run("more prompts", prompts=12),
-    Run("larger groups", size="middle", group=10),
-    Run("longer completions", tokens=96),
+    Run("more prompts", prompts=10),
+    Run("larger groups", size="middle", group=8),
+    Run("longer completions", tokens=72),
     Run("two branches", size="middle", domains=("text", "image")),
-    Run("small micro-batches", size="middle", prompts=8, micro_batch=512),
-    Run("another model, the embedded base", size="tiny", prompts=8, group=8, tokens=40),
-    Run("on Ray", size="middle", prompts=6, engine="ray"),
+    Run("another model, the embedded base", size="tiny", prompts=6, group=8, tokens=40),
 )
 
 
@@ -117,7 +113,7 @@ def timed(
 
 def main(words: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.cluster", description=__doc__)
-    parser.add_argument("--rounds", type=int, default=3, help="measured steps of every run")
+    parser.add_argument("--rounds", type=int, default=1, help="measured steps of every run")
     parser.add_argument("--out", type=Path, default=Path("docs"), help="folder of the result")
     given = parser.parse_args(words)
     torch.set_num_threads(1)
@@ -139,6 +135,7 @@ def measure(runs: Sequence[Run], folder: Path, rounds: int) -> dict[str, list[Se
         for run in runs:
             engine, config = engines[run.name]
             step = one_step(engine, config, turn + 1)
+            print(f"turn {turn}: {run.name}", file=sys.stderr, flush=True)
             if turn:
                 seen[run.name].append(step)
     for engine, _ in engines.values():
@@ -151,7 +148,6 @@ def opened(run: Run, folder: Path) -> tuple[Clock, Config]:
     model = folder / run.size
     if run.size != "tiny" and not model.exists():
         save(model, *SIZES[run.size])
-    engine: dict[str, Any] = {"type": run.engine, "num_threads": 1}
     config = Config.model_validate(
         {
             "model": {"path": "tiny" if run.size == "tiny" else str(model), "device": "cpu"},
@@ -162,8 +158,7 @@ def opened(run: Run, folder: Path) -> tuple[Clock, Config]:
                 "group_size": run.group,
                 "max_completion_tokens": run.tokens,
             },
-            "optimizer": {"micro_batch_tokens": run.micro_batch},
-            "engine": engine,
+            "engine": {"num_threads": 1},
         }
     )
     clock = Clock(create_engine(config))
@@ -251,7 +246,8 @@ def compare(machine: Machine, seen: Mapping[str, Sequence[Seen]]) -> list[dict[s
             told = verbs_of(machine, step.setup, step.sampled, step.asked)
             for verb in VERBS:
                 pairs[verb].append((sum(step.seconds[verb].values()), sum(told[verb].values())))
-            pairs["alone"].append(tuple(sum(pairs[verb][-1][i] for verb in VERBS) for i in (0, 1)))
+            measured, predicted = (sum(pairs[v][-1][i] for v in VERBS) for i in (0, 1))
+            pairs["alone"].append((measured, predicted))
             ends = last_update(step.seconds, step.stage), last_update(told, step.stage)
             pairs["together"].append(ends)
         medians = {

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from copd.recipes import Stage
-from copd.recipes.cluster import Load, Machine, Setup, Verb, verbs_of
+from copd.recipes.cluster import Load, Machine, Setup, verbs_of
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class Seen:
     setup: Setup
     sampled: Mapping[str, Sequence[Load]]
     asked: Mapping[str, Sequence[Load]]
-    seconds: Mapping[Verb, Mapping[str, float]]
+    seconds: Mapping[str, Mapping[str, float]]
 
 
 _NOTHING = Machine(
@@ -40,7 +40,7 @@ _NOTHING = Machine(
 )
 """Infinitely fast: a rate alone is what makes it slower."""
 
-_SHARES: dict[Verb, tuple[str, ...]] = {
+_SHARES: dict[str, tuple[str, ...]] = {
     "score": ("pass_efficiency", "pass_seconds"),
     "sample": ("decode_efficiency", "layer_seconds", "prompt_seconds"),
     "update": ("train_efficiency", "bandwidth"),
@@ -75,7 +75,7 @@ def rate(name: str, value: float) -> float:
     return 1 / value if value > 0 else 1e30
 
 
-def costs(machine: Machine, steps: Sequence[Seen], verb: Verb) -> np.ndarray:
+def costs(machine: Machine, steps: Sequence[Seen], verb: str) -> np.ndarray:
     """Predicted seconds of a verb, branch by branch, in the order of what was measured."""
     found = []
     for step in steps:

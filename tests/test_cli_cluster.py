@@ -69,7 +69,7 @@ def test_mistakes_have_a_remedy(words, remedy, capsys):
 def test_the_embedded_base_has_sizes_too(capsys):
     laptop = str(Path(CONFIG).with_name("laptop.toml"))
     assert main(["plan", laptop, "--cluster", "a100", "--gpus", "3"]) == 0
-    assert "0.0007 B weights" in capsys.readouterr().out
+    assert "0.7 M weights" in capsys.readouterr().out
 
 
 def test_no_torch_is_needed():

@@ -22,8 +22,6 @@ from copd.recipes.cluster.work import (
 )
 from copd.recipes.plan import OPD, Stage
 
-Verb = Literal["sample", "score", "update"]
-
 _ADAM_BYTES = 36
 """Per weight of an update: clipping and AdamW read and write weights, gradients and moments."""
 
@@ -32,8 +30,8 @@ _ADAM_BYTES = 36
 class Prediction:
     """One step of a stage, every branch on its own GPUs."""
 
-    verbs: Mapping[Verb, Mapping[str, float]]
-    """Seconds by branch."""
+    verbs: Mapping[str, Mapping[str, float]]
+    """Seconds of "sample", "score" and "update" by branch."""
     stage: Stage
     traffic: float
     """Seconds of messages, during which no branch works."""
@@ -108,7 +106,7 @@ def verbs_of(
     setup: Setup,
     sampled: Mapping[str, Sequence[Load]],
     asked: Mapping[str, Sequence[Load]],
-) -> dict[Verb, dict[str, float]]:
+) -> dict[str, dict[str, float]]:
     """Seconds of every verb by branch, from the batches it samples and those it is asked about."""
 
     def shares(loads: Sequence[Load]) -> list[Load]:
@@ -121,7 +119,7 @@ def verbs_of(
     }
 
 
-def last_update(verbs: Mapping[Verb, Mapping[str, float]], stage: Stage) -> float:
+def last_update(verbs: Mapping[str, Mapping[str, float]], stage: Stage) -> float:
     """Seconds of a step on engine "ray", where nobody waits for more than it needs.
 
     A teacher t begins when it and its students have sampled, a branch b updates when it and its
