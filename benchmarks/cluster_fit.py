@@ -25,11 +25,12 @@ class Seen:
 _NOTHING = Machine(
     "this CPU",
     flops=1e9,
-    bandwidth=1e30,
+    bandwidth=1e9,
     memory=1e30,
     links=1e30,
     network=1e30,
-    bandwidth_efficiency=1.0,
+    bandwidth_efficiency=1e30,
+    optimizer_efficiency=1e30,
     pass_efficiency=1e30,
     train_efficiency=1e30,
     decode_efficiency=1e30,
@@ -43,7 +44,7 @@ _NOTHING = Machine(
 _SHARES: dict[str, tuple[str, ...]] = {
     "score": ("pass_efficiency", "pass_seconds"),
     "sample": ("decode_efficiency", "layer_seconds", "prompt_seconds"),
-    "update": ("train_efficiency", "bandwidth"),
+    "update": ("train_efficiency", "optimizer_efficiency"),
 }
 """Which rates are fitted to which verb, in this order: later ones take earlier ones as they are."""
 

@@ -55,6 +55,7 @@ UNIT = Machine(
     train_efficiency=1.0,
     decode_efficiency=1.0,
     bandwidth_efficiency=1.0,
+    optimizer_efficiency=1.0,
     link_efficiency=1.0,
     layer_seconds=0.0,
     pass_seconds=0.0,

@@ -171,7 +171,7 @@ def update(machine: Machine, setup: Setup, loads: Sequence[Load]) -> float:
     started = (1 + setup.backward) * passes * widths.num_layers * machine.pass_seconds
     sent = passes * (2 * gathered_bytes(setup) + reduced_bytes(setup))
     moved = _ADAM_BYTES * setup.num_trained / setup.width
-    stepping = moved / (machine.bandwidth * machine.bandwidth_efficiency)
+    stepping = moved / (machine.bandwidth * machine.optimizer_efficiency)
     return computing + started + sent / _link(machine, setup.width) + stepping
 
 
