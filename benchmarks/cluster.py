@@ -1,8 +1,8 @@
 """Checks the cost model against small runs on this machine: `python -m benchmarks.cluster`.
 
-Rates are fitted to the CPU time of two runs, then those of other runs are predicted: other models,
-prompts, groups, lengths, numbers of branches, and Ray instead of the local engine. The result is
-docs/scaling.json, and the table of docs/scaling.md on the terminal.
+Rates are fitted to the CPU time of two runs, then other runs are predicted: other models, prompts,
+groups, lengths and numbers of branches. The result is docs/scaling.json, and the table of
+docs/scaling.md on the terminal.
 """
 
 from __future__ import annotations
@@ -10,32 +10,42 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+import sys
 import tempfile
 import time
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import dataclass
+from functools import partial, update_wrapper
 from pathlib import Path
 from typing import Any, TypeVar
 
-import numpy as np
 import torch
 from transformers import AutoConfig
 
+from benchmarks.cluster_fit import Seen, fit
 from benchmarks.model import rotary, save_random
 from copd.branch import Branch
 from copd.config import Config
 from copd.engine import Engine, create_engine
 from copd.policy.tiny import resolve
 from copd.recipes import OPD, Stage, build_plan
-from copd.recipes.cluster import Lengths, Load, Machine, Setup, Verb, Widths, verbs_of
+from copd.recipes.cluster import (
+    Lengths,
+    Load,
+    Machine,
+    Setup,
+    Widths,
+    last_update,
+    verbs_of,
+)
 from copd.run.step import Position, take_step
 from copd.types import Batch
 
 Input = TypeVar("Input")
 Output = TypeVar("Output")
 
-VERBS: tuple[Verb, ...] = ("sample", "score", "update")
+VERBS = ("sample", "score", "update")
 _LIMITS = {"shortest_edge": 16 * 16, "longest_edge": 1024 * 1024}
 
 
@@ -49,34 +59,20 @@ class Run:
     group: int = 4
     tokens: int = 24
     domains: tuple[str, ...] = ("text", "image", "video")
-    engine: str = "local"
-    micro_batch: int = 16_384
 
 
-SIZES = {"small": (128, 3), "middle": (192, 4), "large": (256, 6)}
+SIZES = {"small": (128, 2), "middle": (192, 3), "large": (256, 4)}
 """Width and layers."""
 
 FITTED = (Run("fitted, small"), Run("fitted, middle", size="middle", tokens=48))
 PREDICTED = (
     Run("larger model", size="large"),
-    Run("more prompts", prompts=12),
-    Run("larger groups", size="middle", group=10),
-    Run("longer completions", tokens=96),
+    Run("more prompts", prompts=10),
+    Run("larger groups", size="middle", group=8),
+    Run("longer completions", tokens=72),
     Run("two branches", size="middle", domains=("text", "image")),
-    Run("small micro-batches", size="middle", prompts=8, micro_batch=512),
-    Run("another model, the embedded base", size="tiny", prompts=8, group=8, tokens=40),
-    Run("on Ray", size="middle", prompts=6, engine="ray"),
+    Run("another model, the embedded base", size="tiny", prompts=6, group=8, tokens=40),
 )
-
-
-@dataclass(frozen=True)
-class Seen:
-    """A step of a run: its work, and CPU seconds by verb and branch."""
-
-    setup: Setup
-    sampled: Mapping[str, Sequence[Load]]
-    asked: Mapping[str, Sequence[Load]]
-    seconds: Mapping[Verb, Mapping[str, float]]
 
 
 class Clock:
@@ -84,7 +80,8 @@ class Clock:
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
-        self.seconds: dict[Verb, dict[str, float]] = {}
+        self.is_parallel = engine.is_parallel
+        self.seconds: dict[str, dict[str, float]] = {verb: {} for verb in VERBS}
 
     def spawn(self, name: str, model: str, *, frozen: bool = False) -> None:
         self._engine.spawn(name, model, frozen=frozen)
@@ -95,9 +92,9 @@ class Clock:
     def each(
         self, verb: Callable[[Branch, Input], Output], inputs: Mapping[str, Input]
     ) -> dict[str, Output]:
-        answers = self._engine.each(partial(timed, verb), inputs)
-        at = next(name for name in VERBS if name == verb.__name__)
-        self.seconds[at] = {name: seconds for name, (_, seconds) in answers.items()}
+        answers = self._engine.each(update_wrapper(partial(timed, verb), verb), inputs)
+        for name, (_, seconds) in answers.items():
+            self.seconds[verb.__name__][name] = seconds
         return {name: answer for name, (answer, _) in answers.items()}
 
     def clear(self) -> None:
@@ -116,7 +113,7 @@ def timed(
 
 def main(words: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.cluster", description=__doc__)
-    parser.add_argument("--rounds", type=int, default=3, help="measured steps of every run")
+    parser.add_argument("--rounds", type=int, default=1, help="measured steps of every run")
     parser.add_argument("--out", type=Path, default=Path("docs"), help="folder of the result")
     given = parser.parse_args(words)
     torch.set_num_threads(1)
@@ -138,6 +135,7 @@ def measure(runs: Sequence[Run], folder: Path, rounds: int) -> dict[str, list[Se
         for run in runs:
             engine, config = engines[run.name]
             step = one_step(engine, config, turn + 1)
+            print(f"turn {turn}: {run.name}", file=sys.stderr, flush=True)
             if turn:
                 seen[run.name].append(step)
     for engine, _ in engines.values():
@@ -150,7 +148,6 @@ def opened(run: Run, folder: Path) -> tuple[Clock, Config]:
     model = folder / run.size
     if run.size != "tiny" and not model.exists():
         save(model, *SIZES[run.size])
-    engine: dict[str, Any] = {"type": run.engine, "num_threads": 1}
     config = Config.model_validate(
         {
             "model": {"path": "tiny" if run.size == "tiny" else str(model), "device": "cpu"},
@@ -161,8 +158,7 @@ def opened(run: Run, folder: Path) -> tuple[Clock, Config]:
                 "group_size": run.group,
                 "max_completion_tokens": run.tokens,
             },
-            "optimizer": {"micro_batch_tokens": run.micro_batch},
-            "engine": engine,
+            "engine": {"num_threads": 1},
         }
     )
     clock = Clock(create_engine(config))
@@ -209,7 +205,8 @@ def one_step(engine: Clock, config: Config, step: int) -> Seen:
             sampled.setdefault(name, []).append(load)
             if isinstance(action, OPD):
                 asked.setdefault(action.teacher, []).append(load)
-    return Seen(setup_of(config), sampled, asked, dict(engine.seconds))
+    seconds = {verb: dict(engine.seconds[verb]) for verb in VERBS}
+    return Seen(stage, setup_of(config), sampled, asked, seconds)
 
 
 def load_of(batch: Batch, group_size: int, frames: tuple[int, ...]) -> Load:
@@ -240,107 +237,24 @@ def setup_of(config: Config) -> Setup:
     return Setup(widths, config.optimizer.micro_batch_tokens, config.rollout.max_rows)
 
 
-_NOTHING = Machine(
-    "this CPU",
-    flops=1e9,
-    bandwidth=1e30,
-    memory=1e30,
-    links=1e30,
-    network=1e30,
-    bandwidth_efficiency=1.0,
-    pass_efficiency=1e30,
-    train_efficiency=1e30,
-    decode_efficiency=1e30,
-    layer_seconds=0.0,
-    pass_seconds=0.0,
-    prompt_seconds=0.0,
-    store=1e30,
-)
-"""Infinitely fast: a rate alone is what makes it slower."""
-
-_SHARES = {
-    "score": ("pass_efficiency", "pass_seconds"),
-    "sample": ("decode_efficiency", "layer_seconds", "prompt_seconds"),
-    "update": ("train_efficiency", "bandwidth"),
-}
-"""Which rates are fitted to which verb, in this order: later ones take earlier ones as they are."""
-
-
-def fit(steps: Sequence[Seen]) -> Machine:
-    """Rates by least squares on relative errors, never negative; a GFLOP/s is the unit of flops."""
-    machine = _NOTHING
-    for verb, names in _SHARES.items():
-        seconds = [s for step in steps for s in step.seconds[verb].values()]
-        rest = costs(machine, steps, verb)
-        columns = [costs(unit(machine, name), steps, verb) - rest for name in names]
-        scale = np.array(seconds)[:, None]
-        matrix = np.stack(columns, axis=1) / scale
-        found = not_negative(matrix, 1 - rest / scale[:, 0])
-        for name, value in zip(names, found, strict=True):
-            machine = replace(machine, **{name: rate(name, value)})
-    return machine
-
-
-def unit(machine: Machine, name: str) -> Machine:
-    """The machine with one of its rates at 1."""
-    return replace(machine, **{name: rate(name, 1.0)})
-
-
-def rate(name: str, value: float) -> float:
-    """Seconds are as fitted; what seconds are divided by is 1 / the fitted."""
-    if name.endswith("seconds"):
-        return value
-    return 1 / value if value > 0 else 1e30
-
-
-def costs(machine: Machine, steps: Sequence[Seen], verb: Verb) -> np.ndarray:
-    """Predicted seconds of a verb, branch by branch, in the order of what was measured."""
-    found = []
-    for step in steps:
-        verbs = verbs_of(machine, step.setup, step.sampled, step.asked)
-        found += [verbs[verb][name] for name in step.seconds[verb]]
-    return np.array(found)
-
-
-def not_negative(matrix: np.ndarray, target: np.ndarray) -> np.ndarray:
-    """Least squares; columns that come out negative are left out, the worst first."""
-    kept = list(range(matrix.shape[1]))
-    while True:
-        found = np.linalg.lstsq(matrix[:, kept], target, rcond=None)[0]
-        if (found >= 0).all():
-            break
-        kept.pop(int(found.argmin()))
-    whole = np.zeros(matrix.shape[1])
-    whole[kept] = found
-    return whole
-
-
 def compare(machine: Machine, seen: Mapping[str, Sequence[Seen]]) -> list[dict[str, Any]]:
-    """Medians over steps: all branches of each verb, the barriers' sum, and how wrong."""
+    """Medians over steps: each verb and all of them over all branches, and a step side by side."""
     rows = []
     for name, steps in seen.items():
-        row: dict[str, Any] = {"run": name}
-        for verb in VERBS:
-            told = [verbs_of(machine, s.setup, s.sampled, s.asked)[verb] for s in steps]
-            row[verb] = {
-                "measured": statistics.median(sum(s.seconds[verb].values()) for s in steps),
-                "predicted": statistics.median(sum(each.values()) for each in told),
-            }
-        tops = [
-            (
-                sum(max(s.seconds[verb].values()) for verb in VERBS),
-                sum(
-                    max(verbs_of(machine, s.setup, s.sampled, s.asked)[verb].values())
-                    for verb in VERBS
-                ),
-            )
-            for s in steps
-        ]
-        row["barriers"] = {
-            "measured": statistics.median(top for top, _ in tops),
-            "predicted": statistics.median(top for _, top in tops),
+        pairs: dict[str, list[tuple[float, float]]] = defaultdict(list)
+        for step in steps:
+            told = verbs_of(machine, step.setup, step.sampled, step.asked)
+            for verb in VERBS:
+                pairs[verb].append((sum(step.seconds[verb].values()), sum(told[verb].values())))
+            measured, predicted = (sum(pairs[v][-1][i] for v in VERBS) for i in (0, 1))
+            pairs["alone"].append((measured, predicted))
+            ends = last_update(step.seconds, step.stage), last_update(told, step.stage)
+            pairs["together"].append(ends)
+        medians = {
+            key: [statistics.median(one) for one in zip(*own, strict=True)]
+            for key, own in pairs.items()
         }
-        rows.append(row)
+        rows.append({"run": name, **medians})
     return rows
 
 
@@ -351,14 +265,12 @@ def page(record: Mapping[str, Any]) -> str:
         "| --- | ---: | ---: | ---: | ---: | ---: |",
     ]
     for row in record["runs"]:
-        whole = {kind: sum(row[verb][kind] for verb in VERBS) for kind in ("measured", "predicted")}
-        cells = [cell(row[verb]) for verb in VERBS] + [cell(whole), cell(row["barriers"])]
+        cells = [cell(*row[key]) for key in (*VERBS, "alone", "together")]
         lines.append(f"| {row['run']} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
-def cell(pair: Mapping[str, float]) -> str:
-    measured, predicted = pair["measured"], pair["predicted"]
+def cell(measured: float, predicted: float) -> str:
     return f"{measured:.2f}, {predicted:.2f} ({predicted / measured - 1:+.0%})"
 
 

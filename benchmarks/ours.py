@@ -29,6 +29,8 @@ LEARNER = "learner"
 class TimedEngine:
     """The local engine over benchmark problems; every verb is a phase."""
 
+    is_parallel = False
+
     def __init__(self, case: Case, folder: Path, turns: Turns, micro_batch: int = 0) -> None:
         self.config = build_config(case, folder, micro_batch)
         self._turns = turns

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from copd.config import Config, LocalEngineConfig, RayEngineConfig
 from copd.engine.base import BranchLost, Engine, wait_for
+from copd.engine.flow import Task, run_tasks
 from copd.engine.local import LocalEngine
 
-__all__ = ["BranchLost", "Engine", "LocalEngine", "create_engine", "wait_for"]
+__all__ = ["BranchLost", "Engine", "LocalEngine", "Task", "create_engine", "run_tasks", "wait_for"]
 
 
 def create_engine(config: Config) -> Engine:

@@ -27,6 +27,9 @@ class Engine(Protocol):
     What crosses is plain data on the CPU.
     """
 
+    is_parallel: bool
+    """Whether `each` may be called from several threads, for different branches at a time."""
+
     def spawn(self, name: str, model: str, *, frozen: bool = False) -> None:
         """A fresh branch with the weights of a model: a folder, a hub name, or "tiny".
 

@@ -24,6 +24,8 @@ Output = TypeVar("Output")
 class LocalEngine:
     """Branches in a dictionary; `each` is a loop over it."""
 
+    is_parallel = False
+
     def __init__(self, config: Config) -> None:
         if config.engine.num_threads is not None:
             torch.set_num_threads(config.engine.num_threads)

@@ -92,6 +92,8 @@ class RayEngine:
     forgotten branches are kept for the next ones.
     """
 
+    is_parallel = True
+
     def __init__(self, config: Config, settings: RayEngineConfig) -> None:
         if config.model.device == "cuda" and not settings.num_gpus:
             raise ValueError(

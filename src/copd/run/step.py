@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
 
 import numpy as np
 
 from copd.branch import Branch
 from copd.config import Config, SampledDistill, TopKDistill, num_problems
-from copd.engine import Engine
+from copd.engine import Engine, Task, run_tasks
 from copd.recipes import OPD, RLVR, Action, Stage
 from copd.run.seeds import derive_seed, draw_problems
 from copd.types import Batch, Lesson, Metrics, SampleRequest, ScoreRequest, Scores, UpdateRequest
+
+Answers = Mapping[tuple[str, str], Any]
+"""By verb and branch."""
 
 REFERENCE = "theta_0"
 """The frozen copy of the base that is asked and compared with; no branch may have this name."""
@@ -45,36 +50,86 @@ class StepResult:
 def take_step(engine: Engine, config: Config, position: Position) -> StepResult:
     """The paper's Algorithm 1, one step.
 
-    No policy moves while it is being asked (a simultaneous update).
+    No policy moves while it is being asked (a simultaneous update). Where branches work side by
+    side, a teacher scores as soon as it and its students have sampled, and a branch updates as soon
+    as its teachers have answered and it has.
     """
-    actions = {name: position.stage.actions_of(name) for name in position.stage.trained}
-    wanted = {
-        name: [_sample_request(config, position, a) for a in own] for name, own in actions.items()
-    }
-    batches = engine.each(Branch.sample, wanted)
+    step = _Step.of(config, position)
+    answers = run_tasks(engine, step.tasks())
+    return StepResult(
+        {name: answers["update", name] for name in step.actions},
+        {name: step.lessons(name, answers) for name in step.actions},
+    )
 
-    scores = _score(engine, config, position, actions, batches, lambda action: action.teacher)
-    base: dict[tuple[str, str], Scores] = {}
-    if asks_base(config):
-        base = _score(engine, config, position, actions, batches, lambda _: REFERENCE)
 
-    lessons = {
-        name: tuple(
-            Lesson(
-                domain=action.domain,
-                batch=batch,
-                scores=scores.get((name, action.key)),
-                ref_logprobs=base[name, action.key].logprobs
-                if (name, action.key) in base
-                else None,
-                beta=action.beta if isinstance(action, OPD) else 1.0,
-            )
-            for action, batch in zip(own, batches[name], strict=True)
-        )
-        for name, own in actions.items()
-    }
-    requests = {name: UpdateRequest(own, str(position)) for name, own in lessons.items()}
-    return StepResult(engine.each(Branch.update, requests), lessons)
+@dataclass(frozen=True)
+class _Step:
+    """Who is asked what in a step, and who waits for whom."""
+
+    config: Config
+    position: Position
+    actions: Mapping[str, tuple[Action, ...]]
+    asked: Mapping[str, list[OPD]]
+    """Scorer to the actions whose batches it is asked about, in the order of their branches."""
+
+    @classmethod
+    def of(cls, config: Config, position: Position) -> _Step:
+        actions = {name: position.stage.actions_of(name) for name in position.stage.trained}
+        cross = [a for own in actions.values() for a in own if isinstance(a, OPD)]
+        asked: dict[str, list[OPD]] = defaultdict(list)
+        for action in cross:
+            asked[action.teacher].append(action)
+        if asks_base(config) and cross:
+            asked[REFERENCE] = cross
+        return cls(config, position, actions, dict(asked))
+
+    def tasks(self) -> dict[tuple[str, str], Task]:
+        """Sampling, scoring and update of every branch, with what each needs."""
+        tasks: dict[tuple[str, str], Task] = {}
+        for name in self.actions:
+            tasks["sample", name] = Task(name, Branch.sample, partial(self.sample, name))
+        for name, about in self.asked.items():
+            needs = tuple(dict.fromkeys(("sample", action.branch) for action in about))
+            tasks["score", name] = Task(name, Branch.score, partial(self.score, name), needs)
+        for name in self.actions:
+            scorers = [s for s, about in self.asked.items() if name in {a.branch for a in about}]
+            needs = tuple(("score", scorer) for scorer in scorers)
+            tasks["update", name] = Task(name, Branch.update, partial(self.update, name), needs)
+        return tasks
+
+    def sample(self, name: str, _: Answers) -> list[SampleRequest]:
+        return [_sample_request(self.config, self.position, each) for each in self.actions[name]]
+
+    def score(self, name: str, answers: Answers) -> list[ScoreRequest]:
+        return [
+            _score_request(self.config, self.position, action, self._batch(action, answers))
+            for action in self.asked[name]
+        ]
+
+    def update(self, name: str, answers: Answers) -> UpdateRequest:
+        return UpdateRequest(self.lessons(name, answers), str(self.position))
+
+    def lessons(self, name: str, answers: Answers) -> tuple[Lesson, ...]:
+        """A branch's batches, with what was said of the cross batches."""
+        lessons = []
+        for action in self.actions[name]:
+            lesson = Lesson(action.domain, self._batch(action, answers))
+            if isinstance(action, OPD):
+                base = self._told(REFERENCE, action, answers) if REFERENCE in self.asked else None
+                lesson = replace(
+                    lesson,
+                    scores=self._told(action.teacher, action, answers),
+                    ref_logprobs=base.logprobs if base else None,
+                    beta=action.beta,
+                )
+            lessons.append(lesson)
+        return tuple(lessons)
+
+    def _batch(self, action: Action, answers: Answers) -> Batch:
+        return answers["sample", action.branch][self.actions[action.branch].index(action)]
+
+    def _told(self, scorer: str, action: OPD, answers: Answers) -> Scores:
+        return answers["score", scorer][self.asked[scorer].index(action)]
 
 
 def asks_base(config: Config) -> bool:
@@ -103,30 +158,6 @@ def _sample_request(config: Config, position: Position, action: Action) -> Sampl
         seed=derive_seed(*place, position.stage_index, position.step, "sample"),
         position=str(position),
     )
-
-
-def _score(
-    engine: Engine,
-    config: Config,
-    position: Position,
-    actions: Mapping[str, tuple[Action, ...]],
-    batches: Mapping[str, list[Batch]],
-    scorer: Callable[[OPD], str],
-) -> dict[tuple[str, str], Scores]:
-    """Asks each cross batch's scorer about it; the answers by (student, action key)."""
-    asked: dict[str, list[ScoreRequest]] = defaultdict(list)
-    owners: dict[str, list[tuple[str, str]]] = defaultdict(list)
-    for name, own in actions.items():
-        for action, batch in zip(own, batches[name], strict=True):
-            if isinstance(action, OPD):
-                asked[scorer(action)].append(_score_request(config, position, action, batch))
-                owners[scorer(action)].append((name, action.key))
-    answers = engine.each(Branch.score, asked)
-    return {
-        owner: answer
-        for name, given in answers.items()
-        for owner, answer in zip(owners[name], given, strict=True)
-    }
 
 
 def _score_request(config: Config, position: Position, action: OPD, batch: Batch) -> ScoreRequest:

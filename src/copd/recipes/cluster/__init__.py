@@ -1,7 +1,7 @@
 """What a step takes on a cluster: arithmetic from sizes and rates. Runs nothing."""
 
 from copd.recipes.cluster.machine import MACHINES, Machine
-from copd.recipes.cluster.predict import Prediction, Verb, predict, verbs_of
+from copd.recipes.cluster.predict import Prediction, last_update, predict, verbs_of
 from copd.recipes.cluster.table import describe_cluster
 from copd.recipes.cluster.widths import QWEN3_VL_4B, Widths
 from copd.recipes.cluster.work import Lengths, Load, Setup
@@ -14,9 +14,9 @@ __all__ = [
     "Machine",
     "Prediction",
     "Setup",
-    "Verb",
     "Widths",
     "describe_cluster",
+    "last_update",
     "predict",
     "verbs_of",
 ]

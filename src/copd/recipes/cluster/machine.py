@@ -29,7 +29,9 @@ class Machine:
     decode_efficiency: float = 0.25
     """Share of `flops` in decoding, where it is not memory that limits."""
     bandwidth_efficiency: float = 0.6
-    """Share of `bandwidth`, in decoding and in the optimizer."""
+    """Share of `bandwidth` in decoding."""
+    optimizer_efficiency: float = 0.6
+    """Share of `bandwidth` in the optimizer."""
     link_efficiency: float = 0.7
     """Share of `links` and `network` in collective operations."""
     layer_seconds: float = 30e-6

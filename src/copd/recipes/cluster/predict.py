@@ -22,18 +22,17 @@ from copd.recipes.cluster.work import (
 )
 from copd.recipes.plan import OPD, Stage
 
-Verb = Literal["sample", "score", "update"]
-
 _ADAM_BYTES = 36
 """Per weight of an update: clipping and AdamW read and write weights, gradients and moments."""
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """One step of a stage with every branch on its own GPUs."""
+    """One step of a stage, every branch on its own GPUs."""
 
-    verbs: Mapping[Verb, Mapping[str, float]]
-    """Seconds by branch."""
+    verbs: Mapping[str, Mapping[str, float]]
+    """Seconds of "sample", "score" and "update" by branch."""
+    stage: Stage
     traffic: float
     """Seconds of messages, during which no branch works."""
     flops: float
@@ -44,8 +43,8 @@ class Prediction:
 
     @property
     def seconds(self) -> float:
-        """A barrier after each verb: the slowest branch decides."""
-        return self.traffic + sum(max(each.values(), default=0.0) for each in self.verbs.values())
+        """Until the last branch has updated."""
+        return self.traffic + last_update(self.verbs, self.stage)
 
     @property
     def alone(self) -> float:
@@ -99,7 +98,7 @@ def predict(
         for loop in decode_loops(setup, [load.share(setup.width) for load in own])
     ]
     memory = setup.state_bytes + max(caches, default=0.0)
-    return Prediction(verbs, sent / machine.store, least, setup.width, memory)
+    return Prediction(verbs, stage, sent / machine.store, least, setup.width, memory)
 
 
 def verbs_of(
@@ -107,7 +106,7 @@ def verbs_of(
     setup: Setup,
     sampled: Mapping[str, Sequence[Load]],
     asked: Mapping[str, Sequence[Load]],
-) -> dict[Verb, dict[str, float]]:
+) -> dict[str, dict[str, float]]:
     """Seconds of every verb by branch, from the batches it samples and those it is asked about."""
 
     def shares(loads: Sequence[Load]) -> list[Load]:
@@ -118,6 +117,27 @@ def verbs_of(
         "score": {name: score(machine, setup, shares(own)) for name, own in asked.items()},
         "update": {name: update(machine, setup, shares(own)) for name, own in sampled.items()},
     }
+
+
+def last_update(verbs: Mapping[str, Mapping[str, float]], stage: Stage) -> float:
+    """Seconds of a step on engine "ray", where nobody waits for more than it needs.
+
+    A teacher t begins when it and its students have sampled, a branch b updates when it and its
+    teachers have scored:
+
+        scored_t  = max(sample_t, max over students sample_b) + score_t
+        updated_b = max(sample_b, scored_b, max over teachers scored_t) + update_b
+    """
+    scored = {}
+    for teacher, seconds in verbs["score"].items():
+        students = {a.branch for a in stage.actions if isinstance(a, OPD) and a.teacher == teacher}
+        waits = [verbs["sample"].get(name, 0.0) for name in (teacher, *students)]
+        scored[teacher] = max(waits) + seconds
+    return max(
+        max(verbs["sample"][name], *(scored.get(n, 0.0) for n in (name, *stage.neighbours(name))))
+        + seconds
+        for name, seconds in verbs["update"].items()
+    )
 
 
 def sample(machine: Machine, setup: Setup, loads: Sequence[Load]) -> float:
@@ -151,7 +171,7 @@ def update(machine: Machine, setup: Setup, loads: Sequence[Load]) -> float:
     started = (1 + setup.backward) * passes * widths.num_layers * machine.pass_seconds
     sent = passes * (2 * gathered_bytes(setup) + reduced_bytes(setup))
     moved = _ADAM_BYTES * setup.num_trained / setup.width
-    stepping = moved / (machine.bandwidth * machine.bandwidth_efficiency)
+    stepping = moved / (machine.bandwidth * machine.optimizer_efficiency)
     return computing + started + sent / _link(machine, setup.width) + stepping
 
 

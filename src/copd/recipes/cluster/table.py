@@ -72,9 +72,10 @@ def predicted(cluster: Cluster, gpus: Sequence[int]) -> list[dict[str, Any]]:
 def describe_cluster(cluster: Cluster, gpus: Sequence[int]) -> str:
     """Seconds of a step on so many GPUs, stage by stage, and where the limit is."""
     machine, setup = cluster.machine, cluster.setup
-    billions = setup.widths.num_parameters / 1e9
+    weights = setup.widths.num_parameters
+    size = f"{weights / 1e9:.1f} B" if weights >= 1e9 else f"{weights / 1e6:.1f} M"
     head = (
-        f"Predicted, not measured: {cluster.model} ({billions:.2g} B weights) on {machine.name}, "
+        f"Predicted, not measured: {cluster.model} ({size} weights) on {machine.name}, "
         f"{len(cluster.plan.branches)} branches. Seconds of a step:"
     )
     rows = [_COLUMNS, *(_row(cluster, stage, n) for stage in cluster.stages for n in gpus)]

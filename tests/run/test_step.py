@@ -1,0 +1,63 @@
+"""One step: the same bits whether branches take turns or go on as soon as they can."""
+
+from pathlib import Path
+
+import numpy as np
+
+from copd.config import Config
+from copd.engine import LocalEngine
+from copd.recipes import build_plan
+from copd.run.step import REFERENCE, Position, take_step
+from copd.types import Lesson
+
+DOMAINS = ("text", "image")
+SETTINGS = {
+    "model": {"path": "tiny", "device": "cpu"},
+    "domains": {m: {"type": "digits", "modality": m, "num_train": 50} for m in DOMAINS},
+    "recipe": {"type": "copd", "rounds": 1, "rlvr_steps": 1, "opd_steps": 1},
+    "rollout": {"num_prompts": 2, "group_size": 2, "max_completion_tokens": 6},
+    "optimizer": {"learning_rate": 1e-3},
+    "distill": {"type": "sampled", "extrapolation": 1.5},
+    "engine": {"num_threads": 1},
+}
+
+
+class SideBySide(LocalEngine):
+    """Branches of one process in threads: the order in which they come is the machine's."""
+
+    is_parallel = True
+
+
+def steps(engine: LocalEngine, config: Config) -> list[tuple[dict, dict]]:
+    """Both stages' metrics and lessons."""
+    plan = build_plan(config)
+    for name in plan.branches:
+        engine.spawn(name, "tiny")
+    engine.spawn(REFERENCE, "tiny", frozen=True)
+    found = []
+    for step in range(plan.total_steps):
+        index, _ = plan.locate(step)
+        result = take_step(engine, config, Position(step + 1, index, plan.stages[index]))
+        found.append((dict(result.metrics), dict(result.lessons)))
+    return found
+
+
+def numbers(lessons: tuple[Lesson, ...]) -> list[np.ndarray]:
+    told = [lesson.scores.logprobs for lesson in lessons if lesson.scores is not None]
+    base = [lesson.ref_logprobs for lesson in lessons if lesson.ref_logprobs is not None]
+    return [*(lesson.batch.token_ids for lesson in lessons), *told, *base]
+
+
+def test_a_step_has_the_same_bits_in_any_order(tmp_path: Path):
+    config = Config.model_validate({**SETTINGS, "output_dir": tmp_path})
+    in_turn = steps(LocalEngine(config), config)
+    together = steps(SideBySide(config), config)
+    for (metrics, lessons), (others, other_lessons) in zip(in_turn, together, strict=True):
+        assert list(metrics) == list(others) == list(DOMAINS)
+        assert metrics == others
+        for name in DOMAINS:
+            own, other = numbers(lessons[name]), numbers(other_lessons[name])
+            assert len(own) == len(other)
+            assert all(np.array_equal(a, b) for a, b in zip(own, other, strict=True))
+    _, lessons = in_turn[-1]
+    assert [lesson.ref_logprobs is not None for lesson in lessons["text"]] == [False, True]
