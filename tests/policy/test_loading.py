@@ -73,8 +73,8 @@ def test_a_folder_of_one_gguf_file_is_that_file(tmp_path):
         find_model(tmp_path)
 
 
-@pytest.mark.skipif(find_spec("gguf") is not None, reason="gguf is installed")
-def test_a_gguf_file_needs_its_package(tmp_path):
+def test_a_gguf_file_needs_its_package(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "gguf", None)  # as if it were not installed
     (tmp_path / "a.gguf").touch()
     with pytest.raises(ValueError, match=r"pip install 'copd\[gguf\]'"):
         Policy.load(tmp_path)
