@@ -62,14 +62,18 @@ def load_optimizer(parameters: Parameters, optimizer: torch.optim.Optimizer, pat
                 "Resume with the model the run was started with."
             )
         state = optimizer.state[parameters[name]]
-        state.setdefault("step", _steps(optimizer, num_updates))
+        state.setdefault("step", _steps(optimizer, num_updates, parameters[name].device))
         state[moment] = kept.to(parameters[name].device)
     return num_updates
 
 
-def _steps(optimizer: torch.optim.Optimizer, num_updates: int) -> Tensor | int:
+def _steps(
+    optimizer: torch.optim.Optimizer, num_updates: int, device: torch.device
+) -> Tensor | int:
     """As torch counts them, or bitsandbytes."""
-    return torch.tensor(float(num_updates)) if type(optimizer) is torch.optim.AdamW else num_updates
+    if type(optimizer) is not torch.optim.AdamW:
+        return num_updates
+    return torch.tensor(float(num_updates), device=device)
 
 
 def _require_same_names(
