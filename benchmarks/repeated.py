@@ -145,6 +145,7 @@ class Repeated:
             betas=settings.betas,
             eps=settings.eps,
             weight_decay=settings.weight_decay,
+            fused=True,
         )
 
     def sample(self, step: int) -> tuple[Rows, Tensor, Tensor]:

@@ -54,6 +54,33 @@ def test_a_stored_optimizer_goes_on_with_the_same_bits(tmp_path: Path, kind, lat
     assert all(torch.equal(first[name], again[name]) for name in first)
 
 
+def test_adamw_is_torchs_own():
+    """In one pass or in ten, with decay and a first update of the size of the learning rate."""
+    ours, theirs = parameters(), parameters()
+    config = OptimizerConfig(learning_rate=1e-2, weight_decay=0.1)
+    optimizer = build_optimizer(ours, config)
+    plain = torch.optim.AdamW(
+        theirs.values(),
+        lr=1e-2,
+        betas=config.betas,
+        eps=config.eps,
+        weight_decay=0.1,
+        foreach=False,
+        fused=False,
+    )
+    for step in range(3):
+        learn(ours, optimizer, step)
+        learn(theirs, plain, step)
+        for name in ours:
+            torch.testing.assert_close(ours[name], theirs[name], rtol=1e-6, atol=1e-6)
+    start = parameters()["wide"] * (1 - 1e-2 * 0.1)
+    one = parameters()
+    learn(one, build_optimizer(one, config), 0)
+    torch.testing.assert_close(
+        (one["wide"] - start).abs(), torch.full_like(start, 1e-2), rtol=1e-3, atol=0
+    )
+
+
 def test_state_of_unknown_parameters_is_refused(tmp_path: Path):
     own = parameters()
     optimizer = build_optimizer(own, OptimizerConfig())

@@ -15,15 +15,20 @@ from copd.config import OptimizerConfig
 def build_optimizer(
     parameters: Mapping[str, nn.Parameter], config: OptimizerConfig
 ) -> torch.optim.Optimizer:
-    """AdamW over what is trainable: over nothing, for a branch that is only asked."""
-    kind: Any = torch.optim.AdamW if config.type == "adamw" else _adamw_8bit()
-    return kind(
-        [{"params": [p for p in parameters.values() if p.requires_grad]}],
-        lr=config.learning_rate,
-        betas=config.betas,
-        eps=config.eps,
-        weight_decay=config.weight_decay,
-    )
+    """AdamW over what is trainable: over nothing, for a branch that is only asked.
+
+    In one pass over weights, gradients and moments, where torch's own default on a CPU makes ten.
+    """
+    trained = [{"params": [p for p in parameters.values() if p.requires_grad]}]
+    settings: dict[str, Any] = {
+        "lr": config.learning_rate,
+        "betas": config.betas,
+        "eps": config.eps,
+        "weight_decay": config.weight_decay,
+    }
+    if config.type == "adamw":
+        return torch.optim.AdamW(trained, **settings, fused=True)
+    return _adamw_8bit()(trained, **settings)
 
 
 def _adamw_8bit() -> Any:

@@ -68,17 +68,22 @@ def load_optimizer(parameters: Parameters, optimizer: torch.optim.Optimizer, pat
                 "Resume with the model the run was started with."
             )
         state = optimizer.state[parameters[name]]
+        device = parameters[name].device
         if moment == "step":
-            state["step"] = _steps(optimizer, int(kept))
+            state["step"] = _steps(optimizer, int(kept), device)
             continue
-        state.setdefault("step", _steps(optimizer, num_updates))
-        state[moment] = kept.to(parameters[name].device)
+        state.setdefault("step", _steps(optimizer, num_updates, device))
+        state[moment] = kept.to(device)
     return num_updates
 
 
-def _steps(optimizer: torch.optim.Optimizer, num_updates: int) -> Tensor | int:
+def _steps(
+    optimizer: torch.optim.Optimizer, num_updates: int, device: torch.device
+) -> Tensor | int:
     """As torch counts them, or bitsandbytes."""
-    return torch.tensor(float(num_updates)) if type(optimizer) is torch.optim.AdamW else num_updates
+    if type(optimizer) is not torch.optim.AdamW:
+        return num_updates
+    return torch.tensor(float(num_updates), device=device)
 
 
 def _require_same_names(
