@@ -1,7 +1,7 @@
 """The plan against the peak of the resident memory of real runs, in a process of their own.
 
 Freed blocks go back to the kernel at once there (see benchmarks/memory_worker.py), so that a peak
-is what is in use; docs/memory.md has the same with glibc left alone.
+is what is in use; `python -m benchmarks.memory` has the same with glibc left alone.
 """
 
 import pytest

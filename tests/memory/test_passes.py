@@ -12,6 +12,7 @@ from copd.memory import memory_report, parse_size
 from copd.memory.estimate import Memory, estimate, lora_sizes
 from copd.memory.load import Lengths, find_load
 from copd.memory.passes import Passes, drawn, logits
+from copd.memory.remedies import single_changes, together
 from copd.memory.shapes import Shapes, read_shapes
 from copd.recipes import build_plan
 
@@ -66,9 +67,9 @@ def test_a_layer_keeps_what_its_formula_says():
 
 
 def test_checkpointing_keeps_a_layers_input_and_the_prompts_keys():
-    # states of 5 run and 6 told tokens: 4 D (2 * 5 + 6)
+    # states of 5 run and 6 told tokens, two of each: 4 D (2 * 5 + 2 * 6)
     passes = Passes(SHAPES, False, is_checkpointed=True)
-    assert passes.completions(5, 6) == 2 * 5 * 32 + 32 * 16
+    assert passes.completions(5, 6) == 2 * 5 * 32 + 32 * 22
     assert passes.prompts(5, 7) == 2 * (5 * 32 + 7 * 8 * 6) + 3 * 32 * 5
 
 
@@ -167,14 +168,27 @@ def test_a_change_that_is_enough_is_named_with_what_it_saves():
 
 
 def test_changes_on_top_of_each_other_where_one_is_not_enough():
-    settings = config()
-    changes = report(settings, 1).changes
-    least = min(change.peak for change in changes)
-    both = report(settings, least - 1)
-    assert all(change.peak >= least for change in both.changes)
-    assert both.combined[-1].peak < least
-    assert "together" in both.describe()
-    assert "No change is enough" in report(settings, 1).describe()
+    def peak(changed: Config) -> int:
+        saved = 30 * changed.model.gradient_checkpointing + 20 * (changed.model.branches == "lora")
+        return 100 - saved
+
+    changes = single_changes(config(), 60, peak, sees=False, device="cpu")
+    assert [change.peak for change in changes] == [70, 80]
+    taken = together(config(), 60, peak, changes)
+    assert [change.peak for change in taken] == [70, 50]
+    assert taken[1].setting == 'model.branches = "lora"'
+    assert together(config(), 75, peak, changes) == taken[:1]
+    assert "No change is enough" in report(config(), 1).describe()
+
+
+def test_a_number_is_halved_until_it_fits():
+    def peak(changed: Config) -> int:
+        return changed.optimizer.micro_batch_tokens
+
+    changes = single_changes(config(), 20, peak, sees=False, device="cpu")
+    assert [(change.setting, change.peak) for change in changes] == [
+        ("optimizer.micro_batch_tokens = 17", 17)
+    ]
 
 
 def test_a_model_that_is_not_here_is_said_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
@@ -190,7 +204,7 @@ def test_lengths_are_told_or_looked_at():
     told = report(config(), prompt_tokens=50, visual_tokens=20, completion_tokens=3).lengths
     assert told == Lengths(50, 20, 3, 50)
     looked = report(config()).lengths
-    assert looked is not None and 10 < looked.prompt <= looked.longest < 60
+    assert looked == Lengths(58, 0, 5, 79)  # 38 and at most 59 characters, and a template of 20
     with pytest.raises(ValueError, match="Raise --prompt-tokens"):
         report(config(), prompt_tokens=5, visual_tokens=6)
 
