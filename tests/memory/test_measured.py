@@ -8,7 +8,7 @@ import pytest
 
 from benchmarks.memory_cases import highest, measured, planned, save_models, values
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 CASES = {
     "full, K = 1": ("text", 1, {}),
