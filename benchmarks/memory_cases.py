@@ -84,7 +84,7 @@ def values(
             "max_completion_tokens": max_completion_tokens,
         },
         "optimizer": {"micro_batch_tokens": micro_batch_tokens},
-        "evaluation": {"base": False, "num_problems": 4, "num_samples": 2},
+        "evaluation": {"base": False, "num_problems": 2, "num_samples": 2},
         "engine": {"num_threads": 1},
     }
 

@@ -107,8 +107,8 @@ def main() -> None:
     measured: list[dict[str, float]] = []
     seen: set[str] = set()
     for values in json.load(sys.stdin):
-        modalities = sorted(domain["modality"] for domain in values["domains"].values())
-        kind = json.dumps([{**values["model"], "path": ""}, modalities])
+        modalities = sorted({domain["modality"] for domain in values["domains"].values()})
+        kind = json.dumps([values["model"].get("branches"), modalities])
         measured.append(measure(values, warm=kind not in seen))
         seen.add(kind)
     print(json.dumps(measured))

@@ -15,6 +15,7 @@ import pytest
 from copd.cli import Stopped, build_parser, main, split_overrides, stoppable
 from copd.cli.merge import merge_config
 from copd.config import DareMerge, TiesMerge, UniformMerge, WeightedMerge, load_config
+from copd.memory import memory_report
 from copd.recipes import build_plan, describe, plan_cost, to_dict
 
 LAPTOP = str(Path(__file__).parents[1] / "configs" / "laptop.toml")
@@ -38,7 +39,10 @@ def test_plan_prints_the_plan_and_its_cost(capsys: pytest.CaptureFixture[str]):
     config = load_config(LAPTOP, ["--recipe.rounds", "2"])
     plan = build_plan(config)
     assert main(["plan", LAPTOP, "--recipe.rounds", "2"]) == 0
-    assert capsys.readouterr().out == describe(plan, plan_cost(plan, config.rollout)) + "\n"
+    memory = memory_report(config, plan).describe()
+    assert "peak, update" in memory
+    expected = f"{describe(plan, plan_cost(plan, config.rollout))}\n\n{memory}\n"
+    assert capsys.readouterr().out == expected
 
 
 def test_plan_prints_json(capsys: pytest.CaptureFixture[str]):
@@ -48,6 +52,7 @@ def test_plan_prints_json(capsys: pytest.CaptureFixture[str]):
     assert printed["plan"] == to_dict(plan)
     assert printed["cost"]["completion_tokens"] == 7
     assert printed["cost"]["total"]["steps"] == 300
+    assert printed["memory"]["peak"] == max(printed["memory"]["phases"].values())
 
 
 @pytest.mark.parametrize(

@@ -76,13 +76,12 @@ def memory_report(
     device = _device(config)
     known = capacity if capacity is not None or device != "cpu" else _main_memory()
     try:
-        shapes, files = _shapes(config.model.path)
+        shapes = _shapes(config.model.path)
     except ValueError as error:
         return Report(config, device, None, None, known, str(error))
     lengths = find_lengths(
         config,
         shapes,
-        files,
         prompt_tokens=prompt_tokens,
         visual_tokens=visual_tokens,
         completion_tokens=completion_tokens,
@@ -105,14 +104,14 @@ def memory_report(
     return replace(report, changes=tuple(changes), combined=tuple(combined))
 
 
-def _shapes(model: str) -> tuple[Shapes, Path]:
+def _shapes(model: str) -> Shapes:
     files = find_files(model)
     if files is None:
         raise ValueError(
             f"{model!r} is not on this machine, so its sizes are not known. Download it, or name a "
             "folder with its config.json."
         )
-    return read_shapes(files), files
+    return read_shapes(files)
 
 
 def parse_size(text: str) -> int:
