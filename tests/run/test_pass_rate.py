@@ -10,7 +10,7 @@ from copd.cli import main
 from copd.config import parse_config
 from copd.policy.tiny import resolve
 from copd.run.pass_rate import pass_rates
-from copd.run.rates import Rate, rate_lines
+from copd.run.rates import Rate, RatesFile, rate_lines
 from copd.types import Split
 from scripts.make_files_example import write_domain
 
@@ -131,6 +131,18 @@ def test_a_killed_call_goes_on_to_the_same_rates(
     partial.write_text('{"settings": {"mo')
     assert asked(pictures, "--rates", rates, *SHORT) == 0
     assert rates.read_text() == whole
+
+
+def test_a_chunk_that_was_cut_off_leaves_no_trace(tmp_path: Path):
+    file = RatesFile(tmp_path / "rates", {"seed": 0})
+    rates = [Rate(i, "a", 0.5, 0.5) for i in range(7)]
+    assert file.known(total=7, chunk=2) == []
+    file.add(rates[:3])
+    assert file.known(total=7, chunk=2) == rates[:2]
+    file.add(rates[2:4])
+    assert file.known(total=7, chunk=2) == rates[:4]
+    file.add(rates[4:])
+    assert file.known(total=7, chunk=2) == rates
 
 
 def test_known_rates_are_not_asked_again_and_bind_the_settings(

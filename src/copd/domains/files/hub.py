@@ -40,7 +40,7 @@ class ArrowTable:
             part: Any = self.data[index]
             [row] = part.to_pylist()
         except Exception as error:  # Arrow has an exception of its own for every kind of damage
-            raise ValueError(f"cannot be read ({_first_line(error)})") from None
+            raise ValueError(f"cannot be read ({_brief(error)})") from None
         return row
 
     def rows(self) -> Iterator[Row | ValueError]:
@@ -108,7 +108,7 @@ def write_parquet(
     except ValueError as error:
         raise ValueError(
             f"data sets that are filtered together must have the same columns: got "
-            f"{_first_line(error)}. Filter each alone."
+            f"{_brief(error)}. Filter each alone."
         ) from None
     together.to_parquet(str(path))
 
@@ -142,9 +142,21 @@ def _loaded(load: Callable[[], Loaded], failure: str) -> Loaded:
     try:
         return load()
     except Exception as error:  # the library lets through whatever its readers raise
-        raise ValueError(f"{failure}: {_first_line(error)}. Check the path or name.") from None
+        raise ValueError(f"{failure}: {_brief(error)}. {_remedy(error)}") from None
 
 
-def _first_line(error: Exception) -> str:
-    text = str(error).strip().partition("\n")[0].rstrip(".")
+def _remedy(error: Exception) -> str:
+    if isinstance(error, ConnectionError):
+        return (
+            "Connect to the hub once (then it is in the cache), or download the data set elsewhere "
+            "and name its folder."
+        )
+    if "config" in str(error).lower():  # the library's word for subset
+        return "Name a subset of it: 'owner/name:subset'."
+    return "Check the path or name."
+
+
+def _brief(error: Exception) -> str:
+    """The start of a message; what there is to choose from stands in its second line."""
+    text = " ".join(str(error).strip().splitlines()[:2]).rstrip(".")
     return f"{type(error).__name__} {text[:200]}".strip()
