@@ -298,4 +298,4 @@ def _late(limit: float, verb: str) -> str:
 
 def _cause(error: RayError) -> str:
     """The first line of Ray's own words; the rest is about actors."""
-    return str(error).strip().splitlines()[0].rstrip(".")
+    return str(error).strip().splitlines()[0].rstrip(".: ")
