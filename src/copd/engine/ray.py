@@ -132,10 +132,9 @@ class RayEngine:
         return {name: answer[name] for name, answer in answers.items()}
 
     def clear(self) -> None:
-        """Busy branches get some time to end what they do; who takes longer, or is gone, is ended.
+        """Busy branches get some time to end what they do; who takes longer is ended.
 
-        Forgotten ones are asked, too: they may have gone with their machine.
-        """
+        Idle processes are asked, too: they may have gone with their machine."""
         answers = {_ask(host, Host.clear): host for host in (*self._hosts.values(), *self._idle)}
         self._hosts, self._coming, self._places, self._idle = {}, {}, {}, []
         if answers:
@@ -300,4 +299,4 @@ def _late(limit: float, verb: str) -> str:
 
 def _cause(error: RayError) -> str:
     """The first line of Ray's own words; the rest is about actors."""
-    return str(error).strip().splitlines()[0].rstrip(".")
+    return str(error).strip().splitlines()[0].rstrip(".: ")
