@@ -33,20 +33,17 @@ ENGINES = {
 
 
 @dataclass(frozen=True)
-class Call:
-    """One `each`, on the clock of the wall; and both clocks of every branch while it worked."""
+class Work:
+    """A verb of one branch: when it began and ended, on the machine's clock, and its CPU time."""
 
-    seconds: float
-    branches: Mapping[str, tuple[float, float]]
-
-    @property
-    def longest(self) -> float:
-        """The least that `each` can take when branches work side by side."""
-        return max((wall for wall, _ in self.branches.values()), default=0.0)
+    branch: str
+    began: float
+    ended: float
+    cpu: float
 
     @property
-    def cpu(self) -> float:
-        return sum(cpu for _, cpu in self.branches.values())
+    def seconds(self) -> float:
+        return self.ended - self.began
 
 
 class Clocked:
@@ -54,7 +51,8 @@ class Clocked:
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
-        self.calls: list[Call] = []
+        self.is_parallel = engine.is_parallel
+        self.work: list[Work] = []
 
     def spawn(self, name: str, model: str, *, frozen: bool = False) -> None:
         self._engine.spawn(name, model, frozen=frozen)
@@ -63,12 +61,9 @@ class Clocked:
         self._engine.drop(name)
 
     def each(self, verb: Callable[[Branch, Any], Any], inputs: Mapping[str, Any]) -> dict[str, Any]:
-        started = time.perf_counter()
         answers = self._engine.each(clocked(verb), inputs)
-        seconds = time.perf_counter() - started
-        clocks = {name: (wall, cpu) for name, (_, wall, cpu) in answers.items()}
-        self.calls.append(Call(seconds, clocks))
-        return {name: answer for name, (answer, _, _) in answers.items()}
+        self.work += [Work(name, *clocks) for name, (_, *clocks) in answers.items()]
+        return {name: answer for name, (answer, *_) in answers.items()}
 
     def clear(self) -> None:
         self._engine.clear()
@@ -79,13 +74,15 @@ class Clocked:
 
 def clocked(
     verb: Callable[[Branch, Any], Any],
-) -> Callable[[Branch, Any], tuple[Any, float, float]]:
-    """The verb, with the seconds it took: on the wall and of its process."""
+) -> Callable[[Branch, Any], tuple[Any, float, float, float]]:
+    """The verb; when it began and ended, on a clock that all processes of a machine share, and the
+    seconds of its process."""
 
-    def timed(branch: Branch, value: Any) -> tuple[Any, float, float]:
-        wall, cpu = time.perf_counter(), time.process_time()
+    def timed(branch: Branch, value: Any) -> tuple[Any, float, float, float]:
+        began, cpu = time.clock_gettime(time.CLOCK_MONOTONIC), time.process_time()
         answer = verb(branch, value)
-        return answer, time.perf_counter() - wall, time.process_time() - cpu
+        ended = time.clock_gettime(time.CLOCK_MONOTONIC)
+        return answer, began, ended, time.process_time() - cpu
 
     timed.__name__ = verb.__name__
     return timed
@@ -97,12 +94,27 @@ class Turn:
 
     stage: str
     seconds: float
-    calls: Sequence[Call]
+    work: Sequence[Work]
 
     @property
     def overhead(self) -> float:
-        """Seconds in which no branch was needed: the slowest of every verb is not counted."""
-        return self.seconds - sum(call.longest for call in self.calls)
+        """Seconds in which no branch worked."""
+        return self.seconds - covered((own.began, own.ended) for own in self.work)
+
+    @property
+    def slowest(self) -> float:
+        """Seconds of the branch that works longest: the least that branches side by side take."""
+        names = {own.branch for own in self.work}
+        return max(sum(own.seconds for own in self.work if own.branch == name) for name in names)
+
+
+def covered(spans: Iterable[tuple[float, float]]) -> float:
+    """The length of the union of intervals."""
+    total, reached = 0.0, float("-inf")
+    for began, ended in sorted(spans):
+        total += max(0.0, ended - max(began, reached))
+        reached = max(reached, ended)
+    return total
 
 
 def settings(engine: str) -> Config:
@@ -112,12 +124,12 @@ def settings(engine: str) -> Config:
 
 
 def take_turn(engine: Clocked, config: Config, plan: Plan, step: int) -> tuple[Turn, StepResult]:
-    engine.calls = []
+    engine.work = []
     index, _ = plan.locate(step - 1)
     position = Position(step, index, plan.stages[index])
     started = time.perf_counter()
     result = take_step(engine, config, position)
-    return Turn(position.stage.name, time.perf_counter() - started, engine.calls), result
+    return Turn(position.stage.name, time.perf_counter() - started, engine.work), result
 
 
 def measure(num_rounds: int) -> list[tuple[Turn, Turn]]:
@@ -163,9 +175,9 @@ def rows(pairs: Sequence[tuple[Turn, Turn]], per_round: int) -> list[tuple[str, 
         "**throughput, Ray / local**": lambda own: (
             _mean(local.seconds for local, _ in own) / _mean(ray.seconds for _, ray in own)
         ),
-        "the same, were overhead 0 and both cores undisturbed": lambda own: (
+        "the same, were there nothing to wait for": lambda own: (
             _mean(local.seconds for local, _ in own)
-            / _mean(sum(call.longest for call in local.calls) for local, _ in own)
+            / _mean(local.slowest for local, _ in own)
         ),
         "CPU time of the branches, Ray / local": lambda own: (
             _mean(_cpu(ray) for _, ray in own) / _mean(_cpu(local) for local, _ in own)
@@ -189,7 +201,7 @@ def _mean(values: Iterable[float]) -> float:
 
 
 def _cpu(turn: Turn) -> float:
-    return sum(call.cpu for call in turn.calls)
+    return sum(own.cpu for own in turn.work)
 
 
 def _words(values: Sequence[float]) -> str:

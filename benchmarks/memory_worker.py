@@ -57,6 +57,7 @@ class Watched:
 
     def __init__(self, engine: Engine, peaks: Peaks) -> None:
         self._engine, self._peaks = engine, peaks
+        self.is_parallel = engine.is_parallel
 
     def spawn(self, name: str, model: str, *, frozen: bool = False) -> None:
         with self._peaks.phase("spawn"):

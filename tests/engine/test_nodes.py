@@ -71,6 +71,7 @@ class ShortLived:
         self.spawn, self.drop = engine.spawn, engine.drop
         self.clear, self.close = engine.clear, engine.close
         self._each, self._num_updates = engine.each, 0
+        self.is_parallel = engine.is_parallel
 
     def each(self, verb: Callable[[Branch, Any], Any], inputs: Mapping[str, Any]) -> dict[str, Any]:
         self._num_updates += verb is Branch.update

@@ -5,15 +5,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from copd.config import Config, parse_config
 from copd.config.sections import LoraConfig
 from copd.memory import memory_report, parse_size
 from copd.memory.estimate import Memory, estimate, lora_sizes
 from copd.memory.load import Lengths, find_load
-from copd.memory.passes import Passes, drawn, logits
+from copd.memory.passes import MOST_SCORES, Passes, drawn, logits
 from copd.memory.remedies import single_changes, together
 from copd.memory.shapes import Shapes, read_shapes
+from copd.policy.sampler import Pace
 from copd.recipes import build_plan
 
 SHAPES = Shapes(
@@ -78,8 +80,16 @@ def test_logits_are_kept_in_chunks():
     assert logits(1024, 10) == 4 * 10 * 2048
     assert logits(1025, 10) == 4 * 10 * 1026
     assert logits(10**6, 10) == 4 * 10 * 3072
-    assert drawn(3, 10, is_tempered=False) == 600
-    assert drawn(3, 10, is_tempered=True) == 720
+    assert drawn(3, 10, device="cpu", is_tempered=False) == 600
+    assert drawn(3, 10, device="cpu", is_tempered=True) == 720
+    assert drawn(1024, 2**17, device="cpu", is_tempered=False) == 20 * 2**20
+    assert drawn(1024, 2**17, device="cuda", is_tempered=False) == 20 * 2**27
+    assert drawn(7, 2**21, device="cpu", is_tempered=False) == 20 * 2**21
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_the_pieces_are_those_of_the_sampler(device):
+    assert MOST_SCORES[device] == Pace.on(torch.device(device)).most_scores
 
 
 def test_the_largest_step_of_a_plan():
@@ -115,6 +125,9 @@ def test_adapters_share_a_base():
     assert (memory.weights, memory.optimizer) == (4000 + 2 * 480, 2 * 960)
     assert memory.gradients == 480
     assert memory.prompts == 0
+    halved = of(config(model={"branches": "lora", "dtype": "bfloat16", "lora": {"rank": 2}}))
+    assert halved.weights == memory.weights - 2 * 3 * 96
+    assert halved.phases["loading"] == 4000
 
 
 def test_prompts_that_do_not_fit_a_micro_batch_leave_no_graph():

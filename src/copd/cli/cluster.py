@@ -73,7 +73,7 @@ def cluster_of(arguments: argparse.Namespace, config: Config, plan: Plan) -> Clu
         checkpointing=model.gradient_checkpointing,
         eight_bit=config.optimizer.type == "adamw_8bit",
     )
-    probes, top_k = config.monitor.num_probe_tokens, config.monitor.probe_top_k
+    probes, top_k = config.monitor.num_probe_tokens, config.monitor.score_top_k
     return Cluster(model.path, machine, setup, plan, loads, probes, top_k)
 
 

@@ -82,6 +82,7 @@ def estimate(
         config.model.dtype == "bfloat16",
         parts.adapter_widths,
         config.model.gradient_checkpointing,
+        parts.narrow,
     )
     weights, optimizer = parts.weights, parts.optimizer
     pictures = _pictures(config, plan, shapes, lengths)
@@ -95,6 +96,8 @@ def estimate(
         "update": held + graphs + told + update,
         "evaluation": held + evaluation_bytes(config, passes, load, device),
     }
+    if parts.narrow:  # read in float32
+        phases["loading"] = 4 * shapes.parameters
     if load.num_taught:
         phases["scoring"] = held + graphs + told + scoring_bytes(passes, load)
     if device == "cuda":  # there torch updates all parameters at once
@@ -126,6 +129,8 @@ class _Parts:
     """Of a branch."""
     adapter: int
     adapter_widths: int | None
+    narrow: int
+    """Of the model's, kept in bfloat16."""
     num_policies: int
     num_trained: int
     moment_bytes: int
@@ -133,10 +138,10 @@ class _Parts:
 
     @property
     def weights(self) -> int:
-        """Bytes: master weights are float32."""
+        """Bytes: what is trained is float32."""
         if self.adapter_widths is None:
             return 4 * self.num_policies * self.model
-        return 4 * (self.model + self.num_trained * self.adapter)
+        return 4 * (self.model + self.num_trained * self.adapter) - 2 * self.narrow
 
     @property
     def optimizer(self) -> int:
@@ -154,6 +159,7 @@ def _parts(config: Config, plan: Plan, shapes: Shapes) -> _Parts:
         trainable=adapter if is_shared(config) else shapes.parameters - tower,
         adapter=adapter,
         adapter_widths=widths,
+        narrow=_narrow(config, shapes),
         num_policies=1 if alone else len(plan.branches) + _asks_reference(config),
         num_trained=1 if alone else len(trained),
         moment_bytes=8 if config.optimizer.type == "adamw" else 2,
@@ -176,14 +182,26 @@ def _is_alone(config: Config) -> bool:
 def lora_sizes(shapes: Shapes, lora: LoraConfig) -> tuple[int, int]:
     """The ranks of a text layer's adapters added up, and the numbers in an adapter:
     `rank (in + out)` of every linear layer that has one."""
+    chosen = _adapted(shapes, lora)
+    numbers = lora.rank * sum(out + into for out, into in chosen)
+    return lora.rank * len(chosen) // shapes.layers, numbers
+
+
+def _adapted(shapes: Shapes, lora: LoraConfig) -> list[tuple[int, int]]:
+    """The linear layers that have adapters."""
     targets = lora.target_modules
-    chosen = {
-        name: size
+    return [
+        size
         for name, size in shapes.linears.items()
         if targets == "all-linear" or name.split(".")[-1] in targets or name.endswith(targets)
-    }
-    numbers = lora.rank * sum(out + into for out, into in chosen.values())
-    return lora.rank * len(chosen) // shapes.layers, numbers
+    ]
+
+
+def _narrow(config: Config, shapes: Shapes) -> int:
+    """Frozen weights under adapters take the type of the passes."""
+    if not is_shared(config) or config.model.dtype != "bfloat16":
+        return 0
+    return sum(out * into for out, into in _adapted(shapes, config.model.lora))
 
 
 def _asks_reference(config: Config) -> bool:

@@ -10,9 +10,6 @@ from dataclasses import dataclass
 from copd.config import Config
 from copd.recipes import OPD, Plan
 
-MAX_ROWS = 1024
-"""Completions in flight at once."""
-
 PIECE = 512
 """Problems of an evaluation held at once."""
 
@@ -41,6 +38,7 @@ class Load:
     group_size: int
     lengths: Lengths
     micro_batch_tokens: int
+    max_rows: int
 
     @property
     def step_prompts(self) -> int:
@@ -50,7 +48,7 @@ class Load:
     @property
     def loop_prompts(self) -> int:
         """Prompts whose completions are written in one loop."""
-        by_rows = MAX_ROWS // self.group_size
+        by_rows = self.max_rows // self.group_size
         by_tokens = self.micro_batch_tokens // self.lengths.prompt
         return max(1, min(self.step_prompts, by_rows, by_tokens))
 
@@ -96,4 +94,5 @@ def find_load(config: Config, plan: Plan, lengths: Lengths) -> Load:
         group_size=config.rollout.group_size,
         lengths=lengths,
         micro_batch_tokens=config.optimizer.micro_batch_tokens,
+        max_rows=config.rollout.max_rows,
     )

@@ -15,6 +15,9 @@ from copd.memory.shapes import Shapes, Tower
 CHUNK = 1024
 """Rows of logits at a time in losses and scores."""
 
+MOST_SCORES = {"cpu": 2**20, "cuda": 2**30}
+"""Rows times vocabulary at a time where tokens are drawn."""
+
 
 @dataclass(frozen=True)
 class Passes:
@@ -26,6 +29,8 @@ class Passes:
     adapter_widths: int | None = None
     """Ranks of a text layer's adapters, added up; None without adapters."""
     is_checkpointed: bool = False
+    num_narrow: int = 0
+    """Weights under adapters that are there in bfloat16, so that no pass casts them."""
 
     @property
     def number(self) -> int:
@@ -97,7 +102,7 @@ class Passes:
     @property
     def _cast_weights(self) -> int:
         """Matrices in bfloat16, kept by the graph."""
-        return 2 * self.shapes.layer_parameters if self.is_half else 0
+        return 2 * (self.shapes.layer_parameters - self.num_narrow) if self.is_half else 0
 
     def working_layer(self, num_tokens: int) -> int:
         """One layer's values for a moment, in a pass without gradient: `4 n (3 D + Q + 2 K + 3 I)`
@@ -119,10 +124,11 @@ def logits(num_tokens: int, vocabulary: int) -> int:
     return 4 * vocabulary * (2 * second + CHUNK if second else 2 * min(num_tokens, CHUNK))
 
 
-def drawn(num_rows: int, vocabulary: int, *, is_tempered: bool) -> int:
-    """The largest moment of drawing a token for every row: log-probabilities in float32, also
-    divided by a temperature, and twice in float64."""
-    return num_rows * vocabulary * (20 + (4 if is_tempered else 0))
+def drawn(num_rows: int, vocabulary: int, *, device: str, is_tempered: bool) -> int:
+    """The largest moment of drawing a token for some rows at a time: log-probabilities in float32,
+    also divided by a temperature, and twice in float64."""
+    at_once = min(num_rows, max(1, MOST_SCORES[device] // vocabulary))
+    return at_once * vocabulary * (20 + (4 if is_tempered else 0))
 
 
 def tower_patch(tower: Tower) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from copd.config import Config, FullDistill, SampledDistill, TopKDistill
-from copd.memory.load import MAX_ROWS, PIECE, Lengths, Load
+from copd.memory.load import PIECE, Lengths, Load
 from copd.memory.passes import Passes, drawn, logits, tower_patch
 from copd.memory.shapes import Shapes
 
@@ -50,7 +50,8 @@ def sampling_bytes(config: Config, passes: Passes, load: Load, device: str) -> t
     several = keys if load.num_batches > 1 else 0  # joined in a copy
     read = several if has_graph else several + keys
     reading = 0 if has_graph else passes.working_layer(load.loop_prompts * load.lengths.prompt)
-    drawing = drawn(rows, passes.shapes.vocabulary, is_tempered=config.rollout.temperature != 1.0)
+    is_tempered = config.rollout.temperature != 1.0
+    drawing = drawn(rows, passes.shapes.vocabulary, device=device, is_tempered=is_tempered)
     return keys + own[0], read + max(own[0] + own[1] + drawing, reading)
 
 
@@ -127,12 +128,13 @@ def evaluation_bytes(config: Config, passes: Passes, load: Load, device: str) ->
     prompts = min(
         settings.num_problems,
         PIECE,
-        max(1, MAX_ROWS // settings.num_samples),
+        max(1, load.max_rows // settings.num_samples),
         max(1, load.micro_batch_tokens // lengths.prompt),
     )
     rows = prompts * settings.num_samples
     length = min(lengths.completion, settings.max_completion_tokens or lengths.completion)
     own = _decoding(config, passes, rows, length, device)
     keys = passes.prompt_keys(_cells(prompts, lengths))
-    drawing = drawn(rows, passes.shapes.vocabulary, is_tempered=settings.temperature not in (0, 1))
+    is_tempered = settings.temperature not in (0, 1)
+    drawing = drawn(rows, passes.shapes.vocabulary, device=device, is_tempered=is_tempered)
     return keys + max(sum(own) + drawing, passes.working_layer(prompts * lengths.prompt))

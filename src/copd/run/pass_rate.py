@@ -123,7 +123,7 @@ def _asker(config: Config, domain: Domain) -> Callable[[range], list[Rate]]:
         torch.set_num_threads(engine.num_threads)
     policy = load_policy(config.model.path, config.model)
     require_readable(domain, policy, config.model.path)
-    book = PromptBook({domain.name: domain}, policy.render)
+    book = PromptBook({domain.name: domain}, policy.render_all)
 
     def ask(indices: range) -> list[Rate]:
         names = [ProblemId(domain.name, "train", index) for index in indices]
@@ -136,6 +136,7 @@ def _asker(config: Config, domain: Domain) -> Callable[[range], list[Rate]]:
             [wanted],
             max_completion_tokens=rollout.max_completion_tokens,
             max_prompt_tokens=config.optimizer.micro_batch_tokens,
+            max_rows=rollout.max_rows,
             precision=config.model.dtype,
         )
         rewards = book.verify_groups(names, sampled.groups[0])
