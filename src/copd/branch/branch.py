@@ -86,10 +86,7 @@ class Branch:
         The prompts as they were read stay for the next update, if one micro-batch holds them all.
         """
         found = self._ranks.together(lambda: self._roll_out(requests))
-        return [
-            join_batches([piece for piece in pieces if piece])
-            for pieces in zip(*found, strict=True)
-        ]
+        return [join_batches(pieces) for pieces in zip(*found, strict=True)]
 
     def score(self, requests: Sequence[ScoreRequest]) -> list[Scores]:
         """What this branch, as a teacher at temperature 1, says about its students' tokens."""

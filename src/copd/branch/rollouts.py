@@ -56,8 +56,9 @@ def verified(portrait: Portrait, book: PromptBook) -> Answers:
     )
 
 
-def join_batches(parts: Sequence[Batch]) -> Batch:
+def join_batches(pieces: Sequence[Batch | None]) -> Batch:
     """One batch from those of its pieces in their order."""
+    parts = [piece for piece in pieces if piece]
     if len(parts) == 1:
         return parts[0]
 
