@@ -267,6 +267,7 @@ def join(settings: RayEngineConfig) -> bool:
             ray.init(address=settings.address, log_to_driver=False, logging_level=logging.ERROR)
         else:
             ray.init(
+                address="local",  # also where another cluster runs already
                 num_cpus=0,
                 include_dashboard=False,
                 object_store_memory=STORE_BYTES,
