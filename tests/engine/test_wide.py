@@ -246,11 +246,8 @@ def test_a_run_ends_where_one_process_does(engines, tmp_path):
 
 
 def test_pieces_are_runs_that_cover_everything():
-    class Of(Ranks):
-        size = 4  # pyright: ignore[reportAssignmentType]
-
     for count in range(9):
-        pieces = [Of(rank).piece(count) for rank in range(4)]
+        pieces = [Ranks(rank, 4).piece(count) for rank in range(4)]
         assert [i for piece in pieces for i in range(count)[piece]] == list(range(count))
         sizes = [piece.stop - piece.start for piece in pieces]
         assert max(sizes) - min(sizes) <= 1

@@ -21,14 +21,11 @@ class _Failed:
 
 @dataclass(frozen=True)
 class Ranks:
-    """One process of a branch among all of its; without a mesh it is the only one."""
+    """One process of a branch among all of its; the only one needs no mesh."""
 
     rank: int = 0
+    size: int = 1
     mesh: DeviceMesh | None = None
-
-    @property
-    def size(self) -> int:
-        return 1 if self.mesh is None else self.mesh.size()
 
     @property
     def is_first(self) -> bool:

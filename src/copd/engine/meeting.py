@@ -39,7 +39,7 @@ class Seat:
             world_size=self.size,
             timeout=limit,
         )
-        return Ranks(self.rank, init_device_mesh(device, (self.size,)))
+        return Ranks(self.rank, self.size, init_device_mesh(device, (self.size,)))
 
 
 class Lobby:
