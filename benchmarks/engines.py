@@ -176,8 +176,7 @@ def rows(pairs: Sequence[tuple[Turn, Turn]], per_round: int) -> list[tuple[str, 
             _mean(local.seconds for local, _ in own) / _mean(ray.seconds for _, ray in own)
         ),
         "the same, were there nothing to wait for": lambda own: (
-            _mean(local.seconds for local, _ in own)
-            / _mean(local.slowest for local, _ in own)
+            _mean(local.seconds for local, _ in own) / _mean(local.slowest for local, _ in own)
         ),
         "CPU time of the branches, Ray / local": lambda own: (
             _mean(_cpu(ray) for _, ray in own) / _mean(_cpu(local) for local, _ in own)

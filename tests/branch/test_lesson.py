@@ -57,6 +57,17 @@ def test_micro_batches_cover_everything_once_and_keep_the_limit(max_tokens):
     assert len(parts) == {1: 3, 8: 3, 11: 3, 12: 3, 17: 2, 1000: 1}[max_tokens]
 
 
+def test_a_run_of_problems_is_cut_on_the_axes_of_the_whole_batch():
+    one, *others = micro_batches(batch(), PROMPT_LENGTHS, 1)
+    run = list(micro_batches(batch(), PROMPT_LENGTHS[1:], 1, first=1))
+    assert [(part.rollouts, part.tokens) for part in run] == [
+        (part.rollouts, part.tokens) for part in others
+    ]
+    assert [part.problems for part in run] == [slice(0, 1), slice(1, 2)]
+    assert [*micro_batches(batch(), PROMPT_LENGTHS[:1], 1)] == [one]
+    assert [*micro_batches(batch(), [], 1, first=1)] == []
+
+
 def test_completions_of_a_part_are_grouped_by_problem():
     first, _second = micro_batches(batch(), PROMPT_LENGTHS, 17)
     groups = completions_of(batch(), first)

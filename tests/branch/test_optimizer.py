@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from copd.branch.optimizer import build_optimizer
-from copd.branch.state import load_optimizer, save_optimizer
+from copd.branch.state import load_optimizer, optimizer_state, save_optimizer
 from copd.config import OptimizerConfig
 
 
@@ -42,7 +42,7 @@ def test_a_stored_optimizer_goes_on_with_the_same_bits(tmp_path: Path, kind, lat
     optimizer = build_optimizer(first, config)
     for step in range(3):
         learn(first, optimizer, step, untouched=late if step < 2 else None)
-    save_optimizer(first, optimizer, 3, tmp_path / "optimizer.safetensors")
+    save_optimizer(optimizer_state(first, optimizer, 3), tmp_path / "optimizer.safetensors")
     with torch.no_grad():
         for name, parameter in again.items():
             parameter.copy_(first[name])
@@ -85,7 +85,7 @@ def test_state_of_unknown_parameters_is_refused(tmp_path: Path):
     own = parameters()
     optimizer = build_optimizer(own, OptimizerConfig())
     learn(own, optimizer, 0)
-    save_optimizer(own, optimizer, 1, tmp_path / "optimizer.safetensors")
+    save_optimizer(optimizer_state(own, optimizer, 1), tmp_path / "optimizer.safetensors")
     other = {"narrow": own["wide"]}
     with pytest.raises(ValueError, match="unknown parameters"):
         load_optimizer(

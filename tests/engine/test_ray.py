@@ -15,8 +15,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from copd.branch import Branch
-from copd.branch.learning import Diverged
+from copd.branch import Branch, Diverged
 from copd.config import Config, RayEngineConfig, load_config
 from copd.engine import BranchLost, LocalEngine, create_engine
 from copd.run import commands, runner

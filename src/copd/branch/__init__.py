@@ -4,6 +4,6 @@ Knows nothing of plans, engines or runs.
 """
 
 from copd.branch.branch import Branch
-from copd.branch.learning import Diverged
+from copd.branch.diverged import Diverged
 
 __all__ = ["Branch", "Diverged"]

@@ -5,25 +5,26 @@ Plain arrays go in and come out.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
-import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from copd.branch.cosine import Gradients
-from copd.branch.learning import Diverged, Learning, lesson_metrics
+from copd.branch.diverged import naming, require_finite
+from copd.branch.learning import Learning, Record, lesson_metrics
 from copd.branch.lesson import token_advantages
-from copd.branch.optimizer import build_optimizer
+from copd.branch.optimizer import build_optimizer, update
 from copd.branch.portrait import compare, contrast, portray
 from copd.branch.prompts import PromptBook
-from copd.branch.rollouts import pack_batch, verified
+from copd.branch.ranks import ALONE, Ranks
+from copd.branch.rollouts import join_answers, join_batches, pack_answers, pack_batch, verified
 from copd.branch.sampling import Sampled, Wanted, sample_batches
-from copd.branch.scoring import join_requests, score, split_scores
-from copd.branch.state import load_optimizer, load_weights, save_optimizer, save_weights
+from copd.branch.scoring import Told, answer, join_requests, split_scores, tell
+from copd.branch.shards import Shards
+from copd.branch.state import load_optimizer, load_weights, optimizer_state, save_state
 from copd.config import Config, SampledDistill
 from copd.policy import Policy, SharedPrefix, Vocabulary, vocabulary_of
 from copd.types import (
@@ -31,7 +32,6 @@ from copd.types import (
     Batch,
     Contrast,
     EvaluationRequest,
-    Lesson,
     Likeness,
     Metrics,
     Portrait,
@@ -46,10 +46,14 @@ from copd.types import (
 class Branch:
     """theta_k with its optimizer.
 
-    Every verb takes one value and returns one, so an engine can carry it anywhere.
+    Every verb takes one value and returns one, so an engine can carry it anywhere. A verb of a
+    branch of several ranks is called on all of them, each time with the same value, inside
+    `gathered`; what the first rank returns counts.
     """
 
-    def __init__(self, name: str, policy: Policy, book: PromptBook, config: Config) -> None:
+    def __init__(
+        self, name: str, policy: Policy, book: PromptBook, config: Config, ranks: Ranks = ALONE
+    ) -> None:
         self.name = name
         self._policy = policy
         self._book = book
@@ -66,52 +70,37 @@ class Branch:
         policy.set_vision_trainable(not config.model.frozen_vision)
         if config.model.gradient_checkpointing:
             policy.checkpoint()
-        self._optimizer = build_optimizer(policy.parameters(), config.optimizer)
+        self._ranks = ranks
+        self._shards = None if ranks.mesh is None else Shards(policy.model, ranks.mesh)
+        self._optimizer = build_optimizer(self._owned(), config.optimizer)
         self._num_updates = 0
         self._read: dict[tuple[ProblemId, ...], SharedPrefix] = {}  # from sampling to update
+
+    def gathered(self) -> AbstractContextManager[None]:
+        """Here a rank's policy has all its weights: what verbs need."""
+        return nullcontext() if self._shards is None else self._shards.gathered()
 
     def sample(self, requests: Sequence[SampleRequest]) -> list[Batch]:
         """A batch of rollouts per request, verified.
 
         The prompts as they were read stay for the next update, if one micro-batch holds them all.
         """
-        self._read = {}
-        wanted = [
-            Wanted(
-                self._book.prompts(request.problems),
-                self._rollout.group_size,
-                request.temperature,
-                request.seed,
-            )
-            for request in requests
-        ]
-        # with adapters all branches live in the memory of one, and their graphs would not
-        keep_graph = self._policy.owns_model
-        with self._naming(requests):
-            sampled = self._sample(
-                wanted, self._rollout.max_completion_tokens, keep_graph=keep_graph
-            )
-        if keep_graph and sampled.prefixes is not None:
-            problems = [request.problems for request in requests]
-            self._read = dict(zip(problems, sampled.prefixes, strict=True))
-        return [
-            pack_batch(request, batch.prompts, groups, self._book)
-            for request, batch, groups in zip(requests, wanted, sampled.groups, strict=True)
-        ]
+        found = self._ranks.together(lambda: self._roll_out(requests))
+        return [join_batches(pieces) for pieces in zip(*found, strict=True)]
 
     def score(self, requests: Sequence[ScoreRequest]) -> list[Scores]:
         """What this branch, as a teacher at temperature 1, says about its students' tokens."""
         if not requests:
             return []
         joined = join_requests(requests)
-        prompts = self._book.prompts(joined.problems)
-        return split_scores(score(self._policy, self._learning, prompts, joined), requests)
+        told = self._ranks.together(lambda: self._tell(joined))
+        return split_scores(answer([piece for piece in told if piece], joined), requests)
 
     def portray(self, requests: Sequence[SampleRequest]) -> list[Portrait]:
         """How this branch answers held-out problems; what training has read stays as it is."""
         limit, max_rows = self._rollout.max_completion_tokens, self._rollout.max_rows
         prompts = [self._book.aside.prompts(request.problems) for request in requests]
-        with self._naming(requests):
+        with naming(self.name, requests):
             return portray(
                 self._policy, self._learning, requests, prompts, limit, max_rows=max_rows
             )
@@ -148,54 +137,25 @@ class Branch:
             self._learning.loss,
             distill if isinstance(distill, SampledDistill) else None,
         )
-        self._optimizer.zero_grad(set_to_none=True)
-        apart = Gradients(self._parameters()) if self._learning.monitor.gradient_cosine else None
+        trained = [p for p in self._owned().values() if p.requires_grad]
+        apart = Gradients(trained) if self._learning.monitor.gradient_cosine else None
+        found = self._ranks.together(lambda: self._learn(request, signals, apart))
         metrics: dict[str, float] = {}
-        for lesson, advantages in zip(request.lessons, signals, strict=True):
-            problems = lesson.batch.problems
-            record = self._learning.backward(
-                self._policy,
-                lesson,
-                advantages,
-                1.0 / len(request.lessons),
-                prompts=self._read.pop(problems, None) or self._book.prompts(problems),
-            )
-            self._require_finite("loss", record.loss, lesson, request)
-            self._require_finite("gradient", self._gradient_norm(), lesson, request)
-            metrics |= {
-                f"{lesson.batch.action}/{key}": value
-                for key, value in lesson_metrics(lesson, record, advantages).items()
-            }
-            if apart:
-                apart.take(lesson.batch.action)
+        for lesson, advantages, *pieces in zip(request.lessons, signals, *found, strict=True):
+            measured = lesson_metrics(lesson, Record.join(pieces), advantages)
+            metrics |= {f"{lesson.batch.action}/{key}": value for key, value in measured.items()}
         if apart:
             metrics |= apart.give_back()
-        self._read = {}
-        metrics["update/grad_norm"] = self._step()
-        metrics["update/learning_rate"] = self._optimizer.param_groups[0]["lr"]
-        return metrics
+        if self._shards is not None:
+            self._shards.collect_gradients()
+        self._num_updates += 1
+        return metrics | update(self._optimizer, self._optimizer_config, self._num_updates)
 
     def evaluate(self, request: EvaluationRequest) -> Answers:
         """Rewards of `num_samples` completions for the first `num_problems` problems of a split, or
         for a piece of them."""
-        first, end = request.piece or (0, request.num_problems)
-        names = [ProblemId(request.domain, request.split, i) for i in range(first, end)]
-        wanted = Wanted(
-            self._book.prompts(names),
-            request.num_samples,
-            request.temperature,
-            request.seed,
-            first_prompt=first,
-            num_prompts=request.num_problems,
-        )
-        (groups,) = self._sample([wanted], request.max_completion_tokens).groups
-        return Answers(
-            suites=tuple(self._book.problem(name).suite for name in names),
-            rewards=self._book.verify_groups(names, groups),
-            lengths=np.array(
-                [[len(c.token_ids) for c in group] for group in groups], dtype=np.int32
-            ),
-        )
+        found = self._ranks.together(lambda: self._answers(request))
+        return join_answers([piece for piece in found if piece])
 
     def weights(self, _: None = None) -> dict[str, Tensor]:
         """The float32 master weights, or those of the adapter, copied to the CPU."""
@@ -207,26 +167,22 @@ class Branch:
         An adapter takes any rank.
         """
         self._policy.fit(weights)
-        load_weights(self._policy.parameters(), weights)
+        load_weights(self._owned(), weights)
         self._read = {}
-        self._optimizer = build_optimizer(self._policy.parameters(), self._optimizer_config)
+        self._optimizer = build_optimizer(self._owned(), self._optimizer_config)
         self._num_updates = 0
 
     def save(self, folder: Path) -> None:
         """Weights and optimizer into `folder/<name>`, without executable content."""
-        target = folder / self.name
-        target.mkdir(parents=True)
-        parameters = self._policy.parameters()
-        save_weights(parameters, target / "model.safetensors")
-        save_optimizer(
-            parameters, self._optimizer, self._num_updates, target / "optimizer.safetensors"
-        )
+        kept = optimizer_state(self._owned(), self._optimizer, self._num_updates)
+        if self._ranks.is_first:
+            save_state(self._policy.parameters(), kept, folder / self.name)
 
     def restore(self, folder: Path) -> None:
         """The inverse of `save`."""
         source = folder / self.name
         self._read = {}
-        parameters = self._policy.parameters()
+        parameters = self._owned()
         load_weights(parameters, source / "model.safetensors")
         self._num_updates = load_optimizer(
             parameters, self._optimizer, source / "optimizer.safetensors"
@@ -234,11 +190,98 @@ class Branch:
 
     def export(self, folder: Path) -> None:
         """The policy as an ordinary Hugging Face model folder."""
-        self._policy.save(folder)
+        if self._ranks.is_first:
+            self._policy.save(folder, None if self._shards is None else self._shards.state())
 
     def export_adapter(self, folder: Path) -> None:
         """The adapter as a folder for PEFT."""
         self._policy.save_adapter(folder, rank=self._merged_rank)
+
+    def _roll_out(self, requests: Sequence[SampleRequest]) -> list[Batch | None]:
+        """This rank's pieces of batches; none of those that have fewer problems than ranks."""
+        pieces = [self._ranks.piece(len(request.problems)) for request in requests]
+        own = {i: piece for i, piece in enumerate(pieces) if piece.start < piece.stop}
+        wanted = {
+            i: Wanted(
+                self._book.prompts(requests[i].problems[piece]),
+                self._rollout.group_size,
+                requests[i].temperature,
+                requests[i].seed,
+                first_prompt=piece.start,
+                num_prompts=len(requests[i].problems),
+            )
+            for i, piece in own.items()
+        }
+        self._read = {}
+        # with adapters all branches live in the memory of one, and their graphs would not
+        keep_graph = self._policy.owns_model
+        limit = self._rollout.max_completion_tokens
+        with naming(self.name, requests):
+            sampled = self._sample([*wanted.values()], limit, keep_graph=keep_graph)
+        if keep_graph and sampled.prefixes is not None:
+            problems = [requests[i].problems for i in own]
+            self._read = dict(zip(problems, sampled.prefixes, strict=True))
+        batches: list[Batch | None] = [None] * len(requests)
+        for i, groups in zip(own, sampled.groups, strict=True):
+            request = replace(requests[i], problems=requests[i].problems[own[i]])
+            batches[i] = pack_batch(request, wanted[i].prompts, groups, self._book)
+        return batches
+
+    def _tell(self, question: ScoreRequest) -> Told | None:
+        """What this rank says about its piece of a question."""
+        piece = self._ranks.piece(len(question.problems))
+        if piece.start == piece.stop:
+            return None
+        prompts = self._book.prompts(question.problems[piece])
+        return tell(self._policy, self._learning, prompts, question, first=piece.start)
+
+    def _learn(
+        self,
+        request: UpdateRequest,
+        signals: Sequence[Tensor | None],
+        apart: Gradients | None,
+    ) -> list[Record]:
+        """The gradient of this rank's pieces of the lessons, onto the policy's parameters."""
+        parameters, records = self._policy.parameters().values(), list[Record]()
+        for parameter in parameters:
+            parameter.grad = None
+        for lesson, advantages in zip(request.lessons, signals, strict=True):
+            problems = lesson.batch.problems
+            piece = self._ranks.piece(len(problems))
+            record = self._learning.backward(
+                self._policy,
+                lesson,
+                advantages,
+                1.0 / len(request.lessons),
+                prompts=self._read.pop(problems, None) or self._book.prompts(problems[piece]),
+                piece=piece,
+            )
+            norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+            require_finite(self.name, "loss", record.loss, lesson, request)
+            require_finite(self.name, "gradient", float(norm), lesson, request)
+            records.append(record)
+            if apart:
+                apart.take(lesson.batch.action)
+        self._read = {}
+        return records
+
+    def _answers(self, request: EvaluationRequest) -> Answers | None:
+        """This rank's piece of an evaluation."""
+        first, end = request.piece or (0, request.num_problems)
+        names = [ProblemId(request.domain, request.split, i) for i in range(first, end)]
+        piece = self._ranks.piece(len(names))
+        if piece.start == piece.stop:
+            return None
+        wanted = Wanted(
+            self._book.prompts(names[piece]),
+            request.num_samples,
+            request.temperature,
+            request.seed,
+            first_prompt=first + piece.start,
+            num_prompts=request.num_problems,
+        )
+        (groups,) = self._sample([wanted], request.max_completion_tokens).groups
+        return pack_answers(names[piece], groups, self._book)
 
     def _sample(
         self, wanted: Sequence[Wanted], max_completion_tokens: int, *, keep_graph: bool = False
@@ -253,43 +296,6 @@ class Branch:
             keep_graph=keep_graph,
         )
 
-    @contextmanager
-    def _naming(self, requests: Sequence[SampleRequest]) -> Iterator[None]:
-        """A branch that cannot sample any more says which it is, and where."""
-        try:
-            yield
-        except FloatingPointError as error:
-            domains = dict.fromkeys(repr(r.problems[0].domain) for r in requests)
-            raise Diverged(
-                f"branch {self.name!r} cannot sample on domain {', '.join(domains)} at "
-                f"{requests[0].position}: {error}"
-            ) from error
-
-    def _step(self) -> float:
-        """Clips and updates; returns the gradient norm before clipping."""
-        config = self._optimizer_config
-        norm = torch.nn.utils.clip_grad_norm_(self._parameters(), config.max_grad_norm)
-        self._num_updates += 1
-        warm = min(1.0, self._num_updates / config.warmup_steps) if config.warmup_steps else 1.0
-        for group in self._optimizer.param_groups:
-            group["lr"] = config.learning_rate * warm
-        self._optimizer.step()
-        self._optimizer.zero_grad(set_to_none=True)  # other branches need the memory meanwhile
-        return float(norm)
-
-    def _parameters(self) -> list[Tensor]:
-        return [p for group in self._optimizer.param_groups for p in group["params"]]
-
-    def _gradient_norm(self) -> float:
-        grads = [p.grad for p in self._parameters() if p.grad is not None]
-        return float(torch.nn.utils.get_total_norm(grads))
-
-    def _require_finite(
-        self, what: str, value: float, lesson: Lesson, request: UpdateRequest
-    ) -> None:
-        if not math.isfinite(value):
-            raise Diverged(
-                f"the {what} of branch {self.name!r} on domain {lesson.domain!r} is {value} at "
-                f"{request.position}: the run stopped before this update. "
-                "Start again in another output_dir with a lower optimizer.learning_rate."
-            )
+    def _owned(self) -> dict[str, nn.Parameter]:
+        """What the optimizer updates: this rank's shares of the parameters, or all of them."""
+        return self._policy.parameters() if self._shards is None else self._shards.parameters

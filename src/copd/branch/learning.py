@@ -32,10 +32,6 @@ from copd.types import Lesson, Scores
 Distill = SampledDistill | TopKDistill | FullDistill
 
 
-class Diverged(FloatingPointError):
-    """A loss or gradient is not finite; the message names branch, domain, stage and step."""
-
-
 @dataclass
 class Record:
     """Per-token values of one lesson, collected over its micro-batches."""
@@ -47,6 +43,15 @@ class Record:
     overlap: list[Tensor] = field(default_factory=list)
     symmetric_kl: list[Tensor] = field(default_factory=list)
     entropy_gap: list[Tensor] = field(default_factory=list)
+
+    @classmethod
+    def join(cls, records: Sequence["Record"]) -> "Record":
+        """One lesson's, from those of its pieces in their order."""
+        joined = cls()
+        for record in records:
+            for name, values in vars(record).items():
+                setattr(joined, name, getattr(joined, name) + values)
+        return joined
 
 
 @dataclass(frozen=True)
@@ -68,15 +73,18 @@ class Learning:
         share: float,
         *,
         prompts: Sequence[Prompt] | SharedPrefix,
+        piece: slice,
     ) -> Record:
         """Adds the gradient of `share` times the lesson's loss to the policy's parameters.
 
-        Takes the prompts as sampling has read them, or reads them here.
+        Only of what a piece of the problems contributes to both; the prompts are those of the
+        piece, as sampling has read them, or else they are read here.
         """
         batch, record = lesson.batch, Record()
         leaves = prompts.cut() if isinstance(prompts, SharedPrefix) else prompts
         weights = share * token_weights(torch.from_numpy(batch.lengths), self.loss.aggregation)
-        for part in micro_batches(batch, batch.prompt_lengths.tolist(), self.micro_batch_tokens):
+        sizes, first = batch.prompt_lengths[piece].tolist(), piece.start
+        for part in micro_batches(batch, sizes, self.micro_batch_tokens, first=first):
             with autocast(policy, self.precision):
                 if isinstance(leaves, SharedPrefix):
                     read = leaves.select(part.problems)

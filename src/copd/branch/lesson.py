@@ -26,27 +26,35 @@ class Part:
     """A run of whole problems of a batch, as slices of its axes."""
 
     problems: slice
+    """Among those whose prompts were given."""
     rollouts: slice
     tokens: slice
 
 
 def micro_batches(
-    batch: Batch | ScoreRequest, prompt_lengths: Sequence[int], max_tokens: int
+    batch: Batch | ScoreRequest,
+    prompt_lengths: Sequence[int],
+    max_tokens: int,
+    *,
+    first: int = 0,
 ) -> Iterator[Part]:
-    """Cuts a batch into parts of at most `max_tokens` tokens, one problem at least."""
-    num_problems, group_size = len(prompt_lengths), len(batch.lengths) // len(prompt_lengths)
+    """Cuts a batch into parts of at most `max_tokens` tokens, one problem at least.
+
+    Where the prompts of a run of its problems are given, of these: from the `first` one on.
+    """
+    group_size, end = len(batch.lengths) // len(batch.problems), first + len(prompt_lengths)
+    begin = first
     starts = np.concatenate([[0], np.cumsum(batch.lengths)])
-    completions = batch.lengths.reshape(num_problems, group_size).sum(axis=1)
-    sizes = [sum(both) for both in zip(prompt_lengths, completions, strict=True)]
-    first = 0
-    while first < num_problems:
+    sizes = batch.lengths.reshape(-1, group_size).sum(axis=1)
+    sizes[first:end] += np.array(prompt_lengths, dtype=sizes.dtype)
+    while first < end:
         last, tokens = first + 1, sizes[first]
-        while last < num_problems and tokens + sizes[last] <= max_tokens:
+        while last < end and tokens + sizes[last] <= max_tokens:
             tokens += sizes[last]
             last += 1
         rollouts = slice(first * group_size, last * group_size)
         yield Part(
-            slice(first, last),
+            slice(first - begin, last - begin),
             rollouts,
             slice(int(starts[rollouts.start]), int(starts[rollouts.stop])),
         )

@@ -1,4 +1,4 @@
-"""The optimizer a configuration names. Knows parameters by name, no model."""
+"""The optimizer a configuration names, and its update. Knows parameters by name, no model."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from copd.branch.shards import whole
 from copd.config import OptimizerConfig
 
 
@@ -29,6 +30,23 @@ def build_optimizer(
     if config.type == "adamw":
         return torch.optim.AdamW(trained, **settings, fused=True)
     return _adamw_8bit()(trained, **settings)
+
+
+def update(
+    optimizer: torch.optim.Optimizer, config: OptimizerConfig, num_updates: int
+) -> dict[str, float]:
+    """Clips and updates, for the `num_updates`-th time; the norm is that before clipping."""
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    norm = nn.utils.clip_grad_norm_(parameters, config.max_grad_norm)
+    warm = min(1.0, num_updates / config.warmup_steps) if config.warmup_steps else 1.0
+    for group in optimizer.param_groups:
+        group["lr"] = config.learning_rate * warm
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)  # other branches need the memory meanwhile
+    return {
+        "update/grad_norm": float(whole(norm)),
+        "update/learning_rate": config.learning_rate * warm,
+    }
 
 
 def _adamw_8bit() -> Any:

@@ -1,12 +1,14 @@
 """Sampled completions as a batch: verified and packed. Runs no model."""
 
 from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
 from copd.branch.prompts import PromptBook
 from copd.policy import Prompt
-from copd.types import Answers, Batch, Completion, Portrait, SampleRequest
+from copd.types import Answers, Batch, Completion, Portrait, ProblemId, SampleRequest
 
 
 def pack_batch(
@@ -31,6 +33,17 @@ def pack_batch(
     )
 
 
+def pack_answers(
+    names: Sequence[ProblemId], groups: Sequence[Sequence[Completion]], book: PromptBook
+) -> Answers:
+    """What an evaluation asked for, from the completions of each problem."""
+    return Answers(
+        suites=tuple(book.problem(name).suite for name in names),
+        rewards=book.verify_groups(names, groups),
+        lengths=np.array([[len(c.token_ids) for c in group] for group in groups], dtype=np.int32),
+    )
+
+
 def verified(portrait: Portrait, book: PromptBook) -> Answers:
     """What the completions of a portrait earn, as an evaluation would have it."""
     num_samples = len(portrait.lengths) // len(portrait.problems)
@@ -40,4 +53,31 @@ def verified(portrait: Portrait, book: PromptBook) -> Answers:
         suites=tuple(book.problem(name).suite for name in portrait.problems),
         rewards=np.array(rewards, dtype=np.float32).reshape(-1, num_samples),
         lengths=portrait.lengths.reshape(-1, num_samples),
+    )
+
+
+def join_batches(pieces: Sequence[Batch | None]) -> Batch:
+    """One batch from those of its pieces in their order."""
+    parts = [piece for piece in pieces if piece]
+    if len(parts) == 1:
+        return parts[0]
+
+    def end_to_end(name: str) -> Any:
+        return np.concatenate([getattr(part, name) for part in parts])
+
+    names = ("prompt_lengths", "token_ids", "lengths", "logprobs", "rewards", "is_truncated")
+    return replace(
+        parts[0],
+        problems=tuple(problem for part in parts for problem in part.problems),
+        texts=tuple(text for part in parts for text in part.texts),
+        **{name: end_to_end(name) for name in names},
+    )
+
+
+def join_answers(parts: Sequence[Answers]) -> Answers:
+    """One evaluation from those of its pieces in their order."""
+    return Answers(
+        suites=tuple(suite for part in parts for suite in part.suites),
+        rewards=np.concatenate([part.rewards for part in parts]),
+        lengths=np.concatenate([part.lengths for part in parts]),
     )

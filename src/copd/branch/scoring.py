@@ -34,16 +34,19 @@ def tell(
     prompts: Sequence[Prompt],
     request: ScoreRequest,
     prefix: SharedPrefix | None = None,
+    *,
+    first: int = 0,
 ) -> Told:
     """Every token's log-probability and entropy, and the top tokens at the probes.
 
-    Takes the prompts as they were read before, with `prefix`, or else reads them.
+    Takes the prompts as they were read before, with `prefix`, or else reads them. Where they are
+    those of a run of the problems, of its tokens, from the `first` problem on.
     """
     head = policy.head
     top_k = min(request.top_k or head.shape[0], head.shape[0])
     logprobs, entropies, ids, told = [], [], [], []
     sizes = [len(prompt.input_ids) for prompt in prompts]
-    for part in micro_batches(request, sizes, learning.micro_batch_tokens):
+    for part in micro_batches(request, sizes, learning.micro_batch_tokens, first=first):
         with autocast(policy, learning.precision):
             if prefix is None:
                 read = policy.read(prompts[part.problems])
@@ -64,16 +67,13 @@ def tell(
     return Told(torch.cat(logprobs), torch.cat(entropies), torch.cat(ids), torch.cat(told))
 
 
-def score(
-    policy: Policy, learning: Learning, prompts: Sequence[Prompt], request: ScoreRequest
-) -> Scores:
-    """A teacher's answer."""
-    told = tell(policy, learning, prompts, request)
+def answer(told: Sequence[Told], request: ScoreRequest) -> Scores:
+    """What was told of all pieces of a question, as a teacher's answer to it."""
     return Scores(
-        logprobs=told.logprobs.numpy(),
+        logprobs=np.concatenate([part.logprobs.numpy() for part in told]),
         probes=request.probes,
-        topk_ids=told.topk_ids.numpy(),
-        topk_logprobs=told.topk_logprobs.numpy(),
+        topk_ids=np.concatenate([part.topk_ids.numpy() for part in told]),
+        topk_logprobs=np.concatenate([part.topk_logprobs.numpy() for part in told]),
     )
 
 

@@ -15,7 +15,16 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from copd.branch.shards import share_like, whole
+
 Parameters = Mapping[str, nn.Parameter]
+
+
+def save_state(parameters: Parameters, optimizer: dict[str, Tensor], folder: Path) -> None:
+    """A new folder with weights and what `optimizer_state` found."""
+    folder.mkdir(parents=True)
+    save_weights(parameters, folder / "model.safetensors")
+    save_optimizer(optimizer, folder / "optimizer.safetensors")
 
 
 def save_weights(parameters: Parameters, path: Path) -> None:
@@ -25,7 +34,10 @@ def save_weights(parameters: Parameters, path: Path) -> None:
 
 @torch.no_grad()
 def load_weights(parameters: Parameters, source: Path | Mapping[str, Tensor]) -> None:
-    """Copies weights into the parameters; a name or shape that does not match is an error."""
+    """Copies weights into the parameters, or into a rank's shares of them.
+
+    A name or shape that does not match is an error.
+    """
     weights = load_file(source) if isinstance(source, Path) else source
     _require_same_names(parameters, weights, source)
     for name, parameter in parameters.items():
@@ -34,25 +46,31 @@ def load_weights(parameters: Parameters, source: Path | Mapping[str, Tensor]) ->
                 f"weights do not fit the model: {name} is {tuple(weights[name].shape)}, "
                 f"expected {tuple(parameter.shape)}. Use weights made from the same base model."
             )
-        parameter.copy_(weights[name])
+        parameter.copy_(share_like(parameter, weights[name]))
 
 
-def save_optimizer(
-    parameters: Parameters, optimizer: torch.optim.Optimizer, num_updates: int, path: Path
-) -> None:
-    """What it keeps per parameter (AdamW: two moments), and how many updates there were.
+def optimizer_state(
+    parameters: Parameters, optimizer: torch.optim.Optimizer, num_updates: int
+) -> dict[str, Tensor]:
+    """What it keeps per parameter (AdamW: two moments), whole, and how many updates there were.
 
     A parameter without a gradient in some of them, such as a vision tower in a stage of text alone,
-    has seen fewer; it is written how many, because AdamW corrects its moments by that.
+    has seen fewer; it is told how many, because AdamW corrects its moments by that. All ranks of a
+    branch must ask.
     """
     tensors = {"num_updates": torch.tensor(num_updates)}
     for name, parameter in parameters.items():
         for key, kept in optimizer.state.get(parameter, {}).items():
             if key != "step":
-                tensors[f"{key}/{name}"] = kept.cpu()
+                tensors[f"{key}/{name}"] = whole(kept).cpu()
             elif int(kept) != num_updates:
                 tensors[f"step/{name}"] = torch.tensor(int(kept))
-    _write(tensors, path)
+    return tensors
+
+
+def save_optimizer(state: dict[str, Tensor], path: Path) -> None:
+    """Writes what `optimizer_state` found."""
+    _write(state, path)
 
 
 def load_optimizer(parameters: Parameters, optimizer: torch.optim.Optimizer, path: Path) -> int:
@@ -73,7 +91,7 @@ def load_optimizer(parameters: Parameters, optimizer: torch.optim.Optimizer, pat
             state["step"] = _steps(optimizer, int(kept), device)
             continue
         state.setdefault("step", _steps(optimizer, num_updates, device))
-        state[moment] = kept.to(device)
+        state[moment] = share_like(parameters[name], kept.to(device))
     return num_updates
 
 

@@ -248,18 +248,20 @@ class LocalEngineConfig(Section):
 
 
 class RayEngineConfig(Section):
-    """A process per branch, side by side, on Ray (docs/scaling.md)."""
+    """Processes per branch, side by side, on Ray (docs/scaling.md)."""
 
     type: Literal["ray"] = "ray"
     """Needs the package ray."""
     address: Annotated[str, Field(min_length=1)] | None = None
     """Of a cluster that runs, or "auto"; by default one is started here and ended with the run."""
+    ranks_per_branch: Count = 1
+    """Processes that share one branch: its prompts, and its weights and optimizer by FSDP2."""
     num_threads: Count = 1
-    """CPU threads of a branch."""
+    """CPU threads of each of these processes."""
     num_cpus: NonNegativeFloat = 1.0
-    """CPUs of the cluster that a branch reserves; without an address they do not count."""
+    """CPUs of the cluster that each reserves; without an address they do not count."""
     num_gpus: NonNegativeFloat = 0.0
-    """GPUs that a branch reserves; 0.5 puts two on one."""
+    """GPUs that each reserves; 0.5 puts two branches on one."""
     start_limit: PositiveFloat = 600.0
     """Seconds until a branch has found its place and loaded its model."""
     time_limit: PositiveFloat = 21_600.0

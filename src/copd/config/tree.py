@@ -28,6 +28,7 @@ from copd.config.sections import (
     Name,
     NonNegativeInt,
     OptimizerConfig,
+    RayEngineConfig,
     RolloutConfig,
     SampledDistill,
     Section,
@@ -87,6 +88,8 @@ class Config(Section):
                 "recipe.band needs the overlap measured while branches train: got monitor.every = "
                 "0. Set it to the steps between comparisons, such as 5."
             )
+        if isinstance(self.engine, RayEngineConfig) and self.engine.ranks_per_branch > 1:
+            self._check_ranks(self.engine)
         split = self.evaluation.split
         for name, domain in self.domains.items():
             available = domain.num_test if split == "test" else domain.num_validation
@@ -97,3 +100,29 @@ class Config(Section):
                     f"{available}. Lower the first or raise the second."
                 )
         return self
+
+    def _check_ranks(self, engine: RayEngineConfig) -> None:
+        """What a branch of several processes cannot do."""
+        ranks = f"engine.ranks_per_branch = {engine.ranks_per_branch}"
+        if self.rollout.num_prompts < engine.ranks_per_branch:
+            raise ValueError(
+                "rollout.num_prompts must be at least engine.ranks_per_branch, as ranks share the "
+                f"prompts: got {self.rollout.num_prompts} with {ranks}. "
+                "Raise the first or lower the second."
+            )
+        if 0 < engine.num_gpus < 1:
+            raise ValueError(
+                f"every rank needs a whole GPU: got engine.num_gpus = {engine.num_gpus:g} with "
+                f"{ranks}. Set it to 1, or to 0 for CPUs."
+            )
+        refused = {
+            'model.branches = "lora"': self.model.branches == "lora",
+            'optimizer.type = "adamw_8bit"': self.optimizer.type == "adamw_8bit",
+            "monitor.gradient_cosine = true": self.monitor.gradient_cosine,
+        }
+        for setting, is_set in refused.items():
+            if is_set:
+                raise ValueError(
+                    f"ranks that share a branch cannot share {setting}: got it with {ranks}. "
+                    "Leave one of the two out."
+                )

@@ -12,6 +12,7 @@ import torch
 
 from copd.branch import Branch
 from copd.branch.prompts import PromptBook
+from copd.branch.ranks import ALONE, Ranks
 from copd.config import Config, ModelConfig
 from copd.domains import Domain, load_domains
 from copd.policy import Adapters, Policy
@@ -22,14 +23,18 @@ Output = TypeVar("Output")
 
 
 class LocalEngine:
-    """Branches in a dictionary; `each` is a loop over it."""
+    """Branches in a dictionary; `each` is a loop over it.
+
+    In a process that is one rank of several, of each branch it holds what is that rank's.
+    """
 
     is_parallel = False
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, ranks: Ranks = ALONE) -> None:
         if config.engine.num_threads is not None:
             torch.set_num_threads(config.engine.num_threads)
         self._config = config
+        self._ranks = ranks
         self._domains = load_domains(config.domains)
         self._branches: dict[str, Branch] = {}
         self._bases: dict[str, tuple[Policy, Adapters]] = {}
@@ -48,7 +53,7 @@ class LocalEngine:
             require_readable(domain, policy, model)
         if self._book is None:
             self._book = PromptBook(self._domains, policy.render_all)
-        self._branches[name] = Branch(name, policy, self._book, self._config)
+        self._branches[name] = Branch(name, policy, self._book, self._config, self._ranks)
 
     def drop(self, name: str) -> None:
         del self._branches[name]
@@ -59,7 +64,7 @@ class LocalEngine:
     def each(
         self, verb: Callable[[Branch, Input], Output], inputs: Mapping[str, Input]
     ) -> dict[str, Output]:
-        return {name: verb(self._branches[name], value) for name, value in inputs.items()}
+        return {name: self._apply(verb, name, value) for name, value in inputs.items()}
 
     def clear(self) -> None:
         self._branches.clear()
@@ -67,6 +72,11 @@ class LocalEngine:
 
     def close(self) -> None:
         self.clear()
+
+    def _apply(self, verb: Callable[[Branch, Input], Output], name: str, value: Input) -> Output:
+        branch = self._branches[name]
+        with branch.gathered():
+            return verb(branch, value)
 
     def _load_base(self, model: str) -> tuple[Policy, Adapters]:
         """The one copy of a model that all its branches with adapters use."""
@@ -88,7 +98,7 @@ def load_policy(model: str, config: ModelConfig) -> Policy:
     """A model where the configuration wants it, in float32."""
     return Policy.load(
         resolve(model),
-        device=_device(config.device),
+        device=choose_device(config.device),
         trust_remote_code=config.trust_remote_code,
     )
 
@@ -103,7 +113,8 @@ def require_readable(domain: Domain, policy: Policy, model: str) -> None:
         )
 
 
-def _device(wanted: str) -> str:
+def choose_device(wanted: str) -> str:
+    """What `model.device` means on this machine."""
     if wanted == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     if wanted == "cuda" and not torch.cuda.is_available():

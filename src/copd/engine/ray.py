@@ -1,4 +1,4 @@
-"""Every branch in a process of its own, as Ray actors: side by side, on one machine or on many.
+"""Every branch in processes of its own, as Ray actors: side by side, on one machine or on many.
 
 The only file that imports ray. Knows no recipe, and of a branch only how to host it.
 """
@@ -9,7 +9,6 @@ import io
 import logging
 import os
 import pickle
-import platform
 import sys
 import time
 import traceback
@@ -21,7 +20,8 @@ from typing import Any, TypeVar
 from copd.branch import Branch
 from copd.config import Config, RayEngineConfig
 from copd.engine.base import BranchLost
-from copd.engine.local import LocalEngine
+from copd.engine.host import Host
+from copd.engine.meeting import Lobby
 from copd.engine.message import flat
 
 try:
@@ -53,43 +53,26 @@ class Failure:
     error: Exception
 
 
-class Host:
-    """The inside of an actor: a local engine that holds one branch."""
+class Actor:
+    """A host that is asked by messages."""
 
     def __init__(self) -> None:
-        self._engine: LocalEngine | None = None
+        self._host = Host()
 
     def serve(self, message: bytes) -> bytes:
         """Does what a message says; an error is an answer, so that Ray adds nothing to it."""
         try:
             work, arguments = pickle.loads(message)
-            return pack(work(self, *arguments))
+            return pack(work(self._host, *arguments))
         except Exception as error:
             return _pack_failure(error)
 
-    def spawn(self, config: Config, folder: Path, name: str, model: str, frozen: bool) -> str:
-        """Whatever was here before is forgotten; returns where the branch is, for people."""
-        self._engine = self._engine or _open(config, folder)
-        self._engine.clear()
-        self._engine.spawn(name, model, frozen=frozen)
-        return f"process {os.getpid()} on {platform.node()}"
-
-    def apply(
-        self, verb: Callable[[Branch, Input], Output], inputs: Mapping[str, Input]
-    ) -> dict[str, Output]:
-        assert self._engine is not None, "a branch is spawned first"
-        return self._engine.each(verb, inputs)
-
-    def clear(self) -> None:
-        if self._engine is not None:
-            self._engine.clear()
-
 
 class RayEngine:
-    """One actor per branch; `each` asks all of them at once and waits for all.
+    """One actor per rank of a branch; `each` asks all of them at once and waits for all.
 
     A cluster that was started here ends with `close`, or with this process. The processes of
-    forgotten branches are kept for the next ones.
+    forgotten branches are kept for the next ones, unless they are ranks of several.
     """
 
     is_parallel = True
@@ -103,55 +86,72 @@ class RayEngine:
         self._config, self._settings = config, settings
         self._joined = join(settings)
         self._is_private = self._joined and settings.address is None
-        self._hosts: dict[str, Any] = {}
-        self._coming: dict[str, Any] = {}
-        self._places: dict[str, str] = {}
+        self._hosts: dict[str, list[Any]] = {}
+        self._coming: dict[str, list[Any]] = {}
+        self._places: dict[str, list[str]] = {}
         self._idle: list[Any] = []
+        address, size = ray.util.get_node_ip_address(), settings.ranks_per_branch
+        self._lobby = Lobby(address, size, settings.time_limit)
 
     def spawn(self, name: str, model: str, *, frozen: bool = False) -> None:
         """Returns at once: branches come to life side by side, and the next `each` waits."""
         assert name not in self._hosts, f"branch {name!r} exists already"
-        host = self._idle.pop() if self._idle else self._new_host()
-        self._hosts[name] = host
-        self._coming[name] = _ask(host, Host.spawn, self._config, Path.cwd(), name, model, frozen)
+        self._hosts[name], self._coming[name] = [], []
+        for seat in self._lobby.seats():
+            host = self._idle.pop() if self._idle else self._new_host()
+            wanted = (self._config, Path.cwd(), name, model, frozen, seat)
+            self._hosts[name].append(host)
+            self._coming[name].append(_ask(host, Host.spawn, *wanted))
 
     def drop(self, name: str) -> None:
         self._arrive([name])
-        self._collect({name: _ask(self._hosts[name], Host.clear)}, "drop", CLEAR_SECONDS)
-        self._idle.append(self._hosts.pop(name))
+        answers = [_ask(host, Host.clear) for host in self._hosts[name]]
+        self._collect({name: answers}, "drop", CLEAR_SECONDS)
+        for host in self._hosts.pop(name):
+            self._keep(host)
 
     def each(
         self, verb: Callable[[Branch, Input], Output], inputs: Mapping[str, Input]
     ) -> dict[str, Output]:
         self._arrive(list(inputs))
-        asked = {
-            name: _ask(self._hosts[name], Host.apply, verb, {name: value})
-            for name, value in inputs.items()
-        }
+        asked = {}
+        for name, value in inputs.items():
+            message = pack((Host.apply, (verb, {name: value})))
+            asked[name] = [host.serve.remote(message) for host in self._hosts[name]]
         answers = self._collect(asked, verb.__name__, self._settings.time_limit)
-        return {name: answer[name] for name, answer in answers.items()}
+        return {name: of_ranks[0][name] for name, of_ranks in answers.items()}
 
     def clear(self) -> None:
         """Busy branches get some time to end what they do; who takes longer is ended.
 
         Idle processes are asked, too: they may have gone with their machine."""
-        answers = {_ask(host, Host.clear): host for host in (*self._hosts.values(), *self._idle)}
+        answers = {_ask(host, Host.clear): host for host in (*self._all_hosts(), *self._idle)}
         self._hosts, self._coming, self._places, self._idle = {}, {}, {}, []
         if answers:
             ray.wait(list(answers), num_returns=len(answers), timeout=CLEAR_SECONDS)
         for answer, host in answers.items():
             try:
                 ray.get(answer, timeout=0)
-                self._idle.append(host)
+                self._keep(host)
             except RayError:
                 ray.kill(host)
 
     def close(self) -> None:
-        for host in (*self._hosts.values(), *self._idle):
+        for host in (*self._all_hosts(), *self._idle):
             ray.kill(host)
         self._hosts, self._coming, self._places, self._idle = {}, {}, {}, []
         if self._joined:
             ray.shutdown()
+
+    def _all_hosts(self) -> list[Any]:
+        return [host for hosts in self._hosts.values() for host in hosts]
+
+    def _keep(self, host: Any) -> None:
+        """For the next branch; a rank is tied to the others of its branch and ends with them."""
+        if self._settings.ranks_per_branch == 1:
+            self._idle.append(host)
+        else:
+            ray.kill(host)
 
     def _new_host(self) -> Any:
         settings = self._settings
@@ -161,7 +161,7 @@ class RayEngine:
             self._require_gpus()
             variables["PYTHONPATH"] = os.pathsep.join(p for p in sys.path if os.path.isabs(p))
         return (
-            ray.remote(Host)
+            ray.remote(Actor)
             .options(
                 num_cpus=0 if self._is_private else settings.num_cpus,
                 num_gpus=settings.num_gpus,
@@ -174,10 +174,10 @@ class RayEngine:
     def _require_gpus(self) -> None:
         """On this machine alone no GPU can come later, so nobody should wait for one."""
         available = ray.cluster_resources().get("GPU", 0.0)
-        num_hosts = len(self._hosts) + len(self._idle) + 1
+        num_hosts = len(self._all_hosts()) + len(self._idle) + 1
         if num_hosts * self._settings.num_gpus > available:
             raise ValueError(
-                f"{num_hosts} branches do not fit on the GPUs of this machine: got "
+                f"{num_hosts} processes of branches do not fit on the GPUs of this machine: got "
                 f"engine.num_gpus = {self._settings.num_gpus:g} for each, expected at most "
                 f"{available:g} together. Lower it; a fraction puts several on one."
             )
@@ -187,28 +187,35 @@ class RayEngine:
         coming = {name: self._coming.pop(name) for name in names if name in self._coming}
         self._places |= self._collect(coming, "spawn", self._settings.start_limit)
 
-    def _collect(self, asked: Mapping[str, Any], verb: str, limit: float) -> dict[str, Any]:
+    def _collect(
+        self, asked: Mapping[str, Sequence[Any]], verb: str, limit: float
+    ) -> dict[str, list[Any]]:
         """All answers in the order of `asked`; the first loss, or else the first error, ends it."""
-        waiting, answers = {answer: name for name, answer in asked.items()}, dict[str, Any]()
+        places = [(ref, (name, i)) for name, refs in asked.items() for i, ref in enumerate(refs)]
+        waiting = dict(places)
+        answers: dict[tuple[str, int], Any] = {}
         deadline = time.monotonic() + limit
         while waiting:
             ready, _ = ray.wait(list(waiting), timeout=max(0.0, deadline - time.monotonic()))
             if not ready:
-                raise self._lost(next(iter(waiting.values())), verb, _late(limit, verb))
-            name = waiting.pop(ready[0])
+                raise self._lost(*next(iter(waiting.values())), verb, _late(limit, verb))
+            place = waiting.pop(ready[0])
             try:
-                answers[name] = pickle.loads(ray.get(ready[0]))
+                answers[place] = pickle.loads(ray.get(ready[0]))
             except RayError as error:
-                raise self._lost(name, verb, _cause(error)) from None
-        for name in asked:
-            if isinstance(answers[name], Failure):
-                raise answers[name].error
-        return {name: answers[name] for name in asked}
+                raise self._lost(*place, verb, _cause(error)) from None
+        for _, place in places:
+            if isinstance(answers[place], Failure):
+                raise answers[place].error
+        return {name: [answers[name, rank] for rank in range(len(asked[name]))] for name in asked}
 
-    def _lost(self, name: str, verb: str, why: str) -> BranchLost:
-        """Makes sure of it: a process that is late must not write any more."""
-        ray.kill(self._hosts.pop(name))
-        where = self._places.pop(name, "no process yet")
+    def _lost(self, name: str, rank: int, verb: str, why: str) -> BranchLost:
+        """Makes sure of it: a process that is late must not write any more, nor its other ranks."""
+        hosts = self._hosts.pop(name)
+        for host in hosts:
+            ray.kill(host)
+        places = self._places.pop(name, ["no process yet"] * len(hosts))
+        where = places[rank] if len(hosts) == 1 else f"rank {rank}, {places[rank]}"
         return BranchLost(f"branch {name!r} ({where}) was lost in {verb}: {why}.")
 
 
@@ -246,17 +253,6 @@ def _pack_failure(error: Exception) -> bytes:
         return message
     except Exception:  # an error that cannot travel
         return pack(Failure(RuntimeError("".join(traceback.format_exception(error)))))
-
-
-def _open(config: Config, folder: Path) -> LocalEngine:
-    """Relative paths must mean here what they mean where the run was started."""
-    if not folder.is_dir():
-        raise ValueError(
-            "every machine of the cluster must see the folder in which the run is started: "
-            f"{platform.node()} has no {folder}. Start it in a folder that all of them share."
-        )
-    os.chdir(folder)
-    return LocalEngine(config)
 
 
 def join(settings: RayEngineConfig) -> bool:

@@ -233,14 +233,17 @@ class Policy:
         with self.active():
             return read_completions(self.backbone, prefix, completions)
 
-    def save(self, path: str | Path) -> None:
+    def save(self, path: str | Path, state: dict[str, Tensor] | None = None) -> None:
         """An ordinary Hugging Face folder: safetensors, tokenizer, template, processor settings.
 
-        An adapter is merged into the weights that are written.
+        An adapter is merged into the weights that are written. A `state` is written in the place of
+        the model's own.
         """
-        weights = None if self._adapters is None else self._adapters.merged(self._adapter)
+        if self._adapters is not None:
+            assert state is None, "an adapter is merged into the model's own state"
+            state = self._adapters.merged(self._adapter)
         with quiet():
-            self.model.save_pretrained(path, state_dict=weights)
+            self.model.save_pretrained(path, state_dict=state)
         self.renderer.save(path)
 
     def save_adapter(self, path: str | Path, *, rank: int | None = None) -> None:

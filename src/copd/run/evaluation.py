@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from rich.table import Table
 
 from copd.branch import Branch
+from copd.branch.rollouts import join_answers
 from copd.config import Config, EvaluationConfig, num_problems
 from copd.engine import Engine
 from copd.recipes import Plan
@@ -86,7 +87,7 @@ def evaluate(
             for piece in _pieces(request)
         ]
         for name in branches:
-            results[name][domain] = domain_result(_join([found[name] for found in answers]))
+            results[name][domain] = domain_result(join_answers([found[name] for found in answers]))
         domain_done()
     return results
 
@@ -97,14 +98,6 @@ def _pieces(request: EvaluationRequest) -> list[EvaluationRequest]:
         replace(request, piece=(first, end))
         for first, end in zip([0, *ends[:-1]], ends, strict=True)
     ]
-
-
-def _join(parts: Sequence[Answers]) -> Answers:
-    return Answers(
-        suites=tuple(suite for part in parts for suite in part.suites),
-        rewards=np.concatenate([part.rewards for part in parts]),
-        lengths=np.concatenate([part.lengths for part in parts]),
-    )
 
 
 def measured_models(plan: Plan, settings: EvaluationConfig) -> list[str]:
