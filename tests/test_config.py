@@ -12,6 +12,7 @@ from copd.config.study import load_study
 from copd.recipes import build_plan, plan_cost
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.toml"))
+CONFIGS = [path for path in CONFIGS if path.stem != "cluster"]  # files and machines of the user
 PILOT = Path(__file__).parents[1] / "configs" / "studies" / "pilot.toml"
 
 MINIMAL = """

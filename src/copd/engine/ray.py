@@ -10,9 +10,11 @@ import logging
 import os
 import pickle
 import sys
+import threading
 import time
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -90,6 +92,7 @@ class RayEngine:
         self._coming: dict[str, list[Any]] = {}
         self._places: dict[str, list[str]] = {}
         self._idle: list[Any] = []
+        self._num_asking, self._asked = 0, threading.Condition()
         address, size = ray.util.get_node_ip_address(), settings.ranks_per_branch
         self._lobby = Lobby(address, size, settings.time_limit)
 
@@ -113,12 +116,13 @@ class RayEngine:
     def each(
         self, verb: Callable[[Branch, Input], Output], inputs: Mapping[str, Input]
     ) -> dict[str, Output]:
-        self._arrive(list(inputs))
-        asked = {}
-        for name, value in inputs.items():
-            message = pack((Host.apply, (verb, {name: value})))
-            asked[name] = [host.serve.remote(message) for host in self._hosts[name]]
-        answers = self._collect(asked, verb.__name__, self._settings.time_limit)
+        with self._asking():
+            self._arrive(list(inputs))
+            asked = {}
+            for name, value in inputs.items():
+                message = pack((Host.apply, (verb, {name: value})))
+                asked[name] = [host.serve.remote(message) for host in self._hosts[name]]
+            answers = self._collect(asked, verb.__name__, self._settings.time_limit)
         return {name: of_ranks[0][name] for name, of_ranks in answers.items()}
 
     def clear(self) -> None:
@@ -140,8 +144,21 @@ class RayEngine:
         for host in (*self._all_hosts(), *self._idle):
             ray.kill(host)
         self._hosts, self._coming, self._places, self._idle = {}, {}, {}, []
+        with self._asked:  # a thread that asks once Ray is gone would start it again
+            self._asked.wait_for(lambda: not self._num_asking, CLEAR_SECONDS)
         if self._joined:
             ray.shutdown()
+
+    @contextmanager
+    def _asking(self) -> Iterator[None]:
+        with self._asked:
+            self._num_asking += 1
+        try:
+            yield
+        finally:
+            with self._asked:
+                self._num_asking -= 1
+                self._asked.notify_all()
 
     def _all_hosts(self) -> list[Any]:
         return [host for hosts in self._hosts.values() for host in hosts]
