@@ -33,9 +33,7 @@ def peaks(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[float, in
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_the_plan_is_near_what_is_measured(
-    peaks: dict[str, tuple[float, int]], case: str
-):
+def test_the_plan_is_near_what_is_measured(peaks: dict[str, tuple[float, int]], case: str):
     found, told = peaks[case]
     # what a CPU holds for products in bfloat16 beside torch's tensors is not in the plan
     assert told == pytest.approx(found, rel=0.35 if case == "bfloat16" else 0.2)
