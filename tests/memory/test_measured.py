@@ -20,6 +20,11 @@ CASES = {
     "pictures": ("seeing", 1, {"modality": "image"}),
 }
 
+MISSED = pytest.mark.xfail(
+    strict=True,
+    reason="the first run of a process in bfloat16 holds a quarter more than the plan knows",
+)
+
 
 @pytest.fixture(scope="module")
 def peaks(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[float, int]]:
@@ -32,11 +37,15 @@ def peaks(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[float, in
     }
 
 
-@pytest.mark.parametrize("case", CASES)
-def test_the_plan_is_near_what_is_measured(peaks: dict[str, tuple[float, int]], case: str):
+@pytest.mark.parametrize(
+    "case",
+    [case if case != "bfloat16" else pytest.param(case, marks=MISSED) for case in CASES],
+)
+def test_the_plan_is_within_a_fifth_of_what_is_measured(
+    peaks: dict[str, tuple[float, int]], case: str
+):
     found, told = peaks[case]
-    # what a CPU holds for products in bfloat16 beside torch's tensors is not in the plan
-    assert told == pytest.approx(found, rel=0.35 if case == "bfloat16" else 0.2)
+    assert told == pytest.approx(found, rel=0.2)
 
 
 def test_three_adapters_take_little_more_than_one(peaks: dict[str, tuple[float, int]]):

@@ -214,8 +214,7 @@ class Branch:
         }
         self._read = {}
         # with adapters all branches live in the memory of one, and their graphs would not
-        keep_graph = self._policy.owns_model
-        limit = self._rollout.max_completion_tokens
+        keep_graph, limit = self._policy.owns_model, self._rollout.max_completion_tokens
         with naming(self.name, requests):
             sampled = self._sample([*wanted.values()], limit, keep_graph=keep_graph)
         if keep_graph and sampled.prefixes is not None:
