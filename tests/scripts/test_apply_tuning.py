@@ -10,7 +10,7 @@ from copd.config.study import load_study
 from copd.run.cost import COUNTS
 from copd.run.evaluation import DomainResult
 from copd.study import Outcome, StudyResults, save_results
-from scripts.apply_tuning import apply, chosen, main, tried
+from scripts.apply_tuning import apply, at_the_edge, chosen, main, tried
 
 STUDIES = Path(__file__).parents[2] / "configs" / "studies"
 CORRECT = {
@@ -44,6 +44,33 @@ def test_the_best_setting_of_each_method_is_chosen_the_first_of_equals(results):
         "mixed": (2e-4, None),
         "copd": (2e-4, 2.0),
     }
+
+
+def test_experts_are_chosen_by_what_they_do_on_their_own_domains(results):
+    def measured(method, **correct):
+        domains = {}
+        for domain, number in correct.items():
+            accuracy = (1.0,) * number + (0.0,) * (8 - number)
+            domains[domain] = DomainResult(("only",) * 8, accuracy, accuracy, 3.0)
+        name = method.partition(":")[0]
+        return Outcome(method, name, 100, domains, dict.fromkeys(COUNTS, 1), 1.0)
+
+    outcomes = (
+        measured("experts_1e4", text=7, image=7),  # the better average
+        measured("experts_1e4: branch text", text=5, image=1),
+        measured("experts_1e4: branch image", text=8, image=4),
+        measured("experts_2e4", text=2, image=2),
+        measured("experts_2e4: branch text", text=6, image=1),
+        measured("experts_2e4: branch image", text=1, image=5),
+    )
+    best = chosen(tried(replace(results, outcomes=outcomes)))["experts"]
+    assert (best.learning_rate, best.accuracy.mean) == (2e-4, 11 / 16)
+
+
+def test_a_best_rate_at_the_edge_is_named(results):
+    assert at_the_edge(tried(results)) == []
+    without = tuple(o for o in results.outcomes if o.method not in ("mixed_1e4", "copd_4e4"))
+    assert at_the_edge(tried(replace(results, outcomes=without))) == ["mixed", "copd"]
 
 
 def test_only_marked_numbers_of_a_tuned_world_change(results):
