@@ -19,7 +19,6 @@ from copd.branch import Branch, Diverged
 from copd.config import Config, RayEngineConfig, load_config
 from copd.engine import BranchLost, LocalEngine, create_engine
 from copd.run import commands, runner
-from copd.run.recovery import MAX_LOSSES, surviving
 
 SETTINGS = {
     "seed": 3,
@@ -234,29 +233,6 @@ def processes_in(folder: Path) -> list[str]:
     return found
 
 
-def test_a_run_gives_up_after_losses_without_progress():
-    steps = iter([0, *[0] * 2, *[1] * 99])  # at first, after two losses, from the third on
-    begun: list[str] = []
-
-    def work(start: str) -> None:
-        begun.append(start)
-        raise BranchLost("gone.")
-
-    said: list[str] = []
-    with pytest.raises(BranchLost):
-        surviving(
-            work, "first", again=lambda: "again", progress=lambda: next(steps), say=said.append
-        )
-    assert begun == ["first", *["again"] * (2 + MAX_LOSSES)]
-    assert [line.split("attempt ")[1] for line in said] == ["1 of 3.", "2 of 3."] + [
-        f"{n} of 3." for n in (1, 2, 3)
-    ]
-
-
-def test_work_that_is_not_lost_is_done_once():
-    assert surviving(lambda s: s + 1, 1, again=lambda: 5, progress=lambda: 0, say=print) == 2
-
-
 def test_the_engine_is_local_unless_another_is_named(tmp_path):
     for section in ({}, {"num_threads": 1}, {"type": "local"}):
         assert isinstance(create_engine(make_config(tmp_path, engine=section)), LocalEngine)
@@ -266,6 +242,8 @@ def test_the_engine_is_local_unless_another_is_named(tmp_path):
     assert isinstance(config.engine, RayEngineConfig) and config.engine.num_gpus == 0.5
     with pytest.raises(ValueError, match=r"num_cpus does not belong to engine.type 'local'"):
         load_config(path, ["--engine.num_cpus", "2"])
+    with pytest.raises(ValueError, match=r"max_failures does not belong to engine.type 'local'"):
+        load_config(path, ["--engine.max_failures", "2"])
     with pytest.raises(ValueError, match=r"engine.type is unknown: got 'rya'.*'local'.*'ray'"):
         load_config(path, ["--engine.type", "rya"])
 

@@ -41,7 +41,8 @@ class Weighing(LocalEngine):
         self._traffic = traffic
 
     def each(self, verb: Callable[[Branch, Any], Any], inputs: Mapping[str, Any]) -> dict[str, Any]:
-        from copd.engine.ray import Host, pack
+        from copd.engine.actor import pack
+        from copd.engine.host import Host
 
         answers = super().each(verb, inputs)
         for name, value in inputs.items():

@@ -5,7 +5,7 @@ Citations: "paper" is arXiv 2604.27083; "framework" is a default of the code the
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import (
     AfterValidator,
@@ -245,6 +245,8 @@ class LocalEngineConfig(Section):
     """What an engine is without a type."""
     num_threads: Count | None = None
     """CPU threads; torch decides by default."""
+    max_failures: ClassVar[int] = 0
+    """This process cannot outlive its branches."""
 
 
 class RayEngineConfig(Section):
@@ -266,6 +268,9 @@ class RayEngineConfig(Section):
     """Seconds until a branch has found its place and loaded its model."""
     time_limit: PositiveFloat = 21_600.0
     """Seconds a branch may sample, score or learn at a time; after that it counts as lost."""
+    max_failures: Annotated[int, Field(strict=True, ge=-1)] = 3
+    """Times in a row that a run begins again after a loss, without a new checkpoint in between; -1
+    for no limit."""
 
 
 def _local_by_default(engine: object) -> object:

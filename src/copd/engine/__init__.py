@@ -16,6 +16,18 @@ def create_engine(config: Config) -> Engine:
         case LocalEngineConfig():
             return LocalEngine(config)
         case RayEngineConfig():
-            from copd.engine.ray import RayEngine  # a package that not everybody has
+            return _ray_engine(config, config.engine)
 
-            return RayEngine(config, config.engine)
+
+def _ray_engine(config: Config, settings: RayEngineConfig) -> Engine:
+    """By a package that not everybody has."""
+    try:
+        from copd.engine.ray import RayEngine
+    except ModuleNotFoundError as error:
+        if error.name != "ray":
+            raise
+        raise ValueError(
+            'engine.type = "ray" needs a package that is not installed: got no ray. '
+            'Run `pip install "copd[ray]"`, or use engine.type = "local".'
+        ) from None
+    return RayEngine(config, settings)

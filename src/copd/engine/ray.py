@@ -1,42 +1,30 @@
 """Every branch in processes of its own, as Ray actors: side by side, on one machine or on many.
 
-The only file that imports ray. Knows no recipe, and of a branch only how to host it.
+Beside actor.py the only file that imports ray. Knows no recipe, and of a branch only where it is.
 """
 
 from __future__ import annotations
 
-import io
 import logging
 import os
 import pickle
 import sys
 import threading
 import time
-import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+import ray
+from ray.exceptions import RayError
+
 from copd.branch import Branch
 from copd.config import Config, RayEngineConfig
+from copd.engine.actor import Actor, Failure, pack
 from copd.engine.base import BranchLost
 from copd.engine.host import Host
 from copd.engine.meeting import Lobby
-from copd.engine.message import flat
-
-try:
-    import ray
-    from ray.cloudpickle.cloudpickle import Pickler as CloudPickler
-    from ray.exceptions import RayError
-except ModuleNotFoundError as error:
-    if error.name != "ray":
-        raise
-    raise ValueError(
-        'engine.type = "ray" needs a package that is not installed: got no ray. '
-        'Run `pip install "copd[ray]"`, or use engine.type = "local".'
-    ) from None
 
 Input = TypeVar("Input")
 Output = TypeVar("Output")
@@ -46,28 +34,6 @@ STORE_BYTES = 2**28
 
 CLEAR_SECONDS = 60.0
 """How long branches may go on with what nobody waits for any more, before their processes end."""
-
-
-@dataclass(frozen=True)
-class Failure:
-    """What a branch raised, to be raised where it was asked."""
-
-    error: Exception
-
-
-class Actor:
-    """A host that is asked by messages."""
-
-    def __init__(self) -> None:
-        self._host = Host()
-
-    def serve(self, message: bytes) -> bytes:
-        """Does what a message says; an error is an answer, so that Ray adds nothing to it."""
-        try:
-            work, arguments = pickle.loads(message)
-            return pack(work(self._host, *arguments))
-        except Exception as error:
-            return _pack_failure(error)
 
 
 class RayEngine:
@@ -236,40 +202,9 @@ class RayEngine:
         return BranchLost(f"branch {name!r} ({where}) was lost in {verb}: {why}.")
 
 
-def pack(value: object) -> bytes:
-    """A message: one flat buffer in the object store, arrays in it as they lie in memory.
-
-    Ray's own way would share memory and hand out arrays that cannot be written to; local branches
-    get ordinary ones.
-    """
-    buffer = io.BytesIO()
-    _Pickler(buffer, protocol=pickle.HIGHEST_PROTOCOL).dump(value)
-    return buffer.getvalue()
-
-
-class _Pickler(CloudPickler):
-    """Functions by name or by value; tensors and integers as `flat` has them."""
-
-    def reducer_override(self, obj: Any) -> Any:
-        as_flat = flat(obj)
-        return super().reducer_override(obj) if as_flat is NotImplemented else as_flat
-
-
 def _ask(host: Any, work: Callable[..., object], *arguments: object) -> Any:
     """Sends a message; returns where the answer will be."""
     return host.serve.remote(pack((work, arguments)))
-
-
-def _pack_failure(error: Exception) -> bytes:
-    """Errors for users stay as they are; a bug tells where it happened."""
-    if not isinstance(error, ValueError | ArithmeticError | OSError):
-        error.add_note(f"raised in the process of a branch:\n{traceback.format_exc()}")
-    try:
-        message = pack(Failure(error))
-        pickle.loads(message)
-        return message
-    except Exception:  # an error that cannot travel
-        return pack(Failure(RuntimeError("".join(traceback.format_exception(error)))))
 
 
 def join(settings: RayEngineConfig) -> bool:

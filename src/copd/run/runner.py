@@ -87,13 +87,13 @@ class Runner:
         self.prepare()
         self._write_settings()
         sent = max((line["step"] for line in read_lines(self.root / "timings.jsonl")), default=0)
-        start = self._restore()
         with self.trackers.opened(sent), self.progress:
             results = surviving(
                 lambda start: self._walk(*start, measure=measure),
-                start,
+                self._restore,
                 again=self._begin_again,
                 progress=lambda: saved_steps(self.root / "checkpoints"),
+                max_failures=self.config.engine.max_failures,
                 say=self.console.print,
             )
         if results is not None:
