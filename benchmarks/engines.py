@@ -1,8 +1,10 @@
 """The Ray engine against the local one: the same steps of the same two branches, turn by turn.
 
-Writes its table between two marks of docs/scaling.md. Knows nothing of other libraries.
+A turn is what a run does between two checkpoints. Ray has a second turn in which every step is
+taken alone, so that no branch is ahead. Writes its table between two marks of docs/scaling.md.
+Knows nothing of other libraries.
 
-    python -m benchmarks.engines --rounds 9 --page docs/scaling.md
+    python -m benchmarks.engines --turns 9 --page docs/scaling.md
 """
 
 from __future__ import annotations
@@ -10,9 +12,11 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +25,17 @@ from benchmarks.ratios import Spread
 from copd.branch import Branch
 from copd.config import Config, load_config
 from copd.engine import Engine, create_engine, wait_for
-from copd.recipes import Plan, build_plan
-from copd.run.step import Position, StepResult, take_step
+from copd.recipes import build_plan
+from copd.run.step import Position, take_step, take_steps
+from copd.run.windows import positions_of, windows
+from copd.types import Metrics
 
 BRANCHES = ("text", "image")
 BEGIN, END = "<!-- engines: begin -->", "<!-- engines: end -->"
-ENGINES = {
-    "local": ("--engine.type", "local", "--engine.num_threads", "1"),
-    "ray": ("--engine.type", "ray", "--engine.num_threads", "1"),
-}
+WAYS = {"local": "local", "Ray": "ray", "Ray, a step at a time": "ray"}
+"""Ways to take steps, and the engine of each."""
+
+LOCAL, *OTHERS = WAYS
 
 
 @dataclass(frozen=True)
@@ -90,9 +96,9 @@ def clocked(
 
 @dataclass(frozen=True)
 class Turn:
-    """One step on one engine."""
+    """Some steps on one engine."""
 
-    stage: str
+    num_steps: int
     seconds: float
     work: Sequence[Work]
 
@@ -119,84 +125,75 @@ def covered(spans: Iterable[tuple[float, float]]) -> float:
 
 def settings(engine: str) -> Config:
     """The laptop's, with two branches."""
-    words = ("--recipe.branches", "{text = 'text', image = 'image'}", *ENGINES[engine])
+    words = ["--recipe.branches", "{text = 'text', image = 'image'}"]
+    words += ["--engine.type", engine, "--engine.num_threads", "1"]
+    if engine == "ray":
+        words += ["--engine.num_cpus", "0"]  # of the first one's cluster, which counts none
     return load_config(Path("configs/laptop.toml"), words)
 
 
-def take_turn(engine: Clocked, config: Config, plan: Plan, step: int) -> tuple[Turn, StepResult]:
+def take_turn(
+    engine: Clocked, config: Config, positions: Sequence[Position], *, together: bool
+) -> tuple[Turn, list[Mapping[str, Metrics]]]:
     engine.work = []
-    index, _ = plan.locate(step - 1)
-    position = Position(step, index, plan.stages[index])
     started = time.perf_counter()
-    result = take_step(engine, config, position)
-    return Turn(position.stage.name, time.perf_counter() - started, engine.work), result
+    if together:
+        results = list(take_steps(engine, config, positions))
+    else:
+        results = [take_step(engine, config, position) for position in positions]
+    turn = Turn(len(positions), time.perf_counter() - started, engine.work)
+    return turn, [result.metrics for result in results]
 
 
-def measure(num_rounds: int) -> list[tuple[Turn, Turn]]:
-    """Pairs of turns, local and Ray, of equal steps; the first round warms both up."""
-    configs = {name: settings(name) for name in ENGINES}
-    plan = build_plan(configs["local"])
+def measure(num_turns: int) -> list[dict[str, Turn]]:
+    """Turns of equal steps by way, in another order each time; the first ones warm up."""
+    configs = {way: settings(engine) for way, engine in WAYS.items()}
+    plan = build_plan(configs[LOCAL])
     assert set(plan.branches) == set(BRANCHES), plan.branches
-    engines = {name: Clocked(create_engine(config)) for name, config in configs.items()}
-    pairs: list[tuple[Turn, Turn]] = []
+    engines = {way: Clocked(create_engine(config)) for way, config in configs.items()}
+    found: list[dict[str, Turn]] = []
     try:
         for engine in engines.values():
             for name in plan.branches:
-                engine.spawn(name, configs["local"].model.path)
+                engine.spawn(name, configs[LOCAL].model.path)
             wait_for(engine, plan.branches)
-        for step in range(1, 1 + steps_per_round(plan) * (1 + num_rounds)):
-            order = list(ENGINES) if step % 2 else list(reversed(ENGINES))
-            turns = {name: take_turn(engines[name], configs[name], plan, step) for name in order}
-            (local, one), (ray, other) = turns["local"], turns["ray"]
-            assert one.metrics == other.metrics, f"step {step} differs between the engines"
-            pairs.append((local, ray))
-            print(f"step {step} {local.stage}: {local.seconds:.2f} s, {ray.seconds:.2f} s")
+        for window in islice(windows(configs[LOCAL], plan, 0), 1 + num_turns):
+            positions, turns, metrics = positions_of(plan, window, ()), {}, {}
+            order = deque(WAYS)
+            order.rotate(len(found))
+            for way in order:
+                turns[way], metrics[way] = take_turn(
+                    engines[way], configs[way], positions, together=way != OTHERS[1]
+                )
+            assert all(own == metrics[LOCAL] for own in metrics.values()), f"{window} differs"
+            found.append(turns)
+            seconds = ", ".join(f"{turns[way].seconds:.2f} s {way}" for way in WAYS)
+            print(f"steps {window[0]} to {window[-1]}: {seconds}", flush=True)
     finally:
-        for engine in engines.values():
+        for engine in reversed(engines.values()):  # the cluster was started by the first on Ray
             engine.close()
-    return pairs[steps_per_round(plan) :]
+    return found[1:]
 
 
-def steps_per_round(plan: Plan) -> int:
-    """An RLVR stage and a mutual stage."""
-    return sum(stage.steps for stage in plan.stages[:2])
-
-
-def rows(pairs: Sequence[tuple[Turn, Turn]], per_round: int) -> list[tuple[str, list[str]]]:
-    """A column per kind of step, and one of whole rounds."""
-    stages = list(dict.fromkeys(local.stage for local, _ in pairs))
-    columns = [[[pair] for pair in pairs if pair[0].stage == stage] for stage in stages]
-    columns.append(
-        [list(pairs[start : start + per_round]) for start in range(0, len(pairs), per_round)]
-    )
-    table = {
-        "local engine, seconds per step": lambda own: _mean(local.seconds for local, _ in own),
-        "Ray, seconds per step": lambda own: _mean(ray.seconds for _, ray in own),
-        "**throughput, Ray / local**": lambda own: (
-            _mean(local.seconds for local, _ in own) / _mean(ray.seconds for _, ray in own)
-        ),
-        "the same, were there nothing to wait for": lambda own: (
-            _mean(local.seconds for local, _ in own) / _mean(local.slowest for local, _ in own)
-        ),
-        "CPU time of the branches, Ray / local": lambda own: (
-            _mean(_cpu(ray) for _, ray in own) / _mean(_cpu(local) for local, _ in own)
-        ),
-        "**overhead of the engine, % of a step on Ray**": lambda own: (
-            100.0 * _mean(ray.overhead for _, ray in own) / _mean(ray.seconds for _, ray in own)
+def rows(turns: Sequence[Mapping[str, Turn]]) -> list[tuple[str, list[str]]]:
+    """A column per way on Ray."""
+    table: Mapping[str, Callable[[Turn, Turn], float]] = {
+        "local engine, seconds per step": lambda local, _: local.seconds / local.num_steps,
+        "Ray, seconds per step": lambda _, ray: ray.seconds / ray.num_steps,
+        "**throughput, Ray / local**": lambda local, ray: local.seconds / ray.seconds,
+        "the same, were there nothing to wait for": lambda local, _: local.seconds / local.slowest,
+        "CPU time of the branches, Ray / local": lambda local, ray: _cpu(ray) / _cpu(local),
+        "**overhead of the engine, % of the time on Ray**": lambda _, ray: (
+            100.0 * ray.overhead / ray.seconds
         ),
     }
     return [
-        ("", [*stages, "whole rounds"]),
+        ("", OTHERS),
         *(
-            (name, [_words([value(own) for own in column]) for column in columns])
+            (name, [_words([value(own[LOCAL], own[way]) for own in turns]) for way in OTHERS])
             for name, value in table.items()
         ),
     ]
-
-
-def _mean(values: Iterable[float]) -> float:
-    found = list(values)
-    return sum(found) / len(found)
 
 
 def _cpu(turn: Turn) -> float:
@@ -208,15 +205,15 @@ def _words(values: Sequence[float]) -> str:
     return f"{spread.median:.2f} ({spread.lower:.2f} to {spread.upper:.2f})"
 
 
-def page(pairs: Sequence[tuple[Turn, Turn]], per_round: int) -> str:
+def page(turns: Sequence[Mapping[str, Turn]]) -> str:
     """The table in Markdown, with what it was measured on."""
-    (_, header), *body = rows(pairs, per_round)
+    (_, header), *body = rows(turns)
     lines = [
         f"Written by `python -m benchmarks.engines` on {time.strftime('%Y-%m-%d')}: "
         f"{processor()}, torch {version('torch')}, ray {version('ray')}.",
-        f"Two branches ({' and '.join(BRANCHES)}) of `configs/laptop.toml`, a thread each; every "
-        f"step on both engines in turn, {len(pairs) // per_round} rounds after one to warm up; "
-        "medians with quartiles.",
+        f"Two branches ({' and '.join(BRANCHES)}) of `configs/laptop.toml`, a thread each; the "
+        f"{turns[0][LOCAL].num_steps} steps between two checkpoints in turn, {len(turns)} times "
+        "after one to warm up; medians with quartiles.",
         "",
         f"| | {' | '.join(header)} |",
         f"| --- |{' ---: |' * len(header)}",
@@ -238,11 +235,10 @@ def between_marks(text: str, new: str) -> str:
 
 def main(words: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--turns", type=int, default=9)
     parser.add_argument("--page", type=Path, help="a page with the two marks; else it is printed")
     given = parser.parse_args(words)
-    per_round = steps_per_round(build_plan(settings("local")))
-    table = page(measure(given.rounds), per_round)
+    table = page(measure(given.turns))
     if given.page:
         text = given.page.read_text(encoding="utf-8")
         given.page.write_text(between_marks(text, table), encoding="utf-8")

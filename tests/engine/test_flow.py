@@ -1,15 +1,24 @@
 """Who waits for whom: on engines whose branches are names, and whose verbs wait for each other."""
 
-from collections.abc import Callable
-from threading import Event
+import threading
+import time
+from collections.abc import Callable, Mapping
+from threading import Barrier, Event
 from typing import Any
 
 import pytest
 
-from copd.engine import BranchLost, Task, run_tasks
+from copd.engine import BranchLost, Engine, Task, run_tasks
+from copd.engine.flow import STEPS_AT_ONCE
 
 Verb = Callable[[Any, Any], Any]
 LIMIT = 20.0
+
+
+def run_one(engine: Engine, tasks: Mapping[tuple[str, str], Task]) -> dict[tuple[str, str], Any]:
+    """A step alone."""
+    (answers,) = run_tasks(engine, [tasks])
+    return answers
 
 
 class Names:
@@ -56,9 +65,8 @@ def then_set(event: Event) -> Verb:
     return verb
 
 
-def fail(error: Exception, before: Event | None = None) -> Verb:
+def fail(error: Exception) -> Verb:
     def verb(branch: Any, value: Any) -> Any:
-        assert before is None or before.wait(LIMIT)
         raise error
 
     return verb
@@ -73,7 +81,7 @@ def test_answers_are_those_of_doing_it_in_order(is_parallel: bool):
         ("score", "b"): task("b", answer, ("sample", "a")),
         ("update", "a"): task("a", answer, ("score", "b"), ("sample", "b")),
     }
-    answers = run_tasks(engine, tasks)
+    answers = run_one(engine, tasks)
     assert list(answers.items()) == [
         (("sample", "a"), "a []"),
         (("sample", "b"), "b []"),
@@ -98,7 +106,7 @@ def test_a_teacher_scores_while_a_branch_that_it_does_not_need_still_samples():
         ("score", "fast"): task("fast", then_set(scored), ("sample", "student")),
         ("update", "student"): task("student", then_set(updated), ("score", "fast")),
     }
-    assert len(run_tasks(Names(is_parallel=True), tasks)) == 5
+    assert len(run_one(Names(is_parallel=True), tasks)) == 5
 
 
 def test_a_branch_does_its_tasks_in_their_order():
@@ -111,7 +119,7 @@ def test_a_branch_does_its_tasks_in_their_order():
         ("score", "teacher"): task("teacher", answer, ("sample", "student")),
         ("update", "teacher"): task("teacher"),
     }
-    run_tasks(engine, tasks)
+    run_one(engine, tasks)
     assert [value for name, value in engine.asked if name == "teacher"] == [
         [],
         ["student []"],
@@ -120,25 +128,32 @@ def test_a_branch_does_its_tasks_in_their_order():
 
 
 def test_what_runs_is_waited_for_and_a_loss_comes_before_an_error():
-    engine, failing, ended = Names(is_parallel=True), Event(), []
+    engine, begun, failing, ended = Names(is_parallel=True), Barrier(3, timeout=LIMIT), Event(), []
 
     def error(branch: Any, value: Any) -> None:
+        begun.wait()
         failing.set()
         raise ValueError("a mistake.")
 
     def late(branch: Any, value: Any) -> None:
+        begun.wait()
         assert failing.wait(LIMIT)
         ended.append(branch)
+
+    def lost(branch: Any, value: Any) -> None:
+        begun.wait()
+        assert failing.wait(LIMIT)
+        raise BranchLost("gone.")
 
     tasks = {
         ("sample", "a"): task("a", error),
         ("sample", "b"): task("b", late),
-        ("sample", "c"): task("c", fail(BranchLost("gone."), failing)),
+        ("sample", "c"): task("c", lost),
         ("update", "b"): task("b"),
         ("update", "c"): task("c", answer, ("sample", "b")),
     }
     with pytest.raises(BranchLost, match="gone"):
-        run_tasks(engine, tasks)
+        run_one(engine, tasks)
     assert ended == ["b"]
     assert len(engine.asked) <= 4  # c never updates
 
@@ -147,5 +162,84 @@ def test_an_error_in_one_process_stops_there():
     engine = Names(is_parallel=False)
     tasks = {("sample", "a"): task("a", fail(ValueError("no."))), ("sample", "b"): task("b")}
     with pytest.raises(ValueError, match="no"):
-        run_tasks(engine, tasks)
+        run_one(engine, tasks)
     assert engine.asked == [("a", [])]
+
+
+def test_a_fast_branch_is_ahead_and_results_come_in_order():
+    """`slow` ends its first step once `fast` has begun its last that is near enough."""
+    ahead = Event()
+
+    def fast(index: int) -> Verb:
+        return then_set(ahead) if index == STEPS_AT_ONCE - 1 else answer
+
+    def steps() -> list[dict[tuple[str, str], Task]]:
+        return [
+            {
+                ("sample", "slow"): task("slow", wait_for(ahead)),
+                ("sample", "fast"): task("fast", fast(index)),
+                ("update", "fast"): task("fast", answer, ("sample", "fast")),
+            }
+            for index in range(STEPS_AT_ONCE + 2)
+        ]
+
+    engine = Names(is_parallel=True)
+    found = list(run_tasks(engine, steps()))
+    assert found == list(run_tasks(Names(is_parallel=False), steps()))
+    assert len(found) == STEPS_AT_ONCE + 2 and all(len(answers) == 3 for answers in found)
+    assert [value for name, value in engine.asked if name == "fast"] == [
+        [],
+        ["fast []"],
+    ] * len(found)
+
+
+def test_nobody_is_further_ahead_than_what_was_taken_allows():
+    engine = Names(is_parallel=True)
+    found = run_tasks(engine, [{("sample", "a"): task("a")}] * (STEPS_AT_ONCE + 5))
+    for taken in (1, 2):
+        next(found)
+        wait_until(lambda allowed=taken + STEPS_AT_ONCE: len(engine.asked) == allowed)
+        time.sleep(0.02)  # for one too many
+        assert len(engine.asked) == taken + STEPS_AT_ONCE
+    found.close()
+    wait_until(lambda: not threads_of_branches())
+    assert len(engine.asked) == 2 + STEPS_AT_ONCE
+
+
+def wait_until(reached: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + LIMIT
+    while not reached():
+        assert time.monotonic() < deadline, "it never was"
+        time.sleep(0.001)
+
+
+def threads_of_branches() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name.startswith("branch")]
+
+
+@pytest.mark.parametrize("error", [ValueError("no."), BranchLost("gone.")])
+def test_before_an_error_all_earlier_steps_are_taken_and_before_a_loss_none(error: Exception):
+    """`fast` fails in its second step while `slow` is still in the first one."""
+    engine, begun = Names(is_parallel=True), Event()
+
+    def failed(branch: Any, value: Any) -> None:
+        assert begun.wait(LIMIT)
+        raise error
+
+    def slow(branch: Any, value: Any) -> Any:
+        begun.set()
+        wait_until(lambda: len(threads_of_branches()) == 1)
+        return answer(branch, value)
+
+    own = {("sample", "slow"): task("slow"), ("update", "slow"): task("slow")}
+    steps = [
+        {("sample", "fast"): task("fast"), **own, ("sample", "slow"): task("slow", slow)},
+        {("sample", "fast"): task("fast", failed), **own},
+    ]
+    taken = []
+    with pytest.raises(type(error)):
+        for answers in run_tasks(engine, steps):
+            taken.append(answers)
+    is_loss = isinstance(error, BranchLost)
+    assert len(taken) == (0 if is_loss else 1)
+    assert len([name for name, _ in engine.asked if name == "slow"]) == (1 if is_loss else 2)

@@ -1,4 +1,4 @@
-"""One step: the same bits whether branches take turns or go on as soon as they can."""
+"""Steps: the same bits whether branches take turns or go on as soon as they can."""
 
 from pathlib import Path
 
@@ -7,14 +7,15 @@ import numpy as np
 from copd.config import Config
 from copd.engine import LocalEngine
 from copd.recipes import build_plan
-from copd.run.step import REFERENCE, Position, take_step
+from copd.run.step import REFERENCE, take_steps
+from copd.run.windows import positions_of
 from copd.types import Lesson
 
 DOMAINS = ("text", "image")
 SETTINGS = {
     "model": {"path": "tiny", "device": "cpu"},
     "domains": {m: {"type": "digits", "modality": m, "num_train": 50} for m in DOMAINS},
-    "recipe": {"type": "copd", "rounds": 1, "rlvr_steps": 1, "opd_steps": 1},
+    "recipe": {"type": "copd", "rounds": 2, "rlvr_steps": 1, "opd_steps": 2},
     "rollout": {"num_prompts": 2, "group_size": 2, "max_completion_tokens": 6},
     "optimizer": {"learning_rate": 1e-3},
     "distill": {"type": "sampled", "extrapolation": 1.5},
@@ -29,17 +30,14 @@ class SideBySide(LocalEngine):
 
 
 def steps(engine: LocalEngine, config: Config) -> list[tuple[dict, dict]]:
-    """Both stages' metrics and lessons."""
+    """Metrics and lessons of all steps, with nothing between them."""
     plan = build_plan(config)
     for name in plan.branches:
         engine.spawn(name, "tiny")
     engine.spawn(REFERENCE, "tiny", frozen=True)
-    found = []
-    for step in range(plan.total_steps):
-        index, _ = plan.locate(step)
-        result = take_step(engine, config, Position(step + 1, index, plan.stages[index]))
-        found.append((dict(result.metrics), dict(result.lessons)))
-    return found
+    positions = positions_of(plan, range(1, plan.total_steps + 1), ())
+    found = take_steps(engine, config, positions)
+    return [(dict(result.metrics), dict(result.lessons)) for result in found]
 
 
 def numbers(lessons: tuple[Lesson, ...]) -> list[np.ndarray]:
@@ -48,7 +46,7 @@ def numbers(lessons: tuple[Lesson, ...]) -> list[np.ndarray]:
     return [*(lesson.batch.token_ids for lesson in lessons), *told, *base]
 
 
-def test_a_step_has_the_same_bits_in_any_order(tmp_path: Path):
+def test_steps_have_the_same_bits_in_any_order(tmp_path: Path):
     config = Config.model_validate({**SETTINGS, "output_dir": tmp_path})
     in_turn = steps(LocalEngine(config), config)
     together = steps(SideBySide(config), config)

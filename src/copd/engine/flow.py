@@ -5,9 +5,9 @@ Knows no recipe, and no way a branch is asked but the engine's.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from threading import Condition, Thread
 from typing import Any
 
 from copd.branch import Branch
@@ -15,6 +15,9 @@ from copd.engine.base import BranchLost, Engine
 
 Key = tuple[str, str]
 Answers = Mapping[Key, Any]
+
+STEPS_AT_ONCE = 3
+"""How many a branch may begin before the first of them is taken: their answers are in memory."""
 
 
 @dataclass(frozen=True)
@@ -25,68 +28,141 @@ class Task:
     verb: Callable[[Branch, Any], Any]
     request: Callable[[Answers], Any]
     needs: tuple[Key, ...] = ()
+    """Tasks of the same step, and earlier ones."""
 
 
-def run_tasks(engine: Engine, tasks: Mapping[Key, Task]) -> dict[Key, Any]:
-    """All answers, in the order of the tasks, of which none needs a later one.
+Tasks = Mapping[Key, Task]
+"""Of one step."""
 
-    A branch does its own tasks in this order. In one process so do all branches; where they have
-    their own, nobody waits for more than it needs.
+
+def run_tasks(engine: Engine, steps: Sequence[Tasks]) -> Generator[dict[Key, Any], None, None]:
+    """The answers of one step after another, each in the order of its tasks.
+
+    A branch does its own tasks in the order of steps and tasks. In one process so do all branches;
+    where they have their own, nobody waits for more than it needs, not even for others to end a
+    step: whoever takes the answers must want all these steps taken. Close it when you leave early.
     """
+    for tasks in steps:
+        _check(tasks)
     if engine.is_parallel:
-        return _side_by_side(engine, tasks)
-    answers: dict[Key, Any] = {}
+        yield from _side_by_side(engine, steps)
+        return
+    for tasks in steps:
+        answers: dict[Key, Any] = {}
+        for key, task in tasks.items():
+            answers[key] = _ask(engine, task, answers)
+        yield answers
+
+
+def _check(tasks: Tasks) -> None:
+    earlier: set[Key] = set()
     for key, task in tasks.items():
-        answers[key] = _ask(engine, task, task.request(answers))
-    return answers
+        assert earlier.issuperset(task.needs), "a task needs one that is not there, or a later one"
+        earlier.add(key)
 
 
-def _side_by_side(engine: Engine, tasks: Mapping[Key, Task]) -> dict[Key, Any]:
-    """After a failure nothing new begins, and what runs is waited for.
-
-    Somebody could else still be asked when the branches are brought to life again.
-    """
-    answers: dict[Key, Any] = {}
-    failed: dict[Key, Exception] = {}
-    running: dict[Future[Any], Key] = {}
-    pool = ThreadPoolExecutor(max_workers=len({task.branch for task in tasks.values()}) or 1)
-    try:
-        while len(answers) < len(tasks):
-            for key in () if failed else list(_ready(tasks, answers, set(running.values()))):
-                request = tasks[key].request(answers)
-                running[pool.submit(_ask, engine, tasks[key], request)] = key
-            if not running:
-                raise _worst(tasks, failed)
-            for future in wait(running, return_when=FIRST_COMPLETED).done:
-                key, error = running.pop(future), future.exception()
-                if error is None:
-                    answers[key] = future.result()
-                elif isinstance(error, Exception):
-                    failed[key] = error
-                else:
-                    raise error
-    finally:
-        pool.shutdown(wait=False, cancel_futures=True)
-    return {key: answers[key] for key in tasks}
-
-
-def _ready(tasks: Mapping[Key, Task], answers: Answers, running: set[Key]) -> Iterator[Key]:
-    """Tasks that can begin: needs answered, and nothing left to do before by the same branch."""
-    occupied = {tasks[key].branch for key in running}
-    for key, task in tasks.items():
-        if key in answers or key in running:
-            continue
-        if task.branch not in occupied and all(need in answers for need in task.needs):
-            yield key
-        occupied.add(task.branch)
-
-
-def _worst(tasks: Mapping[Key, Task], failed: Mapping[Key, Exception]) -> Exception:
-    """A loss, from which a run recovers, before what else it may have caused; then the first."""
-    assert failed, "a task needs one that is not there, or a later one"
-    ordered = [failed[key] for key in tasks if key in failed]
-    return next((error for error in ordered if isinstance(error, BranchLost)), ordered[0])
-
-
-def _ask(engine: Engine, task: Task, request: Any) -> Any:
+def _ask(engine: Engine, task: Task, answers: Answers) -> Any:
+    request = task.request(answers)
     return engine.each(task.verb, {task.branch: request})[task.branch]
+
+
+def _side_by_side(engine: Engine, steps: Sequence[Tasks]) -> Generator[dict[Key, Any], None, None]:
+    """A thread per branch, which does that branch's tasks."""
+    names = dict.fromkeys(task.branch for tasks in steps for task in tasks.values())
+    board = _Board(steps, len(names))
+    for name in names:
+        Thread(target=_do_all, args=(engine, board, name), name=f"branch {name}").start()
+    try:
+        for index in range(len(steps)):
+            yield board.take(index)
+    finally:
+        board.stop(0)
+
+
+def _do_all(engine: Engine, board: _Board, branch: str) -> None:
+    try:
+        while (found := board.next_of(branch)) is not None:
+            (index, key), answers = found, board.answers[found[0]]
+            try:
+                board.put(index, key, _ask(engine, board.steps[index][key], answers))
+            except Exception as error:
+                board.fail(index, key, error)
+    finally:
+        board.leave()
+
+
+class _Board:
+    """What has been answered so far, and what may begin; all threads look at it.
+
+    After an error nothing of its step or of a later one begins any more, and earlier steps come to
+    their end, so that the same steps were taken as one after another. After a loss nothing begins.
+    """
+
+    def __init__(self, steps: Sequence[Tasks], num_threads: int) -> None:
+        self.steps = steps
+        self.answers: list[dict[Key, Any]] = [{} for _ in steps]
+        self._failed: dict[tuple[int, Key], Exception] = {}
+        self._num_threads = num_threads
+        self._num_taken = 0
+        self._end = len(steps)
+        self._changed = Condition()
+
+    def next_of(self, branch: str) -> tuple[int, Key] | None:
+        """The step and key of what a branch does next, once it can; None when that was all."""
+        with self._changed:
+            index, key = next(self._left_of(branch), (self._end, ("", "")))
+            self._changed.wait_for(lambda: index >= self._end or self._is_ready(index, key))
+            return None if index >= self._end else (index, key)
+
+    def _left_of(self, branch: str) -> Iterator[tuple[int, Key]]:
+        for index in range(self._num_taken, len(self.steps)):
+            for key, task in self.steps[index].items():
+                if task.branch == branch and key not in self.answers[index]:
+                    yield index, key
+
+    def _is_ready(self, index: int, key: Key) -> bool:
+        is_near = index < self._num_taken + STEPS_AT_ONCE
+        return is_near and all(n in self.answers[index] for n in self.steps[index][key].needs)
+
+    def put(self, index: int, key: Key, answer: Any) -> None:
+        with self._changed:
+            self.answers[index][key] = answer
+            self._changed.notify_all()
+
+    def fail(self, index: int, key: Key, error: Exception) -> None:
+        with self._changed:
+            self._failed[index, key] = error
+        self.stop(0 if isinstance(error, BranchLost) else index)
+
+    def stop(self, end: int) -> None:
+        """Nothing begins any more of the step `end` or later ones."""
+        with self._changed:
+            self._end = min(self._end, end)
+            self._changed.notify_all()
+
+    def leave(self) -> None:
+        with self._changed:
+            self._num_threads -= 1
+            self._changed.notify_all()
+
+    def take(self, index: int) -> dict[Key, Any]:
+        """A step's answers, once all are there; what runs is waited for before an error is raised.
+
+        Somebody could else still be asked when the branches are brought to life again.
+        """
+        with self._changed:
+            tasks, found = self.steps[index], self.answers[index]
+            self._changed.wait_for(lambda: len(found) == len(tasks) or not self._num_threads)
+            if len(found) < len(tasks):
+                raise self._worst()
+            self.answers[index] = {}
+            self._num_taken += 1
+            self._changed.notify_all()
+            return {key: found[key] for key in tasks}
+
+    def _worst(self) -> Exception:
+        """A loss, from which a run recovers, before what it may have caused; then the first."""
+        places = [(index, key) for index, tasks in enumerate(self.steps) for key in tasks]
+        ordered = [self._failed[place] for place in places if place in self._failed]
+        assert ordered, "threads end when all is done, or after a failure"
+        return next((error for error in ordered if isinstance(error, BranchLost)), ordered[0])

@@ -58,7 +58,7 @@ Action = RLVR | OPD
 
 @dataclass(frozen=True)
 class Stage:
-    """Steps between two barriers; in each step a branch makes one update on all its actions."""
+    """Consecutive steps of one kind; in each a branch makes one update on all its actions."""
 
     name: str
     steps: int

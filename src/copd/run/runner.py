@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,6 @@ from copd.config import Config
 from copd.domains import with_sizes
 from copd.engine import Engine, wait_for
 from copd.recipes import Plan, build_plan, to_dict
-from copd.run.band import governed
 from copd.run.checkpoint import latest_checkpoint, save_checkpoint, saved_steps
 from copd.run.cost import add_step, no_cost
 from copd.run.directory import (
@@ -41,8 +41,9 @@ from copd.run.preflight import check_teachers
 from copd.run.progress import RunProgress
 from copd.run.recovery import surviving
 from copd.run.rollouts import rollout_records
-from copd.run.step import REFERENCE, Position, StepResult, asks_base, take_step
+from copd.run.step import REFERENCE, Position, StepResult, asks_base, take_steps
 from copd.run.trackers import Trackers, check_installed, evaluation_values, step_values
+from copd.run.windows import compares, evaluates, positions_of, saves, windows
 from copd.types import Split
 
 BASE = "base"
@@ -135,10 +136,6 @@ class Runner:
         """The models a run ends with, as far as they are measured."""
         return measured_models(self.plan, self.config.evaluation)
 
-    @property
-    def _shares_base(self) -> bool:
-        return self.config.model.branches == "lora"
-
     def _restore(self) -> tuple[int, dict[str, dict[str, int]]]:
         checkpoint = latest_checkpoint(self.root / "checkpoints")
         done, cost = (
@@ -154,29 +151,40 @@ class Runner:
         return done, cost
 
     def _train(self, done: int, cost: dict[str, dict[str, int]]) -> None:
-        total, settings = self.plan.total_steps, self.config.checkpoint
         if done == 0:
             self._measure_sometimes(0, "start")
-        for step in () if self._is_spent(cost) else range(done + 1, total + 1):
+        for window in () if self._is_spent(cost) else windows(self.config, self.plan, done):
+            positions = positions_of(self.plan, window, read_lines(self.root / "dynamics.jsonl"))
             started = time.perf_counter()
-            index, _ = self.plan.locate(step - 1)
-            stage = governed(self.plan.stages[index], read_lines(self.root / "dynamics.jsonl"))
-            position = Position(step, index, stage)
-            result = take_step(self.engine, self.config, position)
-            cost = add_step(cost, position.stage, result.lessons)
-            is_last = step == total or self._is_spent(cost)
-            line = self._log(position, result, cost)
-            results = self._evaluate_sometimes(step)
-            self._measure_sometimes(step, position.stage.name, is_last=is_last)
-            seconds = round(time.perf_counter() - started, 4)
-            append_lines(self.root / "timings.jsonl", [{"step": step, "seconds": seconds}])
-            self.progress.advance(line, seconds)
-            self.trackers.log(step, step_values(line, seconds, results))
-            if is_last or step % settings.every == 0 or step in settings.milestones:
-                root, branches = self.root / "checkpoints", self.plan.branches
-                save_checkpoint(root, self.engine, branches, step, cost, settings=settings)
-            if is_last:
+            with closing(take_steps(self.engine, self.config, positions)) as results:
+                for position, result in zip(positions, results, strict=True):
+                    cost = self._end_step(position, result, cost, started)
+                    started = time.perf_counter()
+            if self._is_spent(cost):
                 break
+
+    def _end_step(
+        self,
+        position: Position,
+        result: StepResult,
+        cost: dict[str, dict[str, int]],
+        started: float,
+    ) -> dict[str, dict[str, int]]:
+        """Writes and measures what follows a step; returns the cost so far."""
+        step = position.step
+        cost = add_step(cost, position.stage, result.lessons)
+        is_last = step == self.plan.total_steps or self._is_spent(cost)
+        line = self._log(position, result, cost)
+        results = self._evaluate_sometimes(step)
+        self._measure_sometimes(step, position.stage.name, is_last=is_last)
+        seconds = round(time.perf_counter() - started, 4)
+        append_lines(self.root / "timings.jsonl", [{"step": step, "seconds": seconds}])
+        self.progress.advance(line, seconds)
+        self.trackers.log(step, step_values(line, seconds, results))
+        if is_last or saves(self.config, step):
+            root, settings = self.root / "checkpoints", self.config.checkpoint
+            save_checkpoint(root, self.engine, self.plan.branches, step, cost, settings=settings)
+        return cost
 
     def _is_spent(self, cost: dict[str, dict[str, int]]) -> bool:
         """True once all branches together have sampled the tokens they may."""
@@ -199,8 +207,7 @@ class Runner:
 
     def _evaluate_sometimes(self, step: int) -> Mapping[str, Results]:
         """What the branches can do after this step, where it is a step to ask that."""
-        every = self.config.evaluation.every
-        if not every or step % every or step == self.plan.total_steps:
+        if not evaluates(self.config, self.plan, step):
             return {}
         results = self._evaluate("evaluating the branches", self.plan.branches, in_step=True)
         line = {"step": step, "results": to_json(results)}
@@ -217,8 +224,7 @@ class Runner:
             }
 
     def _measure_sometimes(self, step: int, stage: str, *, is_last: bool = False) -> None:
-        every = self.config.monitor.every
-        if every and (is_last or step % every == 0):
+        if self.config.monitor.every and (is_last or compares(self.config, step)):
             line = measure(self.engine, self.config, self.plan.branches, step, stage)
             append_lines(self.root / "dynamics.jsonl", [line])
 
@@ -245,7 +251,7 @@ class Runner:
             self._export(final)
         else:
             self._merge(final)
-        if self._shares_base:
+        if self.config.model.branches == "lora":
             names = {name: Path(name) for name in self._measured}
             self._export_each(names, self.root / "adapters", Branch.export_adapter)
         trained = self._evaluate("evaluating the trained models", self._measured)
@@ -261,10 +267,7 @@ class Runner:
         self._export_each(places, final, Branch.export)
 
     def _export_each(
-        self,
-        places: dict[str, Path],
-        folder: Path,
-        verb: Callable[[Branch, Path], None],
+        self, places: dict[str, Path], folder: Path, verb: Callable[[Branch, Path], None]
     ) -> None:
         def fill(aside: Path) -> None:
             self.engine.each(verb, {name: aside / place for name, place in places.items()})

@@ -1,9 +1,10 @@
-"""One step of a plan: every branch samples, every teacher scores, every branch updates once."""
+"""Steps of a plan: every branch samples, every teacher scores, every branch updates once."""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -47,19 +48,26 @@ class StepResult:
     """Branch to its batches and what teachers said of them."""
 
 
-def take_step(engine: Engine, config: Config, position: Position) -> StepResult:
-    """The paper's Algorithm 1, one step.
+def take_steps(
+    engine: Engine, config: Config, positions: Sequence[Position]
+) -> Generator[StepResult, None, None]:
+    """The paper's Algorithm 1, some consecutive steps, one result after another.
 
     No policy moves while it is being asked (a simultaneous update). Where branches work side by
-    side, a teacher scores as soon as it and its students have sampled, and a branch updates as soon
-    as its teachers have answered and it has.
+    side, a teacher scores as soon as it and its students have sampled, a branch updates as soon as
+    its teachers have answered and it has, and then begins its next step: when a result is there,
+    branches may be further on. Close it when you leave early.
     """
-    step = _Step.of(config, position)
-    answers = run_tasks(engine, step.tasks())
-    return StepResult(
-        {name: answers["update", name] for name in step.actions},
-        {name: step.lessons(name, answers) for name in step.actions},
-    )
+    steps = [_Step.of(config, position) for position in positions]
+    with closing(run_tasks(engine, [step.tasks() for step in steps])) as found:
+        for step, answers in zip(steps, found, strict=True):
+            yield step.result(answers)
+
+
+def take_step(engine: Engine, config: Config, position: Position) -> StepResult:
+    """One step alone."""
+    (result,) = take_steps(engine, config, [position])
+    return result
 
 
 @dataclass(frozen=True)
@@ -108,6 +116,12 @@ class _Step:
 
     def update(self, name: str, answers: Answers) -> UpdateRequest:
         return UpdateRequest(self.lessons(name, answers), str(self.position))
+
+    def result(self, answers: Answers) -> StepResult:
+        return StepResult(
+            {name: answers["update", name] for name in self.actions},
+            {name: self.lessons(name, answers) for name in self.actions},
+        )
 
     def lessons(self, name: str, answers: Answers) -> tuple[Lesson, ...]:
         """A branch's batches, with what was said of the cross batches."""
