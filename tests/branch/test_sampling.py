@@ -7,8 +7,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from copd.branch.sampling import Wanted, cut_loops, sample_batches
-from copd.policy import Prompt
+from copd.branch.sampling import cut_loops, sample_batches
+from copd.policy import Prompt, Wanted
 from copd.types import ProblemId
 
 

@@ -219,8 +219,8 @@ def test_lengths_are_all_at_the_limit_or_spread():
 
 def test_loops_are_cut_as_sampling_cuts_them():
     torch = pytest.importorskip("torch")
-    from copd.branch.sampling import Wanted, cut_loops
-    from copd.policy import Prompt
+    from copd.branch.sampling import cut_loops
+    from copd.policy import Prompt, Wanted
 
     loads = [replace(LOAD, prompts=p, prompt_tokens=t) for p, t in ((5, 4), (3, 9), (1, 30))]
     wanted = [

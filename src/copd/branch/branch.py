@@ -21,12 +21,13 @@ from copd.branch.portrait import compare, contrast, portray
 from copd.branch.prompts import PromptBook
 from copd.branch.ranks import ALONE, Ranks
 from copd.branch.rollouts import join_answers, join_batches, pack_answers, pack_batch, verified
-from copd.branch.sampling import Sampled, Wanted, sample_batches
+from copd.branch.sampler_check import SamplerCheck, check_sampler
+from copd.branch.sampling import InProcess
 from copd.branch.scoring import Told, answer, join_requests, split_scores, tell
 from copd.branch.shards import Shards
 from copd.branch.state import load_optimizer, load_weights, optimizer_state, save_state
 from copd.config import Config, SampledDistill
-from copd.policy import Policy, SharedPrefix, Vocabulary, vocabulary_of
+from copd.policy import Policy, Sampler, SharedPrefix, Vocabulary, Wanted, vocabulary_of
 from copd.types import (
     Answers,
     Batch,
@@ -52,7 +53,13 @@ class Branch:
     """
 
     def __init__(
-        self, name: str, policy: Policy, book: PromptBook, config: Config, ranks: Ranks = ALONE
+        self,
+        name: str,
+        policy: Policy,
+        book: PromptBook,
+        config: Config,
+        ranks: Ranks = ALONE,
+        sampler: Sampler | None = None,
     ) -> None:
         self.name = name
         self._policy = policy
@@ -67,6 +74,7 @@ class Branch:
             micro_batch_tokens=config.optimizer.micro_batch_tokens,
             precision=config.model.dtype,
         )
+        self._sampler = sampler or InProcess(policy, self._learning, config.rollout.max_rows)
         policy.set_vision_trainable(not config.model.frozen_vision)
         if config.model.gradient_checkpointing:
             policy.checkpoint()
@@ -98,12 +106,10 @@ class Branch:
 
     def portray(self, requests: Sequence[SampleRequest]) -> list[Portrait]:
         """How this branch answers held-out problems; what training has read stays as it is."""
-        limit, max_rows = self._rollout.max_completion_tokens, self._rollout.max_rows
+        limit = self._rollout.max_completion_tokens
         prompts = [self._book.aside.prompts(request.problems) for request in requests]
         with naming(self.name, requests):
-            return portray(
-                self._policy, self._learning, requests, prompts, limit, max_rows=max_rows
-            )
+            return portray(self._policy, self._learning, self._sampler, requests, prompts, limit)
 
     def compare(self, portraits: Sequence[Sequence[Portrait]]) -> list[list[Likeness]]:
         """How like others this branch is: their portraits, a sequence per set of problems."""
@@ -124,6 +130,11 @@ class Branch:
     def verify(self, portraits: Sequence[Portrait]) -> list[Answers]:
         """What portraits' completions earn."""
         return [verified(portrait, self._book.aside) for portrait in portraits]
+
+    def check_sampler(self, requests: Sequence[SampleRequest]) -> list[SamplerCheck]:
+        """How far its sampler is from its policy, before and after a change of weights."""
+        prompts = [self._book.aside.prompts(request.problems) for request in requests]
+        return check_sampler(self._policy, self._learning, self._sampler, requests, prompts)
 
     def vocabulary(self, _: None = None) -> Vocabulary:
         """Its tokens, and which of them it may sample."""
@@ -149,11 +160,12 @@ class Branch:
         if self._shards is not None:
             self._shards.collect_gradients()
         self._num_updates += 1
-        return metrics | update(self._optimizer, self._optimizer_config, self._num_updates)
+        metrics |= update(self._optimizer, self._optimizer_config, self._num_updates)
+        self._sampler.refresh()
+        return metrics
 
     def evaluate(self, request: EvaluationRequest) -> Answers:
-        """Rewards of `num_samples` completions for the first `num_problems` problems of a split, or
-        for a piece of them."""
+        """Rewards of `num_samples` completions for the first problems of a split, or a piece."""
         found = self._ranks.together(lambda: self._answers(request))
         return join_answers([piece for piece in found if piece])
 
@@ -168,6 +180,7 @@ class Branch:
         """
         self._policy.fit(weights)
         load_weights(self._owned(), weights)
+        self._sampler.refresh()
         self._read = {}
         self._optimizer = build_optimizer(self._owned(), self._optimizer_config)
         self._num_updates = 0
@@ -182,11 +195,10 @@ class Branch:
         """The inverse of `save`."""
         source = folder / self.name
         self._read = {}
-        parameters = self._owned()
-        load_weights(parameters, source / "model.safetensors")
-        self._num_updates = load_optimizer(
-            parameters, self._optimizer, source / "optimizer.safetensors"
-        )
+        owned = self._owned()
+        load_weights(owned, source / "model.safetensors")
+        self._sampler.refresh()
+        self._num_updates = load_optimizer(owned, self._optimizer, source / "optimizer.safetensors")
 
     def export(self, folder: Path) -> None:
         """The policy as an ordinary Hugging Face model folder."""
@@ -216,7 +228,7 @@ class Branch:
         # with adapters all branches live in the memory of one, and their graphs would not
         keep_graph, limit = self._policy.owns_model, self._rollout.max_completion_tokens
         with naming(self.name, requests):
-            sampled = self._sample([*wanted.values()], limit, keep_graph=keep_graph)
+            sampled = self._sampler.sample([*wanted.values()], limit, keep_graph=keep_graph)
         if keep_graph and sampled.prefixes is not None:
             problems = [requests[i].problems for i in own]
             self._read = dict(zip(problems, sampled.prefixes, strict=True))
@@ -279,21 +291,8 @@ class Branch:
             first_prompt=first + piece.start,
             num_prompts=request.num_problems,
         )
-        (groups,) = self._sample([wanted], request.max_completion_tokens).groups
+        (groups,) = self._sampler.sample([wanted], request.max_completion_tokens).groups
         return pack_answers(names[piece], groups, self._book)
-
-    def _sample(
-        self, wanted: Sequence[Wanted], max_completion_tokens: int, *, keep_graph: bool = False
-    ) -> Sampled:
-        return sample_batches(
-            self._policy,
-            wanted,
-            max_completion_tokens=max_completion_tokens,
-            max_prompt_tokens=self._learning.micro_batch_tokens,
-            max_rows=self._rollout.max_rows,
-            precision=self._learning.precision,
-            keep_graph=keep_graph,
-        )
 
     def _owned(self) -> dict[str, nn.Parameter]:
         """What the optimizer updates: this rank's shares of the parameters, or all of them."""

@@ -16,7 +16,6 @@ from torch.nn.functional import pad
 from copd.branch.learning import Learning
 from copd.branch.lesson import completions_of, micro_batches
 from copd.branch.precision import autocast
-from copd.branch.sampling import Wanted, sample_batches
 from copd.branch.scoring import tell
 from copd.functional import (
     entropy,
@@ -26,7 +25,7 @@ from copd.functional import (
     topk_buckets,
     topk_overlap,
 )
-from copd.policy import Policy, Prompt, SharedPrefix
+from copd.policy import Policy, Prompt, Sampler, SharedPrefix, Wanted
 from copd.types import Completion, Contrast, Likeness, Portrait, SampleRequest, ScoreRequest
 
 _CHUNK = 1024
@@ -37,27 +36,20 @@ _CHUNK = 1024
 def portray(
     policy: Policy,
     learning: Learning,
+    sampler: Sampler,
     requests: Sequence[SampleRequest],
     prompts: Sequence[Sequence[Prompt]],
     max_completion_tokens: int,
-    *,
-    max_rows: int,
 ) -> list[Portrait]:
     """`monitor.num_samples` completions per problem, and the policy's top tokens at some of theirs.
 
     The probes are `monitor.num_probe_tokens` random tokens of a portrait, or all if it has fewer.
     """
-    sampled = sample_batches(
-        policy,
-        [
-            Wanted(own, learning.monitor.num_samples, 1.0, request.seed)
-            for request, own in zip(requests, prompts, strict=True)
-        ],
-        max_completion_tokens=max_completion_tokens,
-        max_prompt_tokens=learning.micro_batch_tokens,
-        max_rows=max_rows,
-        precision=learning.precision,
-    )
+    wanted = [
+        Wanted(own, learning.monitor.num_samples, 1.0, request.seed)
+        for request, own in zip(requests, prompts, strict=True)
+    ]
+    sampled = sampler.sample(wanted, max_completion_tokens)
     prefixes = sampled.prefixes or [None] * len(requests)
     return [
         _tell(policy, learning, _question(learning, request, groups), groups, own, prefix)

@@ -8,42 +8,36 @@ from dataclasses import dataclass
 
 import torch
 
+from copd.branch.learning import Learning
 from copd.branch.precision import Precision, autocast
-from copd.policy import Draw, Policy, Prompt, SharedPrefix
+from copd.policy import Draw, Policy, Sampled, SharedPrefix, Wanted
 from copd.types import Completion
 
 
 @dataclass(frozen=True, eq=False)
-class Wanted:
-    """G completions for each prompt, all randomness from the seed."""
+class InProcess:
+    """The policy samples by itself, from the weights it has: there is nothing to hand over."""
 
-    prompts: Sequence[Prompt]
-    group_size: int
-    temperature: float
-    seed: int
-    first_prompt: int = 0
-    num_prompts: int | None = None
-    """Where the prompts stand in a larger batch, and how many that has; as in `Draw`."""
+    policy: Policy
+    learning: Learning
+    max_rows: int
 
-    def draw(self, policy: Policy, prefix: SharedPrefix, part: slice) -> Draw:
-        """What is asked of the policy for some of the prompts."""
-        generator = torch.Generator(policy.device).manual_seed(self.seed)
-        return Draw(
-            prefix,
-            self.group_size,
-            self.temperature,
-            generator,
-            first_prompt=self.first_prompt + part.start,
-            num_prompts=self.num_prompts or len(self.prompts),
+    def sample(
+        self, batches: Sequence[Wanted], max_completion_tokens: int, *, keep_graph: bool = False
+    ) -> Sampled:
+        """As `sample_batches` does."""
+        return sample_batches(
+            self.policy,
+            batches,
+            max_completion_tokens=max_completion_tokens,
+            max_prompt_tokens=self.learning.micro_batch_tokens,
+            max_rows=self.max_rows,
+            precision=self.learning.precision,
+            keep_graph=keep_graph,
         )
 
-
-@dataclass(frozen=True, eq=False)
-class Sampled:
-    """The groups of every batch; where all prompts were read in one pass, also what was read."""
-
-    groups: list[list[list[Completion]]]
-    prefixes: list[SharedPrefix] | None
+    def refresh(self) -> None:
+        """Nothing."""
 
 
 def sample_batches(
@@ -69,7 +63,7 @@ def sample_batches(
         with torch.set_grad_enabled(keep_graph), autocast(policy, precision):
             prefixes = [policy.read(batches[index].prompts[part]) for index, part in loop]
         draws = [
-            batches[index].draw(policy, prefix, part)
+            _draw(batches[index], policy, prefix, part)
             for (index, part), prefix in zip(loop, prefixes, strict=True)
         ]
         with autocast(policy, precision):
@@ -77,6 +71,18 @@ def sample_batches(
         for (index, _), found in zip(loop, sampled, strict=True):
             groups[index] += found
     return Sampled(groups, prefixes if len(loops) == 1 else None)
+
+
+def _draw(wanted: Wanted, policy: Policy, prefix: SharedPrefix, part: slice) -> Draw:
+    """What is asked of the policy for some of the prompts."""
+    return Draw(
+        prefix,
+        wanted.group_size,
+        wanted.temperature,
+        torch.Generator(policy.device).manual_seed(wanted.seed),
+        first_prompt=wanted.first_prompt + part.start,
+        num_prompts=wanted.num_prompts or len(wanted.prompts),
+    )
 
 
 def cut_loops(

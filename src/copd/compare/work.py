@@ -21,6 +21,7 @@ from copd.run.checkpoint import latest_checkpoint
 from copd.run.directory import write_atomically
 from copd.run.evaluation import Results, evaluate, to_json
 from copd.run.merge import merge_branches
+from copd.run.preflight import check_samplers
 from copd.run.runner import Runner
 
 
@@ -49,6 +50,7 @@ def _measure_base(job: Job) -> None:
     engine = create_engine(job.config)
     try:
         engine.spawn(BASE, job.config.model.path)
+        check_samplers(engine, job.config, [BASE])
         results = evaluate(engine, job.config, [BASE])
     finally:
         engine.close()
@@ -66,6 +68,7 @@ def _measure_merge(job: Job, name: str) -> None:
         for branch in merge.branches:
             engine.spawn(branch, job.config.model.path)
         engine.each(Branch.restore, dict.fromkeys(merge.branches, checkpoint.folder))
+        check_samplers(engine, job.config, merge.branches)
 
         def validate(model: str) -> Results:
             return evaluate(engine, job.config, [model], split="validation")[model]

@@ -45,6 +45,7 @@ from copd.config.recipe import (
     OPDConfig,
     RecipeConfig,
 )
+from copd.config.rollout import RolloutConfig
 from copd.config.sections import (
     CheckpointConfig,
     DistillConfig,
@@ -57,7 +58,6 @@ from copd.config.sections import (
     MonitorConfig,
     OptimizerConfig,
     RayEngineConfig,
-    RolloutConfig,
     SampledDistill,
     TopKDistill,
     TrackingConfig,

@@ -81,21 +81,6 @@ class ModelConfig(Section):
         return self
 
 
-class RolloutConfig(Section):
-    """One batch of rollouts: what a branch samples for one action in one step."""
-
-    num_prompts: Count = 256
-    """Prompts per batch (paper: rollout batch 256)."""
-    group_size: Annotated[int, Field(strict=True, ge=2)] = 8
-    """G, completions per prompt (paper: 8); a lone completion has no advantage."""
-    max_completion_tokens: Count = 16_384
-    """Where a completion is cut off (paper: 16,384)."""
-    max_rows: Count = 1024
-    """Completions written side by side; fewer need less memory, and change no token."""
-    temperature: PositiveFloat = 1.0
-    """Sampling temperature (paper: 1.0)."""
-
-
 class OptimizerConfig(Section):
     """AdamW, one update per branch and step; "adamw_8bit": its moments in 8 bits (bitsandbytes)."""
 

@@ -15,6 +15,7 @@ from copd.config.recipe import (
     ExpertsConfig,
     RecipeConfig,
 )
+from copd.config.rollout import RolloutConfig
 from copd.config.sections import (
     CheckpointConfig,
     Count,
@@ -29,7 +30,6 @@ from copd.config.sections import (
     NonNegativeInt,
     OptimizerConfig,
     RayEngineConfig,
-    RolloutConfig,
     SampledDistill,
     Section,
     TrackingConfig,
@@ -90,6 +90,8 @@ class Config(Section):
             )
         if isinstance(self.engine, RayEngineConfig) and self.engine.ranks_per_branch > 1:
             self._check_ranks(self.engine)
+        if self.rollout.sampler == "vllm":
+            self._check_vllm()
         split = self.evaluation.split
         for name, domain in self.domains.items():
             available = domain.num_test if split == "test" else domain.num_validation
@@ -125,4 +127,29 @@ class Config(Section):
                 raise ValueError(
                     f"ranks that share a branch cannot share {setting}: got it with {ranks}. "
                     "Leave one of the two out."
+                )
+
+    def _check_vllm(self) -> None:
+        """What vLLM beside a policy cannot do."""
+        engine = self.engine
+        refused = {
+            "engine.ranks_per_branch above 1": isinstance(engine, RayEngineConfig)
+            and engine.ranks_per_branch > 1,
+            'model.device = "cpu"': self.model.device == "cpu",
+            "model.trust_remote_code = true": self.model.trust_remote_code,
+        }
+        for setting, is_set in refused.items():
+            if is_set:
+                raise ValueError(
+                    f"vLLM samples for one process, on a GPU, with its own code: got {setting} and "
+                    'rollout.sampler = "vllm". Leave one of the two out.'
+                )
+        for name, temperature in (
+            ("rollout", self.rollout.temperature),
+            ("evaluation", self.evaluation.temperature),
+        ):
+            if temperature and not 0.01 <= temperature <= 2:
+                raise ValueError(
+                    f"vLLM samples at temperatures from 0.01 to 2: got {name}.temperature = "
+                    f'{temperature:g}. Change it, or use rollout.sampler = "internal".'
                 )

@@ -15,8 +15,9 @@ from copd.branch.prompts import PromptBook
 from copd.branch.ranks import ALONE, Ranks
 from copd.config import Config, ModelConfig
 from copd.domains import Domain, load_domains
-from copd.policy import Adapters, Policy
+from copd.policy import Adapters, Policy, Sampler
 from copd.policy.tiny import resolve
+from copd.policy.vllm import VllmEngine, VllmSampler, require_vllm
 
 Input = TypeVar("Input")
 Output = TypeVar("Output")
@@ -39,6 +40,7 @@ class LocalEngine:
         self._branches: dict[str, Branch] = {}
         self._bases: dict[str, tuple[Policy, Adapters]] = {}
         self._book: PromptBook | None = None
+        self._vllm = VllmEngine(config.rollout, config.model.dtype)
 
     def spawn(self, name: str, model: str, *, frozen: bool = False) -> None:
         assert name not in self._branches, f"branch {name!r} exists already"
@@ -53,7 +55,8 @@ class LocalEngine:
             require_readable(domain, policy, model)
         if self._book is None:
             self._book = PromptBook(self._domains, policy.render_all)
-        self._branches[name] = Branch(name, policy, self._book, self._config, self._ranks)
+        sampler = None if frozen else self._sampler(policy)
+        self._branches[name] = Branch(name, policy, self._book, self._config, self._ranks, sampler)
 
     def drop(self, name: str) -> None:
         del self._branches[name]
@@ -77,6 +80,13 @@ class LocalEngine:
         branch = self._branches[name]
         with branch.gathered():
             return verb(branch, value)
+
+    def _sampler(self, policy: Policy) -> Sampler | None:
+        """Who samples for a policy, if not the policy itself."""
+        if self._config.rollout.sampler == "internal":
+            return None
+        require_vllm(policy.device)
+        return VllmSampler(policy, self._vllm)
 
     def _load_base(self, model: str) -> tuple[Policy, Adapters]:
         """The one copy of a model that all its branches with adapters use."""

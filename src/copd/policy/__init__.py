@@ -5,6 +5,7 @@ from copd.policy.packing import PackedStates, SharedPrefix
 from copd.policy.policy import Policy
 from copd.policy.render import Prompt
 from copd.policy.sampler import Draw
+from copd.policy.samplers import Sampled, Sampler, Wanted
 from copd.policy.vocabulary import Vocabulary, require_same, vocabulary_of
 
 __all__ = [
@@ -13,8 +14,11 @@ __all__ = [
     "PackedStates",
     "Policy",
     "Prompt",
+    "Sampled",
+    "Sampler",
     "SharedPrefix",
     "Vocabulary",
+    "Wanted",
     "require_same",
     "vocabulary_of",
 ]

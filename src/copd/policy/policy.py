@@ -198,7 +198,7 @@ class Policy:
                 ends=self.end_tokens,
             )
         return [
-            self._groups(samples, draw.group_size)
+            self.grouped(samples, draw.group_size)
             for samples, draw in zip(sampled, draws, strict=True)
         ]
 
@@ -246,13 +246,29 @@ class Policy:
             self.model.save_pretrained(path, state_dict=state)
         self.renderer.save(path)
 
+    def save_settings(self, path: str | Path) -> None:
+        """Such a folder without its weights."""
+        self.model.config.architectures = [type(self.model).__name__]
+        generation = self.model.generation_config
+        assert generation is not None, "checked when built"
+        self.model.config.save_pretrained(path)
+        generation.save_pretrained(path)
+        self.renderer.save(path)
+
+    def state(self) -> dict[str, Tensor]:
+        """All weights of the plain model by name, an adapter's change in them."""
+        if self._adapters is None:
+            return self.model.state_dict()
+        return self._adapters.merged(self._adapter)
+
     def save_adapter(self, path: str | Path, *, rank: int | None = None) -> None:
         """The adapter as PEFT saves one, with the tokenizer; `rank` bounds its rank."""
         assert self._adapters is not None and self._adapter is not None, "a policy with an adapter"
         self._adapters.save(self._adapter, Path(path), rank=rank)
         self.renderer.save(path)
 
-    def _groups(self, samples: Samples, group_size: int) -> list[list[Completion]]:
+    def grouped(self, samples: Samples, group_size: int) -> list[list[Completion]]:
+        """What was drawn, as completions: a group after another."""
         completions = [self._completion(samples, row) for row in range(len(samples.lengths))]
         return [
             completions[first : first + group_size]

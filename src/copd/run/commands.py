@@ -18,6 +18,7 @@ from copd.run.directory import make_folder_atomically
 from copd.run.evaluation import evaluate as evaluate_branches
 from copd.run.evaluation import evaluation_request, results_table
 from copd.run.merge import merge_weights
+from copd.run.preflight import check_samplers
 from copd.run.runner import Runner
 from copd.types import Split
 
@@ -77,6 +78,7 @@ def evaluate(
     engine = create_engine(config)
     try:
         engine.spawn(model, model)
+        check_samplers(engine, config, [model])
         results = evaluate_branches(engine, config, [model], split=split)
         Console().print(
             results_table(results, f"{split} accuracy with 95 % intervals over problems")

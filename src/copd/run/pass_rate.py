@@ -12,13 +12,14 @@ from rich.console import Console
 from rich.progress import track
 
 from copd.branch.prompts import PromptBook
-from copd.branch.sampling import Wanted, sample_batches
+from copd.branch.sampling import sample_batches
 from copd.config import Config, FilesConfig, LocalEngineConfig
 from copd.domains import Domain, load_domains
 from copd.domains.files import FilesDomain, open_usable
 from copd.domains.files.filtered import check_target, write_filtered
 from copd.domains.verifiers import check_functions
 from copd.engine.local import load_policy, require_readable
+from copd.policy import Wanted
 from copd.run.directory import make_file_atomically
 from copd.run.rates import Histogram, Rate, RatesFile, rate_lines
 from copd.run.seeds import derive_seed
@@ -93,7 +94,7 @@ def _settings(config: Config, name: str, domain: Domain) -> dict[str, Any]:
         "model": config.model.path,
         "dtype": config.model.dtype,
         "seed": config.seed,
-        "rollout": config.rollout.model_dump(exclude={"num_prompts"}),
+        "rollout": config.rollout.model_dump(exclude={"num_prompts", "sampler", "vllm"}),
         "domain": {"name": name, **asked},
     }
 

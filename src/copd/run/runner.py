@@ -37,7 +37,7 @@ from copd.run.evaluation import (
 )
 from copd.run.history import History
 from copd.run.merge import merge_branches
-from copd.run.preflight import check_teachers
+from copd.run.preflight import check_samplers, check_teachers
 from copd.run.progress import RunProgress
 from copd.run.recovery import surviving
 from copd.run.rollouts import rollout_records
@@ -104,6 +104,7 @@ class Runner:
         self, done: int, cost: dict[str, dict[str, int]], *, measure: bool
     ) -> dict[str, Results] | None:
         """From a checkpoint to the end, unless a branch is lost on the way."""
+        check_samplers(self.engine, self.config, self.plan.branches)
         if done == 0:
             check_teachers(self.engine, self.config, self.plan)
         base = {BASE: self._base_results(done)} if self.config.evaluation.base else {}

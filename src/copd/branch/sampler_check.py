@@ -1,0 +1,166 @@
+"""How far a sampler is from the policy it samples for, and whether it follows a change of weights.
+
+Knows no limits: what is too far others decide.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from copd.branch.learning import Learning
+from copd.branch.lesson import completions_of, micro_batches
+from copd.branch.precision import autocast
+from copd.functional import token_logprobs
+from copd.policy import Policy, Prompt, Sampler, Wanted
+from copd.types import Completion, ProblemId, SampleRequest, ScoreRequest
+
+_GROUP = 2
+_MAX_TOKENS = 64
+_NUDGE = 0.03
+"""Standard deviation of what is added to weights: log-probabilities move by far more than two ways
+to compute them differ, and stay those of a language model."""
+
+
+@dataclass(frozen=True)
+class Gap:
+    """|Sampler's - policy's log-probability| over the tokens of some completions."""
+
+    mean: float
+    problem: ProblemId
+    completion: int
+    token: int
+    """Where the largest is: both count from 0."""
+    sampler: float
+    policy: float
+    """What they say there."""
+
+
+@dataclass(frozen=True)
+class SamplerCheck:
+    """What a sampler does on a few problems of a domain."""
+
+    gap: Gap
+    """With the weights as they are."""
+    moved: Gap
+    """With weights that were changed since, which the sampler was told of."""
+    stale: float
+    """The same completions' mean gap to the weights from before: far larger in a sampler that
+    follows."""
+
+
+def check_sampler(
+    policy: Policy,
+    learning: Learning,
+    sampler: Sampler,
+    requests: Sequence[SampleRequest],
+    prompts: Sequence[Sequence[Prompt]],
+) -> list[SamplerCheck]:
+    """Samples, changes some weights, samples again, and gives the weights back to the bit."""
+
+    def sample() -> list[_Said]:
+        wanted = [
+            Wanted(own, _GROUP, request.temperature, request.seed)
+            for request, own in zip(requests, prompts, strict=True)
+        ]
+        groups = sampler.sample(wanted, _MAX_TOKENS).groups
+        batches = zip(requests, groups, strict=True)
+        return [_Said.of(request, [c for group in own for c in group]) for request, own in batches]
+
+    def score(said: Sequence[_Said]) -> list[NDArray[np.float32]]:
+        return [
+            _own_logprobs(policy, learning, own, one)
+            for own, one in zip(prompts, said, strict=True)
+        ]
+
+    first = sample()
+    gaps = [one.gap(own) for one, own in zip(first, score(first), strict=True)]
+    with _nudged(policy):
+        sampler.refresh()
+        second = sample()
+        moved = [one.gap(own) for one, own in zip(second, score(second), strict=True)]
+    sampler.refresh()
+    stale = [one.gap(own).mean for one, own in zip(second, score(second), strict=True)]
+    return [SamplerCheck(*each) for each in zip(gaps, moved, stale, strict=True)]
+
+
+@dataclass(frozen=True, eq=False)
+class _Said:
+    """Completions, and what the sampler says of their tokens."""
+
+    question: ScoreRequest
+    temperature: float
+    logprobs: NDArray[np.float32]
+
+    @classmethod
+    def of(cls, request: SampleRequest, completions: Sequence[Completion]) -> _Said:
+        question = ScoreRequest(
+            problems=request.problems,
+            token_ids=np.concatenate([c.token_ids for c in completions]),
+            lengths=np.array([len(c.token_ids) for c in completions], dtype=np.int32),
+            probes=np.empty(0, dtype=np.int32),
+            top_k=1,
+        )
+        logprobs = np.concatenate([c.logprobs for c in completions])
+        return cls(question, request.temperature, logprobs)
+
+    def gap(self, own: NDArray[np.float32]) -> Gap:
+        """To these log-probabilities of the same tokens."""
+        apart = np.abs(self.logprobs - own)
+        worst = int(apart.argmax())
+        ends = np.cumsum(self.question.lengths)
+        row = int(np.searchsorted(ends, worst, side="right"))
+        return Gap(
+            mean=float(apart.mean()),
+            problem=self.question.problems[row // _GROUP],
+            completion=row % _GROUP,
+            token=worst - int(ends[row] - self.question.lengths[row]),
+            sampler=float(self.logprobs[worst]),
+            policy=float(own[worst]),
+        )
+
+
+@torch.no_grad()
+def _own_logprobs(
+    policy: Policy, learning: Learning, prompts: Sequence[Prompt], said: _Said
+) -> NDArray[np.float32]:
+    """As an update computes them: the same pass, the same precision."""
+    found = []
+    sizes = [len(prompt.input_ids) for prompt in prompts]
+    for part in micro_batches(said.question, sizes, learning.micro_batch_tokens):
+        with autocast(policy, learning.precision):
+            states = policy.score(prompts[part.problems], completions_of(said.question, part))
+            logprobs, _ = token_logprobs(
+                states.hidden,
+                policy.head,
+                states.token_ids,
+                banned=policy.banned,
+                temperature=said.temperature,
+            )
+        found.append(logprobs.numpy(force=True))
+    return np.concatenate(found)
+
+
+@contextmanager
+def _nudged(policy: Policy) -> Iterator[None]:
+    """Vectors among the weights moved at random: gains and biases, which all layers have, of text
+    and tower alike; of an adapter, which has none, its matrices."""
+    trained = [p for p in policy.parameters().values() if p.requires_grad]
+    chosen = [p for p in trained if p.ndim == 1] or trained
+    kept = [p.detach().clone() for p in chosen]
+    generator = torch.Generator().manual_seed(0)
+    try:
+        with torch.no_grad():
+            for parameter in chosen:
+                noise = torch.randn(parameter.shape, generator=generator)
+                parameter.add_(_NUDGE * noise.to(parameter))
+        yield
+    finally:
+        with torch.no_grad():
+            for parameter, value in zip(chosen, kept, strict=True):
+                parameter.copy_(value)
