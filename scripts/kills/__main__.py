@@ -33,7 +33,7 @@ from scripts.kills.hunted import STORE_BYTES, Death, Hunted, add_machine
 
 DOMAINS = ("text", "image", "video")
 STEPS_PER_ROUND = 3
-LIMITS = {"time_limit": 60.0, "start_limit": 180.0}
+TIME_LIMIT = 60.0
 """Seconds until a branch that has stopped counts as lost."""
 
 
@@ -68,7 +68,8 @@ def hunted_run(
             "object_store_memory": STORE_BYTES,
         },
     )
-    config = make_config(root, rounds, {"type": "ray", "address": cluster.address, **LIMITS})
+    where = {"type": "ray", "address": cluster.address, "time_limit": TIME_LIMIT}
+    config = make_config(root, rounds, where)
     assert isinstance(config.engine, RayEngineConfig)
     join(config.engine)  # while there is only the head, which is not killed
     for _ in range(num_nodes):
