@@ -66,8 +66,7 @@ class Hunted(RayEngine):
             if stage != RECOVERY:
                 self._note_back()
             if self._due and self._due[0].stage == stage and self._due[0].step <= self._step():
-                kill = self._due.pop(0)
-                threading.Timer(kill.delay, self._strike, [kill]).start()
+                self._strike_later(self._due.pop(0))
         try:
             return super().each(verb, inputs)
         except BranchLost as lost:
@@ -94,6 +93,11 @@ class Hunted(RayEngine):
 
     def _step(self) -> int:
         return saved_steps(self._checkpoints) + 1
+
+    def _strike_later(self, kill: Kill) -> None:
+        timer = threading.Timer(kill.delay, self._strike, [kill])
+        timer.daemon = True  # the run may end before there is a victim
+        timer.start()
 
     def _strike(self, kill: Kill) -> None:
         """Chooses the victim among the branches' processes, and says what is going on."""
