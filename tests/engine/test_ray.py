@@ -17,7 +17,7 @@ from rich.console import Console
 
 from copd.branch import Branch, Diverged
 from copd.config import Config, RayEngineConfig, load_config
-from copd.engine import BranchLost, LocalEngine, create_engine
+from copd.engine import BranchLost, LocalEngine, Task, create_engine, run_tasks, wait_for
 from copd.run import commands, runner
 
 SETTINGS = {
@@ -125,9 +125,10 @@ def test_killed_branches_do_not_change_the_end(cluster, tmp_path, capsys, every)
     finally:
         engine.close()
     said = capsys.readouterr().out
-    assert "was lost in sample" in said and "was lost in update" in said
-    assert said.count("branch 'image' (process ") == 2
-    assert said.count(f"Beginning again after step {1 if every == 1 else 0}, ") == 2
+    for verb in ("sample", "update"):
+        assert f"was lost in {verb}: The actor is dead because its worker process has died" in said
+    begins = f"continuing after step {1 if every == 1 else 0}"
+    assert said.count("branch 'image' (process ") == said.count(begins) == 2
     require_equal(end_state(tmp_path / "ray"), end_state(tmp_path / "local"))
 
 
@@ -177,7 +178,7 @@ def test_what_crosses_stays_what_it_was(engine):
     assert engine.each(lambda branch, _: (branch.name, os.getpid()), {"b": None}) == {
         "b": ("b", first)
     }
-    engine.clear()
+    engine.drop("b")
 
 
 @pytest.mark.ray
@@ -204,6 +205,29 @@ def test_a_branch_that_hangs_is_lost_and_comes_back(engine, monkeypatch):
     engine.clear()
     engine.spawn("a", "tiny")
     assert engine.each(lambda branch, _: branch.name, {"a": None}) == {"a": "a"}
+    engine.drop("a")
+
+
+@pytest.mark.ray
+def test_after_a_loss_nobody_is_waited_for_and_its_cause_is_told(engine):
+    def sleep(_: Branch, seconds: float) -> None:
+        time.sleep(seconds)
+
+    def die(_: Branch, seconds: float) -> None:
+        time.sleep(seconds)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    for name in ("a", "b"):
+        engine.spawn(name, "tiny")
+    wait_for(engine, ["a", "b"])
+    began = time.monotonic()
+    tasks = {
+        ("sleep", "a"): Task("a", sleep, lambda _: 300.0),
+        ("die", "b"): Task("b", die, lambda _: 0.5),
+    }
+    with pytest.raises(BranchLost, match=r"'b' \(process \d+ on .*lost in die: .*has died"):
+        run_tasks(engine, tasks)
+    assert time.monotonic() - began < 100
     engine.clear()
 
 

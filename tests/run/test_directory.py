@@ -46,10 +46,19 @@ def test_a_folder_is_there_complete_or_not_at_all(tmp_path):
 
 
 def test_leftovers_of_a_crash_do_not_disturb(tmp_path):
-    (tmp_path / ".step_1.tmp").mkdir()
-    (tmp_path / ".step_1.tmp" / "half").write_text("old")
-    make_folder_atomically(tmp_path / "step_1", lambda folder: None)
-    assert list((tmp_path / "step_1").iterdir()) == []
+    """Nor does somebody who does not know that his attempt was given up, and still writes."""
+    target, places = tmp_path / "step_[1]", []
+    make_folder_atomically(target, places.append)
+    places[0].mkdir()
+    (places[0] / "half").write_text("old")
+
+    def fill(folder: Path) -> None:
+        places.append(folder)
+        assert not places[0].exists() and list(folder.iterdir()) == []
+
+    make_folder_atomically(target, fill)
+    assert places[0] != places[1]
+    assert list(tmp_path.iterdir()) == [target] and list(target.iterdir()) == []
 
 
 def test_a_file_keeps_its_old_text_when_the_disk_is_full(small_disk):

@@ -32,15 +32,15 @@ Output = TypeVar("Output")
 STORE_BYTES = 2**28
 """Object store of a cluster that is started here; the rest is spilled to disk."""
 
-CLEAR_SECONDS = 60.0
-"""How long branches may go on with what nobody waits for any more, before their processes end."""
+END_SECONDS = 60.0
+"""How long a branch may take to be forgotten, and what asks it to notice the end."""
 
 
 class RayEngine:
     """One actor per rank of a branch; `each` asks all of them at once and waits for all.
 
     A cluster that was started here ends with `close`, or with this process. The processes of
-    forgotten branches are kept for the next ones, unless they are ranks of several.
+    dropped branches are kept for the next ones, unless they are ranks of several.
     """
 
     is_parallel = True
@@ -59,6 +59,7 @@ class RayEngine:
         self._places: dict[str, list[str]] = {}
         self._idle: list[Any] = []
         self._num_asking, self._asked = 0, threading.Condition()
+        self._loss: str | None = None
         address, size = ray.util.get_node_ip_address(), settings.ranks_per_branch
         self._lobby = Lobby(address, size, settings.time_limit)
 
@@ -75,7 +76,7 @@ class RayEngine:
     def drop(self, name: str) -> None:
         self._arrive([name])
         answers = [_ask(host, Host.clear) for host in self._hosts[name]]
-        self._collect({name: answers}, "drop", CLEAR_SECONDS)
+        self._collect({name: answers}, "drop", END_SECONDS)
         for host in self._hosts.pop(name):
             self._keep(host)
 
@@ -92,28 +93,22 @@ class RayEngine:
         return {name: of_ranks[0][name] for name, of_ranks in answers.items()}
 
     def clear(self) -> None:
-        """Busy branches get some time to end what they do; who takes longer is ended.
-
-        Idle processes are asked, too: they may have gone with their machine."""
-        answers = {_ask(host, Host.clear): host for host in (*self._all_hosts(), *self._idle)}
-        self._hosts, self._coming, self._places, self._idle = {}, {}, {}, []
-        if answers:
-            ray.wait(list(answers), num_returns=len(answers), timeout=CLEAR_SECONDS)
-        for answer, host in answers.items():
-            try:
-                ray.get(answer, timeout=0)
-                self._keep(host)
-            except RayError:
-                ray.kill(host)
+        """Ends all processes: what they are doing is of no use to anybody, and some may be on a
+        machine that is about to go."""
+        self._end()
+        self._loss = None
 
     def close(self) -> None:
+        self._end()
+        with self._asked:  # a thread that asks once Ray is gone would start it again
+            self._asked.wait_for(lambda: not self._num_asking, END_SECONDS)
+        if self._joined:
+            ray.shutdown()
+
+    def _end(self) -> None:
         for host in (*self._all_hosts(), *self._idle):
             ray.kill(host)
         self._hosts, self._coming, self._places, self._idle = {}, {}, {}, []
-        with self._asked:  # a thread that asks once Ray is gone would start it again
-            self._asked.wait_for(lambda: not self._num_asking, CLEAR_SECONDS)
-        if self._joined:
-            ray.shutdown()
 
     @contextmanager
     def _asking(self) -> Iterator[None]:
@@ -193,13 +188,18 @@ class RayEngine:
         return {name: [answers[name, rank] for rank in range(len(asked[name]))] for name in asked}
 
     def _lost(self, name: str, rank: int, verb: str, why: str) -> BranchLost:
-        """Makes sure of it: a process that is late must not write any more, nor its other ranks."""
-        hosts = self._hosts.pop(name)
-        for host in hosts:
-            ray.kill(host)
-        places = self._places.pop(name, ["no process yet"] * len(hosts))
-        where = places[rank] if len(hosts) == 1 else f"rank {rank}, {places[rank]}"
-        return BranchLost(f"branch {name!r} ({where}) was lost in {verb}: {why}.")
+        """Ends all branches, so that nobody is waited for and one that is late writes no more.
+
+        Whoever waits for another branch meanwhile is told of the first loss, the cause of theirs.
+        """
+        with self._asked:
+            if self._loss is None:
+                places = self._places.get(name, ["no process yet"] * (rank + 1))
+                where = places[rank] if len(places) == 1 else f"rank {rank}, {places[rank]}"
+                self._loss = f"branch {name!r} ({where}) was lost in {verb}: {why}."
+                for host in self._all_hosts():
+                    ray.kill(host)
+            return BranchLost(self._loss)
 
 
 def _ask(host: Any, work: Callable[..., object], *arguments: object) -> Any:
@@ -246,5 +246,8 @@ def _late(limit: float, verb: str) -> str:
 
 
 def _cause(error: RayError) -> str:
-    """The first line of Ray's own words; the rest is about actors."""
-    return str(error).strip().splitlines()[0].rstrip(".: ")
+    """Ray's own words: the first sentence that says why, else the first one; lines with a tab are
+    about actors."""
+    lines = [line for line in str(error).strip().splitlines() if not line.startswith("\t")]
+    why = next((line for line in lines if " because " in line), lines[0])
+    return why.split(". ")[0].rstrip(".: ")

@@ -5,9 +5,11 @@ Knows no training.
 
 from __future__ import annotations
 
+import glob
 import json
 import os
 import shutil
+import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -38,10 +40,12 @@ def make_file_atomically(path: Path, fill: Callable[[Path], None]) -> None:
 def make_folder_atomically(folder: Path, fill: Callable[[Path], None]) -> None:
     """The folder is there complete or not at all: filled aside, synced, renamed.
 
-    An older one is replaced.
+    An older one is replaced. The place aside is a new one each time: who is still filling that of
+    an earlier attempt, on a machine that was given up, finds it gone.
     """
-    aside = folder.with_name(f".{folder.name}.tmp")
-    shutil.rmtree(aside, ignore_errors=True)
+    for given_up in folder.parent.glob(f".{glob.escape(folder.name)}.*.tmp"):
+        shutil.rmtree(given_up, ignore_errors=True)
+    aside = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}.tmp")
     aside.mkdir(parents=True)
     try:
         fill(aside)
