@@ -63,13 +63,14 @@ def require_equal(one: Mapping[str, bytes], other: Mapping[str, bytes]) -> None:
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_a_run_has_the_same_bits_on_both_engines(cluster, tmp_path):
+@pytest.mark.parametrize("max_staleness", [0, 1])
+def test_a_run_has_the_same_bits_on_both_engines(cluster, tmp_path, max_staleness):
     """Metrics, rollouts, comparisons with the frozen base, checkpoints, merge, results.
 
     A branch may be ahead: nothing is asked of all after steps 1, 2, 5.
     """
     sections = {
-        "recipe": {**SETTINGS["recipe"], "rounds": 2},
+        "recipe": {**SETTINGS["recipe"], "rounds": 2, "max_staleness": max_staleness},
         "monitor": {"every": 3, "num_problems": 2, "num_samples": 1},
         "checkpoint": {"every": 4},
     }
