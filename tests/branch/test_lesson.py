@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from copd.branch.lesson import completions_of, micro_batches, token_advantages
-from copd.config import LossConfig, SampledDistill
+from copd.config import FullDistill, LossConfig, SampledDistill
 from copd.types import Batch, Lesson, ProblemId, Scores
 
 LENGTHS = [2, 1, 3, 1, 1, 4]
@@ -125,6 +125,6 @@ def test_matched_scales_leave_native_lessons_and_beta_alone():
 
 def test_direct_losses_need_no_advantage():
     lessons = [Lesson("text", batch()), Lesson("text", batch(), scores(batch().logprobs))]
-    native, cross = token_advantages(lessons, LossConfig(), None)
+    native, cross = token_advantages(lessons, LossConfig(), FullDistill())
     assert native is not None
     assert cross is None

@@ -3,6 +3,7 @@
 import threading
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from threading import Barrier, Event
 from typing import Any
 
@@ -243,3 +244,37 @@ def test_before_an_error_all_earlier_steps_are_taken_and_before_a_loss_none(erro
     is_loss = isinstance(error, BranchLost)
     assert len(taken) == (0 if is_loss else 1)
     assert len([name for name, _ in engine.asked if name == "slow"]) == (1 if is_loss else 2)
+
+
+def said(branch: str, label: str, *needs: tuple[str, str], verb: Verb = answer) -> Task:
+    return Task(branch, verb, lambda _: label, needs)
+
+
+def test_what_is_aside_is_overtaken_while_it_cannot_begin_and_keeps_its_own_order():
+    """`slow` samples once `fast` has updated twice, though `fast` is asked about both samples."""
+    twice = Event()
+    sampled, kept = ("sample", "fast"), ("keep", "fast")
+
+    def step(index: int, verb: Verb, *, keeps: bool) -> dict[tuple[str, str], Task]:
+        keep = replace(said("fast", f"keep {index}", sampled), is_aside=True)
+        score = replace(said("fast", f"score {index}", ("sample", "slow")), is_aside=True)
+        return {
+            ("sample", "slow"): said("slow", f"sample {index}", verb=wait_for(twice)),
+            sampled: said("fast", f"sample {index}"),
+            **({kept: keep} if keeps else {}),
+            ("score", "fast"): score,
+            ("update", "fast"): said("fast", f"update {index}", *[kept] * keeps, verb=verb),
+        }
+
+    engine = Names(is_parallel=True)
+    steps = [
+        step(1, answer, keeps=True),
+        step(2, then_set(twice), keeps=False),
+        step(3, answer, keeps=True),
+    ]
+    assert len(list(run_tasks(engine, steps))) == 3
+    order = [label for name, label in engine.asked if name == "fast"]
+    assert order[:5] == ["sample 1", "keep 1", "update 1", "sample 2", "update 2"]
+    moments = {label: place for place, label in enumerate(order)}
+    assert moments["score 1"] < moments["score 2"] < moments["keep 3"] < moments["update 3"]
+    assert len(order) == len(moments) == 11

@@ -113,6 +113,16 @@ def test_a_monitored_run_has_the_base_in_memory():
     assert of(config(monitor={"every": 1})).weights == 3 * 4000
 
 
+def test_stale_teachers_are_copies_of_what_is_trained():
+    stale = {**config().recipe.model_dump(), "max_staleness": 2}
+    assert of(config(recipe=stale)).weights == 2 * 4000 + 2 * 4000
+    assert of(config(recipe=stale, engine={"type": "ray"})).weights == 4000 + 4000
+    adapters = {"branches": "lora", "lora": {"rank": 2}}
+    assert of(config(recipe=stale, model=adapters)).weights == 4000 + 2 * 480 + 2 * 480
+    assert "a copy" not in report(config()).describe()
+    assert "2 x a copy to be asked" in report(config(recipe=stale)).describe()
+
+
 def test_small_moments():
     assert of(config(optimizer={"type": "adamw_8bit"})).optimizer == 2 * 2000
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from copd.config import BandConfig, RolloutConfig, UniformMerge
-from copd.recipes import OPD, RLVR, Cost, Merge, Plan, Stage, describe, plan_cost
+from copd.recipes import OPD, RLVR, Cost, Merge, Plan, Stage, describe, plan_cost, to_dict
 
 ROLLOUT = RolloutConfig(num_prompts=5, group_size=4, max_completion_tokens=10)
 A, B = RLVR("a", "x"), RLVR("b", "y")
@@ -100,6 +100,14 @@ def test_a_band_is_said_and_its_teachers_counted_in_every_step():
     said = "teachers from overlap 0.8 until 0.9; counted in every step"
     assert said in describe(plan, cost)
     assert said not in describe(Plan(("a", "b"), (free,)), cost)
+
+
+def test_stale_teachers_are_said():
+    free = Stage("mutual", 4, (A, B, OPD("a", "b", "y")))
+    stale = Plan(("a", "b"), (replace(free, max_staleness=2),))
+    assert "teachers up to 2 steps old" in describe(stale, plan_cost(stale, ROLLOUT))
+    assert to_dict(stale)["stages"][0]["max_staleness"] == 2
+    assert "max_staleness" not in to_dict(Plan(("a", "b"), (free,)))["stages"][0]
 
 
 def test_stages_that_do_not_repeat_are_all_shown():

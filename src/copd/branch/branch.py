@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from copd.branch.cosine import Gradients
 from copd.branch.diverged import naming, require_finite
+from copd.branch.kept import Kept
 from copd.branch.learning import Learning, Record, lesson_metrics
 from copd.branch.lesson import token_advantages
 from copd.branch.optimizer import build_optimizer, update
@@ -26,7 +27,7 @@ from copd.branch.sampling import InProcess
 from copd.branch.scoring import Told, answer, join_requests, split_scores, tell
 from copd.branch.shards import Shards
 from copd.branch.state import load_optimizer, load_weights, optimizer_state, save_state
-from copd.config import Config, SampledDistill
+from copd.config import Config
 from copd.policy import Policy, Sampler, SharedPrefix, Vocabulary, Wanted, vocabulary_of
 from copd.types import (
     Answers,
@@ -82,6 +83,7 @@ class Branch:
         self._shards = None if ranks.mesh is None else Shards(policy.model, ranks.mesh)
         self._optimizer = build_optimizer(self._owned(), config.optimizer)
         self._num_updates = 0
+        self._kept = Kept()
         self._read: dict[tuple[ProblemId, ...], SharedPrefix] = {}  # from sampling to update
 
     def gathered(self) -> AbstractContextManager[None]:
@@ -104,6 +106,15 @@ class Branch:
         told = self._ranks.together(lambda: self._tell(joined))
         return split_scores(answer([piece for piece in told if piece], joined), requests)
 
+    def keep(self, _: None = None) -> None:
+        """Remembers its weights as they are now, for `score_kept`."""
+        self._kept.take(self._owned())
+
+    def score_kept(self, requests: Sequence[ScoreRequest]) -> list[Scores]:
+        """`score`, with the weights that were kept last."""
+        with self._kept.standing_in(self._owned()):
+            return self.score(requests)
+
     def portray(self, requests: Sequence[SampleRequest]) -> list[Portrait]:
         """How this branch answers held-out problems; what training has read stays as it is."""
         limit = self._rollout.max_completion_tokens
@@ -113,19 +124,15 @@ class Branch:
 
     def compare(self, portraits: Sequence[Sequence[Portrait]]) -> list[list[Likeness]]:
         """How like others this branch is: their portraits, a sequence per set of problems."""
-        prompts = [self._book.aside.prompts(own[0].problems) for own in portraits]
+        read = self._book.aside.prompts
         return [
-            compare(self._policy, self._learning, own, read)
-            for own, read in zip(portraits, prompts, strict=True)
+            compare(self._policy, self._learning, own, read(own[0].problems)) for own in portraits
         ]
 
     def contrast(self, portraits: Sequence[Portrait]) -> list[Contrast]:
         """Where and how others differ from this branch, token by token."""
-        prompts = [self._book.aside.prompts(portrait.problems) for portrait in portraits]
-        return [
-            contrast(self._policy, self._learning, [portrait], read)[0]
-            for portrait, read in zip(portraits, prompts, strict=True)
-        ]
+        read = self._book.aside.prompts
+        return [contrast(self._policy, self._learning, [p], read(p.problems))[0] for p in portraits]
 
     def verify(self, portraits: Sequence[Portrait]) -> list[Answers]:
         """What portraits' completions earn."""
@@ -142,12 +149,7 @@ class Branch:
 
     def update(self, request: UpdateRequest) -> Metrics:
         """One optimizer update on all lessons, weighing the same; returns `action/name` metrics."""
-        distill = self._learning.distill
-        signals = token_advantages(
-            request.lessons,
-            self._learning.loss,
-            distill if isinstance(distill, SampledDistill) else None,
-        )
+        signals = token_advantages(request.lessons, self._learning.loss, self._learning.distill)
         trained = [p for p in self._owned().values() if p.requires_grad]
         apart = Gradients(trained) if self._learning.monitor.gradient_cosine else None
         found = self._ranks.together(lambda: self._learn(request, signals, apart))
@@ -174,10 +176,7 @@ class Branch:
         return {name: p.detach().cpu().clone() for name, p in self._policy.parameters().items()}
 
     def set_weights(self, weights: Mapping[str, Tensor]) -> None:
-        """Takes over weights of the same names and shapes; the optimizer starts afresh.
-
-        An adapter takes any rank.
-        """
+        """Takes over weights of equal shapes (adapters: of any rank), with a new optimizer."""
         self._policy.fit(weights)
         load_weights(self._owned(), weights)
         self._sampler.refresh()
@@ -186,10 +185,11 @@ class Branch:
         self._num_updates = 0
 
     def save(self, folder: Path) -> None:
-        """Weights and optimizer into `folder/<name>`, without executable content."""
+        """Weights, those kept and optimizer into `folder/<name>`, without executable content."""
         kept = optimizer_state(self._owned(), self._optimizer, self._num_updates)
         if self._ranks.is_first:
             save_state(self._policy.parameters(), kept, folder / self.name)
+            self._kept.save(folder / self.name)
 
     def restore(self, folder: Path) -> None:
         """The inverse of `save`."""
@@ -198,6 +198,7 @@ class Branch:
         owned = self._owned()
         load_weights(owned, source / "model.safetensors")
         self._sampler.refresh()
+        self._kept.load(source, owned)
         self._num_updates = load_optimizer(owned, self._optimizer, source / "optimizer.safetensors")
 
     def export(self, folder: Path) -> None:

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from copd.config import LossConfig, SampledDistill
+from copd.config import DistillConfig, LossConfig, SampledDistill
 from copd.functional import (
     domain_scale,
     group_relative,
@@ -77,13 +77,12 @@ def reward_advantages(batch: Batch, loss: LossConfig) -> Float[Tensor, "P G"]:
 
 
 def token_advantages(
-    lessons: Sequence[Lesson], loss: LossConfig, distill: SampledDistill | None
+    lessons: Sequence[Lesson], loss: LossConfig, distill: DistillConfig
 ) -> list[Float[Tensor, "N"] | None]:
     """One advantage per token for every lesson: A_i of its completion (RLVR), or beta * delta_t
     (OPD).
 
-    None for the OPD lessons when distillation is a direct loss (`distill` is None) and needs no
-    advantage.
+    None for the OPD lessons when distillation is a direct loss and needs no advantage.
     """
     signals: list[Tensor | None] = []
     for lesson in lessons:
@@ -91,11 +90,11 @@ def token_advantages(
         if lesson.scores is None:
             advantages = reward_advantages(batch, loss).flatten()
             signals.append(advantages.repeat_interleave(torch.from_numpy(batch.lengths)))
-        elif distill is None:
-            signals.append(None)
-        else:
+        elif isinstance(distill, SampledDistill):
             signals.append(_delta(lesson, distill))
-    if distill is not None and distill.match_scale:
+        else:
+            signals.append(None)
+    if isinstance(distill, SampledDistill) and distill.match_scale:
         taught = [
             s for s, lesson in zip(signals, lessons, strict=True) if lesson.scores is not None
         ]

@@ -29,7 +29,7 @@ def save_state(parameters: Parameters, optimizer: dict[str, Tensor], folder: Pat
 
 def save_weights(parameters: Parameters, path: Path) -> None:
     """Every parameter under its name."""
-    _write({name: p.detach().cpu() for name, p in parameters.items()}, path)
+    write_tensors({name: p.detach().cpu() for name, p in parameters.items()}, path)
 
 
 @torch.no_grad()
@@ -70,7 +70,7 @@ def optimizer_state(
 
 def save_optimizer(state: dict[str, Tensor], path: Path) -> None:
     """Writes what `optimizer_state` found."""
-    _write(state, path)
+    write_tensors(state, path)
 
 
 def load_optimizer(parameters: Parameters, optimizer: torch.optim.Optimizer, path: Path) -> int:
@@ -116,7 +116,7 @@ def _require_same_names(
         )
 
 
-def _write(tensors: dict[str, Tensor], path: Path) -> None:
+def write_tensors(tensors: dict[str, Tensor], path: Path) -> None:
     """Writes and syncs; a full disk is an `OSError` like that of any other file."""
     try:
         save_file(tensors, path)

@@ -10,7 +10,15 @@ from pydantic import Field, model_validator
 from copd.config.merge import MergeConfig, NoMerge, UniformMerge, check_merge
 from copd.config.names import BASE, TRUNK, check_complete, check_known, listed
 from copd.config.pilot import PilotConfig
-from copd.config.sections import Count, Fraction, Name, NonNegativeFloat, PositiveFloat, Section
+from copd.config.sections import (
+    Count,
+    Fraction,
+    Name,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    Section,
+)
 
 
 class ExpertsConfig(Section):
@@ -136,6 +144,9 @@ class CoPDConfig(Section):
     """The overlap decides which of the N * (S_RL + S_OPD) steps are mutual; needs monitor.every."""
     beta: NonNegativeFloat | dict[str, NonNegativeFloat] = 1.0
     """Factor on the distillation signal, also per student; 0 for a student that is not taught."""
+    max_staleness: NonNegativeInt = 0
+    """Steps that teachers may be old when they are asked: so many later steps of a mutual stage ask
+    the same copy of their weights (paper: 0)."""
     merge: MergeConfig = UniformMerge()
     """How the branches become one model."""
 

@@ -121,6 +121,8 @@ class Config(Section):
             'model.branches = "lora"': self.model.branches == "lora",
             'optimizer.type = "adamw_8bit"': self.optimizer.type == "adamw_8bit",
             "monitor.gradient_cosine = true": self.monitor.gradient_cosine,
+            "recipe.max_staleness": isinstance(self.recipe, CoPDConfig)
+            and self.recipe.max_staleness > 0,
         }
         for setting, is_set in refused.items():
             if is_set:

@@ -5,7 +5,8 @@ Knows no recipe, and no way a branch is asked but the engine's.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from threading import Condition, Thread
 from typing import Any
@@ -29,6 +30,8 @@ class Task:
     request: Callable[[Answers], Any]
     needs: tuple[Key, ...] = ()
     """Tasks of the same step, and earlier ones."""
+    is_aside: bool = False
+    """Its branch goes on without it while it cannot begin, up to the next one that is aside."""
 
 
 Tasks = Mapping[Key, Task]
@@ -38,9 +41,10 @@ Tasks = Mapping[Key, Task]
 def run_tasks(engine: Engine, steps: Sequence[Tasks]) -> Generator[dict[Key, Any], None, None]:
     """The answers of one step after another, each in the order of its tasks.
 
-    A branch does its own tasks in the order of steps and tasks. In one process so do all branches;
-    where they have their own, nobody waits for more than it needs, not even for others to end a
-    step: whoever takes the answers must want all these steps taken. Close it when you leave early.
+    A branch does its own tasks in the order of steps and tasks, those that are aside in an order of
+    their own. In one process all do them in the order given; where they have their own, nobody
+    waits for more than it needs, not even for others to end a step: whoever takes the answers must
+    want all these steps taken. Close it when you leave early.
     """
     for tasks in steps:
         _check(tasks)
@@ -70,9 +74,9 @@ def _side_by_side(engine: Engine, steps: Sequence[Tasks]) -> Generator[dict[Key,
     """A thread per branch, which does that branch's tasks."""
     names = dict.fromkeys(task.branch for tasks in steps for task in tasks.values())
     board = _Board(steps, len(names))
-    for name in names:
-        Thread(target=_do_all, args=(engine, board, name), name=f"branch {name}").start()
     try:
+        for name in names:
+            Thread(target=_do_all, args=(engine, board, name), name=f"branch {name}").start()
         for index in range(len(steps)):
             yield board.take(index)
     finally:
@@ -82,9 +86,9 @@ def _side_by_side(engine: Engine, steps: Sequence[Tasks]) -> Generator[dict[Key,
 def _do_all(engine: Engine, board: _Board, branch: str) -> None:
     try:
         while (found := board.next_of(branch)) is not None:
-            (index, key), answers = found, board.answers[found[0]]
+            index, key = found
             try:
-                board.put(index, key, _ask(engine, board.steps[index][key], answers))
+                board.put(index, key, _ask(engine, board.steps[index][key], board.answers[index]))
             except Exception as error:
                 board.fail(index, key, error)
     finally:
@@ -101,6 +105,12 @@ class _Board:
     def __init__(self, steps: Sequence[Tasks], num_threads: int) -> None:
         self.steps = steps
         self.answers: list[dict[Key, Any]] = [{} for _ in steps]
+        self._places = [(index, key) for index, tasks in enumerate(steps) for key in tasks]
+        self._lanes: dict[str, tuple[deque[int], deque[int]]] = {}
+        for number, (index, key) in enumerate(self._places):
+            task = steps[index][key]
+            lanes = self._lanes.setdefault(task.branch, (deque(), deque()))
+            lanes[task.is_aside].append(number)
         self._failed: dict[tuple[int, Key], Exception] = {}
         self._num_threads = num_threads
         self._num_taken = 0
@@ -110,15 +120,18 @@ class _Board:
     def next_of(self, branch: str) -> tuple[int, Key] | None:
         """The step and key of what a branch does next, once it can; None when that was all."""
         with self._changed:
-            index, key = next(self._left_of(branch), (self._end, ("", "")))
-            self._changed.wait_for(lambda: index >= self._end or self._is_ready(index, key))
-            return None if index >= self._end else (index, key)
+            while heads := self._heads(branch):
+                for number, lane in heads:
+                    if self._is_ready(*self._places[number]):
+                        lane.popleft()
+                        return self._places[number]
+                self._changed.wait()
+        return None
 
-    def _left_of(self, branch: str) -> Iterator[tuple[int, Key]]:
-        for index in range(self._num_taken, len(self.steps)):
-            for key, task in self.steps[index].items():
-                if task.branch == branch and key not in self.answers[index]:
-                    yield index, key
+    def _heads(self, branch: str) -> list[tuple[int, deque[int]]]:
+        """What comes first among a branch's tasks, and among those aside, unless it has ended."""
+        heads = [(lane[0], lane) for lane in self._lanes[branch] if lane]
+        return sorted(head for head in heads if self._places[head[0]][0] < self._end)
 
     def _is_ready(self, index: int, key: Key) -> bool:
         is_near = index < self._num_taken + STEPS_AT_ONCE
@@ -162,7 +175,6 @@ class _Board:
 
     def _worst(self) -> Exception:
         """A loss, from which a run recovers, before what it may have caused; then the first."""
-        places = [(index, key) for index, tasks in enumerate(self.steps) for key in tasks]
-        ordered = [self._failed[place] for place in places if place in self._failed]
+        ordered = [self._failed[place] for place in self._places if place in self._failed]
         assert ordered, "threads end when all is done, or after a failure"
         return next((error for error in ordered if isinstance(error, BranchLost)), ordered[0])

@@ -46,8 +46,10 @@ class Memory:
     """Branches are adapters on one base."""
     num_policies: int
     num_trained: int
+    num_kept: int
+    """Copies of what is trained, by which stale teachers answer."""
     weights: int
-    """Of all policies."""
+    """Of all policies and copies."""
     optimizer: int
     """Moments of all trained branches."""
     gradients: int
@@ -108,6 +110,7 @@ def estimate(
         is_shared=is_shared(config),
         num_policies=parts.num_policies,
         num_trained=parts.num_trained,
+        num_kept=parts.num_kept,
         weights=weights,
         optimizer=optimizer,
         gradients=4 * parts.trainable,
@@ -133,15 +136,17 @@ class _Parts:
     """Of the model's, kept in bfloat16."""
     num_policies: int
     num_trained: int
+    num_kept: int
     moment_bytes: int
     """Of AdamW, for each weight that is trained."""
 
     @property
     def weights(self) -> int:
         """Bytes: what is trained is float32."""
+        kept = 4 * self.num_kept * self.trainable
         if self.adapter_widths is None:
-            return 4 * self.num_policies * self.model
-        return 4 * (self.model + self.num_trained * self.adapter) - 2 * self.narrow
+            return kept + 4 * self.num_policies * self.model
+        return kept + 4 * (self.model + self.num_trained * self.adapter) - 2 * self.narrow
 
     @property
     def optimizer(self) -> int:
@@ -153,6 +158,7 @@ def _parts(config: Config, plan: Plan, shapes: Shapes) -> _Parts:
     widths, adapter = lora_sizes(shapes, config.model.lora) if is_shared(config) else (None, 0)
     tower = shapes.tower.parameters if shapes.tower and is_frozen(config) else 0
     trained = {name for stage in plan.stages for name in stage.trained}
+    keeping = {name for stage in plan.stages if stage.max_staleness for name in stage.trained}
     alone = _is_alone(config)
     return _Parts(
         model=shapes.parameters,
@@ -162,6 +168,7 @@ def _parts(config: Config, plan: Plan, shapes: Shapes) -> _Parts:
         narrow=_narrow(config, shapes),
         num_policies=1 if alone else len(plan.branches) + _asks_reference(config),
         num_trained=1 if alone else len(trained),
+        num_kept=1 if alone and keeping else len(keeping),
         moment_bytes=8 if config.optimizer.type == "adamw" else 2,
     )
 

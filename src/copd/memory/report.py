@@ -159,8 +159,9 @@ def _table(report: Report, memory: Memory, lengths: Lengths) -> list[str]:
     """What is held, line by line."""
     model = report.config.model
     one = "one base, adapters" if memory.is_shared else f"{memory.num_policies} x all weights"
+    kept = f", {memory.num_kept} x a copy to be asked" if memory.num_kept else ""
     rows = [
-        ("weights", memory.weights, f"float32, {one}"),
+        ("weights", memory.weights, f"float32, {one}{kept}"),
         ("optimizer", memory.optimizer, f"{memory.num_trained} x moments of what is trained"),
         ("gradients", memory.gradients, "of the branch that is updated"),
         ("graphs of prompts", memory.prompts, "kept from sampling to update"),

@@ -121,6 +121,8 @@ def _stage_lines(stage: Stage) -> list[str]:
     if stage.band:
         low, high = stage.band.low, stage.band.high
         lines.append(f"    teachers from overlap {low:g} until {high:g}; counted in every step")
+    if stage.max_staleness:
+        lines.append(f"    teachers up to {stage.max_staleness} steps old")
     if frozen := sorted({t for b in stage.trained for t in stage.neighbours(b)} - {*stage.trained}):
         lines.append(f"    frozen teachers: {', '.join(frozen)}")
     return lines

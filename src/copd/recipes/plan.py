@@ -65,6 +65,8 @@ class Stage:
     actions: tuple[Action, ...]
     band: BandConfig | None = None
     """Where the overlap decides in which steps the teachers speak; otherwise in all."""
+    max_staleness: int = 0
+    """Steps that the weights of a teacher which trains may be old when it is asked."""
 
     def __post_init__(self) -> None:
         if self.steps < 1 or not self.actions:
@@ -219,6 +221,7 @@ def to_dict(plan: Plan) -> dict[str, Any]:
                 "steps": stage.steps,
                 "actions": [_action_dict(action) for action in stage.actions],
                 **({"band": stage.band.model_dump()} if stage.band else {}),
+                **({"max_staleness": stage.max_staleness} if stage.max_staleness else {}),
             }
             for stage in plan.stages
         ],

@@ -32,6 +32,13 @@ class Position:
     step: int
     stage_index: int
     stage: Stage
+    step_in_stage: int = 0
+    """Steps of the stage before this one."""
+
+    @property
+    def staleness(self) -> int:
+        """Steps since the weights that teachers answer with were their own."""
+        return self.step_in_stage % (1 + self.stage.max_staleness)
 
     def __str__(self) -> str:
         return f"stage {self.stage.name} (number {self.stage_index + 1}), step {self.step}"
@@ -56,7 +63,8 @@ def take_steps(
     No policy moves while it is being asked (a simultaneous update). Where branches work side by
     side, a teacher scores as soon as it and its students have sampled, a branch updates as soon as
     its teachers have answered and it has, and then begins its next step: when a result is there,
-    branches may be further on. Close it when you leave early.
+    branches may be further on. Teachers that may be stale are asked by a copy of their weights, and
+    do not wait with their update for what they are to score. Close it when you leave early.
     """
     steps = [_Step.of(config, position) for position in positions]
     with closing(run_tasks(engine, [step.tasks() for step in steps])) as found:
@@ -96,12 +104,19 @@ class _Step:
         tasks: dict[tuple[str, str], Task] = {}
         for name in self.actions:
             tasks["sample", name] = Task(name, Branch.sample, partial(self.sample, name))
+        for name in self.actions if self._keeps else ():
+            needs = (("sample", name),)
+            tasks["keep", name] = Task(name, Branch.keep, _nothing, needs, is_aside=True)
         for name, about in self.asked.items():
+            is_stale = self._is_stale(name)
             needs = tuple(dict.fromkeys(("sample", action.branch) for action in about))
-            tasks["score", name] = Task(name, Branch.score, partial(self.score, name), needs)
+            verb = Branch.score_kept if is_stale else Branch.score
+            request = partial(self.score, name)
+            tasks["score", name] = Task(name, verb, request, needs, is_aside=is_stale)
         for name in self.actions:
             scorers = [s for s, about in self.asked.items() if name in {a.branch for a in about}]
             needs = tuple(("score", scorer) for scorer in scorers)
+            needs += (("keep", name),) if self._keeps else ()
             tasks["update", name] = Task(name, Branch.update, partial(self.update, name), needs)
         return tasks
 
@@ -119,9 +134,23 @@ class _Step:
 
     def result(self, answers: Answers) -> StepResult:
         return StepResult(
-            {name: answers["update", name] for name in self.actions},
+            {name: {**answers["update", name], **self._ages(name)} for name in self.actions},
             {name: self.lessons(name, answers) for name in self.actions},
         )
+
+    @property
+    def _keeps(self) -> bool:
+        """Whether branches copy their weights in this step, for it and those after it."""
+        return self.position.stage.max_staleness > 0 and self.position.staleness == 0
+
+    def _is_stale(self, scorer: str) -> bool:
+        """Whether a copy is asked; one that does not train is always as it was."""
+        return self.position.stage.max_staleness > 0 and scorer in self.actions
+
+    def _ages(self, name: str) -> Metrics:
+        """How old the weights of a branch's teachers were, where they may be old."""
+        stale = [a for a in self.actions[name] if isinstance(a, OPD) and self._is_stale(a.teacher)]
+        return {f"{action.key}/staleness": self.position.staleness for action in stale}
 
     def lessons(self, name: str, answers: Answers) -> tuple[Lesson, ...]:
         """A branch's batches, with what was said of the cross batches."""
@@ -144,6 +173,10 @@ class _Step:
 
     def _told(self, scorer: str, action: OPD, answers: Answers) -> Scores:
         return answers["score", scorer][self.asked[scorer].index(action)]
+
+
+def _nothing(_: Answers) -> None:
+    """For verbs that are asked without any."""
 
 
 def asks_base(config: Config) -> bool:

@@ -47,6 +47,9 @@ def windows(config: Config, plan: Plan, done: int) -> Iterator[range]:
 
 def positions_of(plan: Plan, steps: Sequence[int], lines: Iterable[Line]) -> list[Position]:
     """A window's steps in their stages; lines of dynamics.jsonl decide for all what a band says."""
-    measured, stages = list(lines), plan.stages
-    places = {step: plan.locate(step - 1)[0] for step in steps}
-    return [Position(step, i, governed(stages[i], measured)) for step, i in places.items()]
+    measured, found = list(lines), []
+    for step in steps:
+        index, step_in_stage = plan.locate(step - 1)
+        stage = governed(plan.stages[index], measured)
+        found.append(Position(step, index, stage, step_in_stage))
+    return found
