@@ -310,7 +310,7 @@ def make_branch() -> Callable[[bool], Branch]:
     def make(is_elsewhere: bool) -> Branch:
         policy = load_policy("tiny", config.model)
         book = PromptBook(load_domains(config.domains), policy.render_all)
-        sampler = HandedOver(policy, resolve("tiny")) if is_elsewhere else None
+        sampler = HandedOver(policy, Path(resolve("tiny"))) if is_elsewhere else None
         return Branch("a", policy, book, config, sampler=sampler)
 
     return make

@@ -4,6 +4,7 @@ vLLM itself takes part nowhere here: nothing below says that it accepts them.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 
@@ -15,7 +16,14 @@ from safetensors.torch import load_file
 from copd.config import RolloutConfig
 from copd.policy import Policy, Prompt, Wanted
 from copd.policy.vllm import VllmEngine, VllmSampler, require_vllm
-from copd.policy.vllm_format import place_media, sampling_settings, seed_at, to_samples
+from copd.policy.vllm_format import (
+    FIELDS,
+    Told,
+    place_media,
+    sampling_settings,
+    seed_at,
+    to_samples,
+)
 
 VISION_START, VISION_END, IMAGE, VIDEO = 90, 91, 92, 93
 
@@ -33,8 +41,8 @@ class Flat:
 class Output:
     """As `vllm.CompletionOutput`."""
 
-    token_ids: list[int]
-    logprobs: Flat | None
+    token_ids: Sequence[int]
+    logprobs: Told | None
     finish_reason: str | None = "stop"
     text: str = field(default="", init=False)
 
@@ -180,9 +188,8 @@ def test_every_visual_token_of_a_real_prompt_belongs_to_one_place(seeing, prompt
     vision = seeing.backbone.vision
     for prompt in prompts_of(seeing, kind):
         covered = torch.zeros(len(prompt.input_ids), dtype=torch.int64)
-        for name, token in (("image", vision.image_token), ("video", vision.video_token)):
-            options = {"token": token, "merge_size": 2}
-            for one in place_media(prompt, name, **options):
+        for name, token in zip(FIELDS, (vision.image_token, vision.video_token), strict=True):
+            for one in place_media(prompt, name, token=token, merge_size=2):
                 visual = torch.ones(one.length) if one.is_visual is None else one.is_visual
                 covered[one.offset : one.offset + one.length] += visual.long()
         assert torch.equal(covered, vision.is_visual(prompt.input_ids).long())

@@ -73,7 +73,8 @@ def test_a_sampler_with_other_weights_is_refused_by_branch_and_domain(ready, els
     branch = engine._branches["image"]
     other = Policy.load(resolve("tiny"))
     with torch.no_grad():
-        other.model.get_submodule("model.visual.merger.norm").weight += 0.5
+        norm = other.parameters()["model.visual.merger.norm.weight"]
+        norm += 0.5
     branch._sampler = InProcess(other, branch._learning, max_rows=64)
     said = r"vllm for branch 'image' on domain 'image' must be within 0\.001 nats.*most at token"
     seeing = elsewhere.model_copy(update={"domains": {"image": elsewhere.domains["image"]}})
