@@ -3,6 +3,7 @@
 import os
 import subprocess
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -126,6 +127,24 @@ def seeing_model() -> Qwen3VLForConditionalGeneration:
     return Qwen3VLForConditionalGeneration(config)
 
 
+def wide_model() -> Qwen3VLForConditionalGeneration:
+    """The same with heads as wide as vLLM's kernels ask for, many tokens that end a completion, and
+    control tokens it would often write."""
+    config = seeing_model().config
+    rope = {**config.text_config.rope_parameters, "mrope_section": [12, 10, 10]}
+    config.text_config.update(
+        {"hidden_size": 128, "num_attention_heads": 2, "head_dim": 64, "rope_parameters": rope}
+    )
+    config.vision_config.update({"hidden_size": 128, "out_hidden_size": 128})
+    torch.manual_seed(0)
+    model = Qwen3VLForConditionalGeneration(config)
+    with torch.no_grad():
+        model.lm_head.weight[len(CHARACTERS) :] *= 3
+    assert model.generation_config is not None
+    model.generation_config.eos_token_id = [token_id("<|im_end|>"), *range(6)]
+    return model
+
+
 def seeing_25_model() -> Qwen2_5_VLForConditionalGeneration:
     """A random Qwen2.5-VL; its tower looks through windows of 2 x 2 merged patches."""
     config = Qwen2_5_VLConfig(
@@ -191,9 +210,9 @@ def reading_model(kind: str) -> PreTrainedModel:
     return Qwen3ForCausalLM(Qwen3Config(**sizes, tie_word_embeddings=True))
 
 
-def save_seeing(folder: Path) -> None:
+def save_seeing(folder: Path, model: PreTrainedModel | None = None) -> None:
     """A complete Qwen3-VL folder."""
-    seeing_model().save_pretrained(folder)
+    (model or seeing_model()).save_pretrained(folder)
     processor = build_processor(
         character_tokenizer(SEEING_TEMPLATE),
         Qwen2VLImageProcessorPil(**PATCHES, **COLOURS, size=SIZE),
@@ -217,6 +236,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tests marked `gpu` run where there is one; a compiler's warnings there are no errors."""
     absent = not torch.cuda.is_available()
     for item in items:
+        if item.get_closest_marker("vllm"):
+            reason = "needs vLLM (copd[vllm])"
+            item.add_marker(pytest.mark.skipif(find_spec("vllm") is None, reason=reason))
         if item.get_closest_marker("gpu"):
             item.add_marker(pytest.mark.skipif(absent, reason="needs a CUDA device"))
             item.add_marker(pytest.mark.filterwarnings("default"))
@@ -227,6 +249,14 @@ def seeing_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny random Qwen3-VL that reads text, images and videos."""
     folder = tmp_path_factory.mktemp("seeing")
     save_seeing(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def wide_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same, of sizes that vLLM runs."""
+    folder = tmp_path_factory.mktemp("wide")
+    save_seeing(folder, wide_model())
     return folder
 
 

@@ -328,3 +328,32 @@ def test_a_run_is_resumed_with_its_own_settings_but_elsewhere(minimal: Path):
     assert moved.optimizer.learning_rate == 1e-3
     with pytest.raises(ValueError, match=r"got --recipe.rounds.*train in another output_dir"):
         load_run(stored, ["--engine.type", "local", "--recipe.rounds", "3"])
+
+
+VLLM = ("--rollout.sampler", "vllm")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "remedy"),
+    [
+        (("--rollout.vllm.tolerance", "0.2"), r'Set rollout\.sampler = "vllm"'),
+        ((*VLLM, "--model.device", "cpu"), "got model.device = .cpu.* Leave one of the two out"),
+        ((*VLLM, "--model.trust_remote_code", "true"), "trust_remote_code.* Leave one of the two"),
+        (
+            (*VLLM, "--engine.type", "ray", "--engine.ranks_per_branch", "2"),
+            r"got engine\.ranks_per_branch above 1.* Leave one of the two out",
+        ),
+        (
+            (*VLLM, "--evaluation.temperature", "3.0"),
+            r"got evaluation\.temperature = 3\. Change it",
+        ),
+        ((*VLLM, "--rollout.temperature", "0.001"), r"from 0\.01 to 2: got rollout\.temperature"),
+    ],
+)
+def test_what_vllm_cannot_do_is_refused(minimal: Path, overrides: tuple[str, ...], remedy: str):
+    with pytest.raises(ValueError, match=remedy):
+        load_config(minimal, overrides)
+
+
+def test_vllm_may_evaluate_greedily(minimal: Path):
+    load_config(minimal, (*VLLM, "--evaluation.temperature", "0.0"))

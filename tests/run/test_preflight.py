@@ -1,12 +1,16 @@
-"""A teacher that is not what it should be is refused before it teaches."""
+"""A teacher or sampler that is not what it should be is refused before it does anything."""
 
 import pytest
 import torch
 
 from copd.branch import Branch
+from copd.branch.sampling import InProcess
+from copd.config import Config
 from copd.engine import LocalEngine
+from copd.policy import Policy
+from copd.policy.tiny import resolve
 from copd.recipes import build_plan
-from copd.run.preflight import check_teachers
+from copd.run.preflight import check_samplers, check_teachers
 
 
 @pytest.fixture
@@ -51,3 +55,43 @@ def test_a_uniform_teacher_is_refused(ready):
         engine.each(Branch.set_weights, {name: weights})
     with pytest.raises(ValueError, match="gives every token the same probability"):
         check_teachers(engine, config, plan)
+
+
+@pytest.fixture
+def elsewhere(make_config, tmp_path) -> Config:
+    """The same run with a sampler that must be checked; its branches are those of `ready`."""
+    rollout = {"num_prompts": 2, "group_size": 2, "sampler": "vllm", "vllm": {"tolerance": 1e-3}}
+    return make_config(tmp_path, model={"path": "tiny"}, rollout=rollout)
+
+
+def test_samplers_that_say_what_their_policies_say_pass(ready, elsewhere):
+    check_samplers(ready[0], elsewhere, ["text"])
+
+
+def test_a_sampler_with_other_weights_is_refused_by_branch_and_domain(ready, elsewhere):
+    engine, config, plan = ready
+    branch = engine._branches["image"]
+    other = Policy.load(resolve("tiny"))
+    with torch.no_grad():
+        norm = other.parameters()["model.visual.merger.norm.weight"]
+        norm += 0.5
+    branch._sampler = InProcess(other, branch._learning, max_rows=64)
+    said = r"vllm for branch 'image' on domain 'image' must be within 0\.001 nats.*most at token"
+    seeing = elsewhere.model_copy(update={"domains": {"image": elsewhere.domains["image"]}})
+    with pytest.raises(ValueError, match=said):
+        check_samplers(engine, seeing, ["image"])
+    check_samplers(engine, config, plan.branches)  # whose samplers are the policies themselves
+
+
+def test_a_sampler_that_does_not_follow_is_refused(ready, elsewhere):
+    engine = ready[0]
+    branch = engine._branches["text"]
+    branch._sampler = InProcess(Policy.load(resolve("tiny")), branch._learning, max_rows=64)
+    said = "vllm for branch 'text' on domain 'text' does not follow the policy"
+    with pytest.raises(ValueError, match=said):
+        check_samplers(engine, elsewhere, ["text"])
+
+
+def test_a_machine_without_vllm_says_so_before_anything_is_sampled(elsewhere):
+    with pytest.raises(ValueError, match=r'rollout\.sampler = "vllm" needs'):
+        LocalEngine(elsewhere).spawn("text", "tiny")

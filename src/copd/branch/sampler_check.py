@@ -22,9 +22,9 @@ from copd.types import Completion, ProblemId, SampleRequest, ScoreRequest
 
 _GROUP = 2
 _MAX_TOKENS = 64
-_NUDGE = 0.03
-"""Standard deviation of what is added to weights: log-probabilities move by far more than two ways
-to compute them differ, and stay those of a language model."""
+_NUDGE = (0.3, 0.03)
+"""Standard deviation of what is added to a weight, relative to it and absolute: log-probabilities
+of the embedded base move by 0.02 to 1.6 nats; in bfloat16 two passes differ by 0.01 or less."""
 
 
 @dataclass(frozen=True)
@@ -157,8 +157,8 @@ def _nudged(policy: Policy) -> Iterator[None]:
     try:
         with torch.no_grad():
             for parameter in chosen:
-                noise = torch.randn(parameter.shape, generator=generator)
-                parameter.add_(_NUDGE * noise.to(parameter))
+                noise = torch.randn(parameter.shape, generator=generator).to(parameter)
+                parameter.add_((_NUDGE[0] * parameter.abs() + _NUDGE[1]) * noise)
         yield
     finally:
         with torch.no_grad():

@@ -15,6 +15,7 @@ from tempfile import mkdtemp
 from typing import Any, Protocol
 
 import torch
+from transformers import BatchFeature
 
 from copd.config import RolloutConfig
 from copd.policy.policy import Policy
@@ -211,6 +212,12 @@ class VllmSampler:
         vision = self._policy.backbone.vision
         if not prompt.media or vision is None:
             return {"type": "token", "prompt_token_ids": token_ids}
+        if "second_per_grid_ts" in prompt.media:
+            raise ValueError(
+                "vLLM puts what follows a clip of Qwen2.5-VL at other positions than transformers "
+                "and copd: got a prompt with a clip. Use a Qwen3-VL, or rollout.sampler = "
+                '"internal".'
+            )
         inputs = import_module("vllm.multimodal.inputs")
         model, fields, placed = self._policy.model.config, {}, {}
         tokens: dict[Kind, int] = {
@@ -218,24 +225,20 @@ class VllmSampler:
             "video": vision.video_token,
         }
         for kind, token in tokens.items():
-            pixels, grid, *others = FIELDS[kind]
+            pixels, grid = FIELDS[kind]
             if grid not in prompt.media:
                 continue
-            placed[kind] = place_media(
-                prompt,
-                kind,
-                token=token,
-                merge_size=model.vision_config.spatial_merge_size,
-                marks_frames=model.model_type != "qwen2_5_vl",
-            )
+            merge_size = model.vision_config.spatial_merge_size
+            placed[kind] = place_media(prompt, kind, token=token, merge_size=merge_size)
             config = inputs.MultiModalFieldConfig
             fields[pixels] = config.flat_from_sizes(kind, prompt.media[grid].prod(dim=1))
-            for name in (grid, *others):
-                fields[name] = config.batched(kind, keep_on_cpu=True)
+            fields[grid] = config.batched(kind, keep_on_cpu=True)
         return {
             "type": "multimodal",
             "prompt_token_ids": token_ids,
-            "mm_kwargs": inputs.MultiModalKwargsItems.from_hf_inputs(prompt.media, fields),
+            "mm_kwargs": inputs.MultiModalKwargsItems.from_hf_inputs(
+                BatchFeature(prompt.media), fields
+            ),
             "mm_hashes": {kind: [one.identity for one in own] for kind, own in placed.items()},
             "mm_placeholders": {
                 kind: [

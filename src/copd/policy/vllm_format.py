@@ -19,19 +19,19 @@ from copd.policy.samplers import Wanted
 
 Kind = Literal["image", "video"]
 
-FIELDS: dict[Kind, tuple[str, ...]] = {
+FIELDS: dict[Kind, tuple[str, str]] = {
     "image": ("pixel_values", "image_grid_thw"),
-    "video": ("pixel_values_videos", "video_grid_thw", "second_per_grid_ts"),
+    "video": ("pixel_values_videos", "video_grid_thw"),
 }
-"""Of a prompt's media, by kind: rows of pixels, their grids, and what else there is to each."""
+"""Of a prompt's media, by kind: rows of pixels, and their grids."""
 
 
 class Told(Protocol):
     """`vllm.logprobs.FlatLogprobs`: of several tokens at a position the sampled one is first."""
 
-    start_indices: Sequence[int]
-    token_ids: Sequence[int]
-    logprobs: Sequence[float]
+    start_indices: list[int]
+    token_ids: list[int]
+    logprobs: list[float]
 
 
 class Written(Protocol):
@@ -79,23 +79,16 @@ class Placed:
     is_visual: Bool[Tensor, "L"] | None
     """Which of these tokens stand for pixels; None where all do."""
     identity: str
-    """Equal for equal pixels at equal times: vLLM keeps what it made of them under this name."""
+    """Equal for equal pixels: vLLM keeps what it made of them under this name."""
 
 
-def place_media(
-    prompt: Prompt,
-    kind: Kind,
-    *,
-    token: int,
-    merge_size: int,
-    marks_frames: bool,
-) -> list[Placed]:
+def place_media(prompt: Prompt, kind: Kind, *, token: int, merge_size: int) -> list[Placed]:
     """The prompt's pictures or clips, in their order.
 
-    Where each frame of a clip has a mark before it and one after (Qwen3-VL), vLLM looks for the
-    first mark from the clip's offset on; elsewhere the offset is that of the first visual token.
+    Each frame of a clip has a mark before it and one after; vLLM looks for the first mark from the
+    clip's offset on.
     """
-    pixels_name, grid_name, *_ = FIELDS[kind]
+    pixels_name, grid_name = FIELDS[kind]
     if grid_name not in prompt.media:
         return []
     num_patches = prompt.media[grid_name].prod(dim=1)
@@ -104,13 +97,11 @@ def place_media(
     own_pixels = prompt.media[pixels_name].split(num_patches.tolist())
     found = []
     for index, (own, pixels) in enumerate(zip(own_places, own_pixels, strict=True)):
-        margin = int(marks_frames and kind == "video")
+        margin = int(kind == "video")
         first, end = int(own[0]) - margin, int(own[-1]) + 1 + margin
         is_visual = prompt.input_ids[first:end] == token
         digest = hashlib.blake2b(pixels.contiguous().numpy().tobytes(), digest_size=16)
-        for name in FIELDS[kind][1:]:
-            if name in prompt.media:
-                digest.update(prompt.media[name][index].contiguous().numpy().tobytes())
+        digest.update(prompt.media[grid_name][index].contiguous().numpy().tobytes())
         every = bool(is_visual.all())
         found.append(Placed(first, end - first, None if every else is_visual, digest.hexdigest()))
     return found
