@@ -83,9 +83,10 @@ def main() -> None:
         "Two steps of training, with checkpoint, merge, export and evaluation, of random models: a "
         "Qwen3 of 15 million weights and a Qwen3-VL of 19 million. 4 prompts, 4 completions of up "
         "to 24 tokens each; one thread. Peaks are VmHWM above the resident memory before the model "
-        "was loaded; the embedded base had run the same before that, so code and libraries are not "
-        "counted. *In use*: blocks of 64 kB and more go back to the kernel once they are freed "
-        "(mallopt). *Left to glibc*: as any process, with what its allocator keeps. The plan knows "
+        "was loaded; the embedded base had run the same in float32 before that, so code and "
+        "libraries are not counted, but products that oneDNN compiles for bfloat16 are. "
+        "*In use*: blocks of 64 kB and more go back to the kernel once they are freed (mallopt). "
+        "*Left to glibc*: as any process, with what its allocator keeps. The plan knows "
         "the mean length of the completions (`--completion-tokens`) and finds that of the prompts."
     )
     given.runs.mkdir(parents=True, exist_ok=True)

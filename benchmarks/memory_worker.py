@@ -81,8 +81,8 @@ class Watched:
 
 def measure(values: Mapping[str, Any], *, warm: bool) -> dict[str, float]:
     """Peaks of a run and the mean length of its completions; before it, with `warm`, the same with
-    the embedded base, which loads all code and libraries."""
-    small = {**values["model"], "path": "tiny"}
+    the embedded base in float32, which loads all code and libraries but compiles no products."""
+    small = {**values["model"], "path": "tiny", "dtype": "float32"}
     with tempfile.TemporaryDirectory() as folder:
         if warm:
             _run(parse_config({**values, "model": small, "output_dir": f"{folder}/warm"}), None)

@@ -12,7 +12,7 @@ from copd.config.sections import LoraConfig
 from copd.memory import memory_report, parse_size
 from copd.memory.estimate import Memory, estimate, lora_sizes
 from copd.memory.load import Lengths, find_load
-from copd.memory.passes import MOST_SCORES, Passes, drawn, logits
+from copd.memory.passes import KERNELS, MOST_SCORES, Passes, drawn, logits
 from copd.memory.remedies import single_changes, together
 from copd.memory.shapes import Shapes, read_shapes
 from copd.policy.sampler import Pace
@@ -152,6 +152,15 @@ def test_prompts_that_do_not_fit_a_micro_batch_leave_no_graph():
 def test_a_branch_of_ray_holds_itself():
     memory = of(config(engine={"type": "ray"}))
     assert (memory.weights, memory.optimizer) == (4000, 8000)
+
+
+def test_compiled_products_count_in_bfloat16_on_a_cpu():
+    half = config(model={"dtype": "bfloat16"})
+    assert [of(half).kernels, of(config()).kernels, of(half, "cuda").kernels] == [KERNELS, 0, 0]
+    held = of(half).phases["evaluation"] - of(config()).phases["evaluation"]
+    assert held == pytest.approx(KERNELS, rel=1e-3)
+    assert "compiled products" in report(half, 10**9).describe()
+    assert "compiled products" not in report(config(), 10**9).describe()
 
 
 def test_a_gpu_updates_all_parameters_at_once():

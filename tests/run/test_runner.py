@@ -150,6 +150,46 @@ def test_killed_while_it_measures(make_config, measured, tmp_path, verb, call):
     assert end_state(config.output_dir) == measured
 
 
+@pytest.fixture(scope="module")
+def make_governed(make_config):
+    """Two branches that are taught from the third step on, by the comparison after the second."""
+    names = ("text", "image")
+    recipe = {"type": "copd", "rounds": 1, "rlvr_steps": 2, "opd_steps": 2}
+    sections = {
+        "recipe": {**recipe, "band": {"low": 0.9999, "high": 1.0}},
+        "domains": {m: {"type": "digits", "modality": m, "num_train": 50} for m in names},
+        "monitor": MONITOR,
+        "evaluation": {"base": False, "num_problems": 2, "num_samples": 1},
+    }
+    return lambda root: make_config(root, **sections)
+
+
+@pytest.fixture(scope="module")
+def governed(make_governed, tmp_path_factory) -> dict[str, bytes]:
+    return end_state(commands.train(make_governed(tmp_path_factory.mktemp("governed") / "run")))
+
+
+@pytest.mark.parametrize(
+    ("verb", "call"),
+    [
+        ("save", 3),  # after the second step, compared and not yet kept
+        ("update", 6 + 1),  # the fourth step, two steps after what made it a taught one
+    ],
+)
+def test_a_killed_run_is_taught_by_what_it_measured_before(
+    make_governed, governed, tmp_path, verb, call
+):
+    lines = [json.loads(line) for line in governed["metrics.jsonl"].splitlines()]
+    taught = [any("opd/" in key for key in line["branches"]["text"]) for line in lines]
+    assert taught == [False, False, True, True]
+    config = make_governed(tmp_path / "run")
+    run_and_die(config, verb, call)
+    commands.resume(config.output_dir)
+    ended = end_state(config.output_dir)
+    assert ended.keys() == governed.keys()
+    assert [name for name in ended if ended[name] != governed[name]] == []
+
+
 def test_a_run_killed_again_and_again_still_ends_the_same(make_config, undisturbed, tmp_path):
     config = make_config(tmp_path / "run")
     run_and_die(config, "update", 5)

@@ -11,6 +11,7 @@ from typing import TypeVar
 import torch
 
 from copd.branch import Branch
+from copd.branch.precision import keep_few_kernels
 from copd.branch.prompts import PromptBook
 from copd.branch.ranks import ALONE, Ranks
 from copd.config import Config, ModelConfig
@@ -106,9 +107,12 @@ class LocalEngine:
 
 def load_policy(model: str, config: ModelConfig) -> Policy:
     """A model where the configuration wants it, in float32."""
+    device = choose_device(config.device)
+    if device == "cpu" and config.dtype == "bfloat16":
+        keep_few_kernels()
     return Policy.load(
         resolve(model),
-        device=choose_device(config.device),
+        device=device,
         trust_remote_code=config.trust_remote_code,
     )
 

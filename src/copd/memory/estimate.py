@@ -1,6 +1,7 @@
 """The memory of a run by phase, from a configuration and a model's shapes. Loads nothing.
 
-held      weights of all policies, moments of all trained branches, pictures of remembered prompts
+held      weights of all policies, moments of all trained branches, pictures of remembered prompts,
+          in bfloat16 on a CPU compiled products
 sampling  held + graphs of prompts + keys and values of completions + drawing
 scoring   held + graphs of prompts + one micro-batch without gradient
 update    held + graphs of prompts + one micro-batch with gradient + gradients
@@ -19,7 +20,7 @@ from copd.config import (
 )
 from copd.config.sections import LoraConfig
 from copd.memory.load import Lengths, Load, find_load
-from copd.memory.passes import Passes
+from copd.memory.passes import KERNELS, Passes
 from copd.memory.phases import (
     evaluation_bytes,
     is_frozen,
@@ -64,6 +65,8 @@ class Memory:
     """The largest moment over the vocabulary, in the update."""
     pictures: int
     """Remembered prompts."""
+    kernels: int
+    """Compiled products."""
     phases: Mapping[str, int]
     """The largest moment of each."""
 
@@ -88,7 +91,8 @@ def estimate(
     )
     weights, optimizer = parts.weights, parts.optimizer
     pictures = _pictures(config, plan, shapes, lengths)
-    held = weights + optimizer + pictures
+    kernels = KERNELS if passes.is_half and device == "cpu" else 0
+    held = weights + optimizer + pictures + kernels
     graphs = _graphs(config, plan, passes, load)
     cache, sampling = sampling_bytes(config, passes, load, device)
     activations, update, over_vocabulary = update_bytes(config, passes, load, parts.trainable)
@@ -119,6 +123,7 @@ def estimate(
         activations=activations,
         logits=over_vocabulary,
         pictures=pictures,
+        kernels=kernels,
         phases=phases,
     )
 

@@ -15,6 +15,10 @@ from copd.memory.shapes import Shapes, Tower
 CHUNK = 1024
 """Rows of logits at a time in losses and scores."""
 
+KERNELS = 64 * 580_000
+"""Products in bfloat16 that a process on a CPU keeps compiled: so many, and what one takes on a
+processor with AVX-512, whatever its shape."""
+
 MOST_SCORES = {"cpu": 2**20, "cuda": 2**30}
 """Rows times vocabulary at a time where tokens are drawn."""
 

@@ -170,6 +170,8 @@ def _table(report: Report, memory: Memory, lengths: Lengths) -> list[str]:
         ("logits", memory.logits, "the largest moment in the update"),
         ("pictures", memory.pictures, "prompts that are remembered"),
     ]
+    if memory.kernels:
+        rows.append(("compiled products", memory.kernels, "in bfloat16, kept by oneDNN"))
     rows += [("peak, " + name, size, "") for name, size in memory.phases.items()]
     wide = max(len(name) for name, *_ in rows)
     where = "GPU" if report.device == "cuda" else "CPU"
