@@ -37,3 +37,15 @@ def test_a_run_on_files_is_the_run_on_the_built_in_domain(tmp_path: Path, make_c
     (tmp_path / "data" / "train.jsonl").write_text("".join(lines[::-1]))
     with pytest.raises(ValueError, match="Restore the files, or start a new run"):
         commands.resume(tmp_path / "files")
+
+
+def test_a_run_without_a_right_answer_says_that_it_learned_nothing(
+    tmp_path: Path, make_config, capsys
+):
+    rows = [{"problem": f"{n}+1=", "answer": "a word the base never writes"} for n in range(40)]
+    (tmp_path / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    domain = {"type": "files", "path": str(tmp_path / "data.jsonl"), "test_share": 0.25}
+    recipe = RECIPE | {"steps": 1}
+    commands.train(make_config(tmp_path / "run", domains={"text": domain}, recipe=recipe))
+    told = " ".join(capsys.readouterr().out.split())
+    assert "text learned nothing from rewards on text: at every step (1) " in told

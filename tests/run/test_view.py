@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from copd.recipes import OPD, RLVR, Plan, Stage
-from copd.run.history import History, latest, rates, remaining
+from copd.run.history import History, latest, rates, remaining, silence_lines
 from copd.run.marks import UNICODE, bounds, clock, columns, count_text, seconds_text, signed
 from copd.run.view import Phase, RunView
 
@@ -207,6 +207,20 @@ def test_latest_is_a_mean_of_five_steps_against_the_first_five():
     assert latest(values[:1]) is None
     alone = latest(values[:2])
     assert alone is not None and alone.change is None
+
+
+def test_rewards_that_never_differed_in_a_group_are_told_with_their_mean():
+    plan = two_branches()
+    lines = [line(plan, step, accuracy=0.25) for step in (1, 2, 3)]
+    for one, share in zip(lines, (1.0, 0.875, 1.0), strict=True):
+        one["branches"]["text"]["rlvr/text/silent_groups"] = share
+        one["branches"]["image"]["rlvr/image/silent_groups"] = 1.0
+    made = History(plan)
+    assert silence_lines(made) == []
+    made.read(lines, [])
+    [told] = silence_lines(made)
+    assert told.startswith("image learned nothing from rewards on image: at every step (3) ")
+    assert "0.25 on average" in told and "silent_groups" in told
 
 
 def test_a_chart_has_means_over_equal_shares_of_the_plan():

@@ -19,7 +19,7 @@ WINDOW = 5
 RECENT = 15
 """Steps of a kind of stage that its rate is the median of."""
 
-METRICS = ("accuracy", "reward", "entropy", "length", "overlap")
+METRICS = ("accuracy", "reward", "entropy", "length", "overlap", "silent_groups")
 """What is kept of each action."""
 
 
@@ -85,6 +85,22 @@ def watched_actions(plan: Plan) -> list[Action]:
     native = {a.branch for a in actions if isinstance(a, RLVR)}
     chosen = [a for a in actions if isinstance(a, RLVR) or a.branch not in native]
     return sorted(chosen, key=lambda action: plan.branches.index(action.branch))
+
+
+def silence_lines(history: History) -> list[str]:
+    """What to say of rewards that never differed within a group: they moved no weight."""
+    lines = []
+    for action in watched_actions(history.plan):
+        silent = history.of(action, "silent_groups")
+        silent = silent[~np.isnan(silent)]
+        if len(silent) and (silent == 1).all():
+            mean = float(np.nanmean(history.of(action, "reward")))
+            lines.append(
+                f"{action.branch} learned nothing from rewards on {action.domain}: at every step "
+                f"({len(silent)}) the completions of each group earned the same, {mean:.2f} on "
+                "average. rollouts.jsonl shows them; docs/metrics.md, silent_groups, what may help."
+            )
+    return lines
 
 
 def taught_pairs(plan: Plan) -> list[OPD]:

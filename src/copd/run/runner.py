@@ -35,7 +35,7 @@ from copd.run.evaluation import (
     results_table,
     to_json,
 )
-from copd.run.history import History
+from copd.run.history import History, silence_lines
 from copd.run.merge import merge_branches
 from copd.run.preflight import check_samplers, check_teachers
 from copd.run.progress import RunProgress
@@ -297,4 +297,6 @@ class Runner:
         for model in [self.plan.final] if self.plan.final else self.plan.branches:
             for line in gain_lines(results, model, BASE) if BASE in results else ():
                 self.console.print(line)
+        for line in silence_lines(self.history):
+            self.console.print(line)
         self.console.print(f"final model: {self.root / 'final'}")
