@@ -10,7 +10,7 @@ from copd.diagnose.findings import Diagnosis, DomainDiagnosis
 from copd.diagnose.tables import RULE_OF_THUMB, Rows, notes, part_rows, position_rows, to_json
 from copd.diagnose.verdict import WORDS
 from copd.report.fragments import folded, moment
-from copd.report.page import embedded
+from copd.report.page import embedded, framed
 
 FILES = {
     "style": (("copd.report", "page.css"),),
@@ -38,10 +38,7 @@ def page(diagnosis: Diagnosis) -> str:
         **{name: "\n".join(_file(*file) for file in files) for name, files in FILES.items()},
         "data": embedded(data),
     }
-    text = _file("copd.diagnose", "page.html")
-    for name, part in parts.items():
-        text = text.replace(f"<!--{name}-->", part)
-    return text
+    return framed("diagnose", _file("copd.diagnose", "page.html"), parts)
 
 
 def _domain(name: str, own: DomainDiagnosis, overlap_k: int) -> str:

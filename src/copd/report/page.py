@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from importlib import resources
 from pathlib import Path
@@ -56,8 +56,13 @@ def page(runs: Sequence[RunFiles], studies: Sequence[Path]) -> str:
         "data": embedded(data),
         "script": "\n".join(map(_file, SCRIPTS)),
     }
-    text = _file("page.html")
-    for name, part in parts.items():
+    return framed("report", _file("page.html"), parts)
+
+
+def framed(kind: str, body: str, parts: Mapping[str, str]) -> str:
+    """A page of this look: the body in what all pages share, and the parts where they are named."""
+    text = _file("frame.html")
+    for name, part in {"kind": kind, "body": body, **parts}.items():
         text = text.replace(f"<!--{name}-->", part)
     return text
 
