@@ -20,7 +20,7 @@ from copd.run.checkpoint import saved_steps
 from scripts.kills.drawn import RECOVERY, Kill
 from scripts.kills.processes import children, destroy, is_host, machines, send
 
-RECOVERY_VERBS = ("_do_nothing", "restore")
+RECOVERY_VERBS = ("arrive", "restore")
 """The first of them waits for branches that come to life."""
 
 STORE_BYTES = 2**27

@@ -62,8 +62,8 @@ class Engine(Protocol):
 
 def wait_for(engine: Engine, names: Sequence[str]) -> None:
     """Until branches that were spawned are there; what is wrong with them is raised here."""
-    engine.each(_do_nothing, dict.fromkeys(names))
+    engine.each(arrive, dict.fromkeys(names))
 
 
-def _do_nothing(branch: Branch, _: None) -> None:
-    pass
+def arrive(branch: Branch, _: None) -> None:
+    """Nothing: who answers is there."""
