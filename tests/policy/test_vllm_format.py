@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from copd.config import RolloutConfig
 from copd.policy import Policy, Prompt, Wanted
-from copd.policy.vllm import VllmEngine, VllmSampler, require_vllm
+from copd.policy.vllm import VllmEngine, VllmSampler, require_room, require_vllm
 from copd.policy.vllm_format import (
     FIELDS,
     Told,
@@ -199,6 +199,13 @@ def test_every_visual_token_of_a_real_prompt_belongs_to_one_place(seeing, prompt
 def test_what_is_missing_is_said():
     with pytest.raises(ValueError, match=r"pip install 'copd\[vllm\]'.*internal"):
         require_vllm(torch.device("cuda"))
+
+
+def test_rows_that_would_be_cut_off_are_refused():
+    asked = [({"prompt_token_ids": [1] * length}, {"max_tokens": 9}) for length in (3, 5)]
+    require_room(asked, 14)
+    with pytest.raises(ValueError, match=r"for 13 tokens a row: got a prompt of 5 and.*up to 9"):
+        require_room(asked, 13)
 
 
 def test_more_banned_tokens_than_vllm_has_room_for_are_refused(seeing_folder):

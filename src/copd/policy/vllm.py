@@ -12,7 +12,7 @@ from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from shutil import rmtree
 from tempfile import mkdtemp
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from transformers import BatchFeature
@@ -37,6 +37,7 @@ MAX_BANNED = 1024
 """Tokens with a bias that vLLM's model runner has room for (`MAX_NUM_LOGIT_BIAS_TOKENS`)."""
 
 
+@runtime_checkable
 class Running(Protocol):
     """What is used of `vllm.LLMEngine`, in the process of the policy."""
 
@@ -68,6 +69,18 @@ def require_vllm(device: torch.device) -> None:
             f'rollout.sampler = "vllm" needs a CUDA GPU: got a model on {device.type}. '
             'Use rollout.sampler = "internal".'
         )
+
+
+def require_room(asked: Sequence[tuple[Any, Mapping[str, Any]]], limit: int) -> None:
+    """Refuses rows that vLLM would cut off before the limit they are to have."""
+    for prompt, settings in asked:
+        length = len(prompt["prompt_token_ids"])
+        if length + settings["max_tokens"] > limit:
+            raise ValueError(
+                f"vLLM has room for {limit} tokens a row: got a prompt of {length} and "
+                f"completions of up to {settings['max_tokens']}. Raise rollout.vllm.memory_share, "
+                "or lower rollout.max_completion_tokens."
+            )
 
 
 class VllmEngine:
@@ -107,15 +120,8 @@ class VllmEngine:
         assert self._running is not None, "weights are handed over first"
         vllm = import_module("vllm")
         final_only = import_module("vllm.sampling_params").RequestOutputKind.FINAL_ONLY
-        limit = self._running.model_config.max_model_len
+        require_room(asked, self._running.model_config.max_model_len)
         for number, (prompt, settings) in enumerate(asked):
-            length = len(prompt["prompt_token_ids"])
-            if length + settings["max_tokens"] > limit:
-                raise ValueError(
-                    f"vLLM has room for {limit} tokens a row: got a prompt of {length} and "
-                    f"completions of up to {settings['max_tokens']}. Raise "
-                    "rollout.vllm.memory_share, or lower rollout.max_completion_tokens."
-                )
             params = vllm.SamplingParams(**settings, output_kind=final_only)
             self._running.add_request(str(number), prompt, params)
         done: dict[int, list[Written]] = {}

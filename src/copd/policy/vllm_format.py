@@ -7,7 +7,7 @@ Knows no weights and calls nothing of vLLM; names and shapes are those of vLLM 0
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Bool
@@ -26,6 +26,7 @@ FIELDS: dict[Kind, tuple[str, str]] = {
 """Of a prompt's media, by kind: rows of pixels, and their grids."""
 
 
+@runtime_checkable
 class Told(Protocol):
     """`vllm.logprobs.FlatLogprobs`: of several tokens at a position the sampled one is first."""
 
@@ -34,6 +35,7 @@ class Told(Protocol):
     logprobs: list[float]
 
 
+@runtime_checkable
 class Written(Protocol):
     """`vllm.CompletionOutput`; the token that ended it is its last one."""
 
