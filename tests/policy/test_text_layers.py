@@ -10,19 +10,18 @@ from torch import nn
 
 from copd.policy import Policy
 from copd.policy.decoding import Decoding
+from copd.policy.written_decoding import WrittenDecoding
 
 
-def both(policy: Policy, prompts) -> tuple[Decoding, Decoding]:
+def both(policy: Policy, prompts) -> tuple[Decoding, WrittenDecoding]:
     with torch.no_grad():
         prefix = policy.read(prompts)
     written_out = policy.backbone.written_out()
     assert written_out is not None
     prompt_of_row = torch.tensor([0, 0, 1, 2, 2, 2])
-    plain, written = (
-        Decoding(policy.backbone, prefix, prompt_of_row, is_static=False, written_out=layers)
-        for layers in (None, written_out)
-    )
-    return plain, written
+    plain = Decoding(policy.backbone, prefix, prompt_of_row, is_static=False)
+    on_axes = policy.backbone.on_axes
+    return plain, WrittenDecoding.begin(written_out, prefix, prompt_of_row, on_axes)
 
 
 @torch.no_grad()

@@ -19,7 +19,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from copd.policy.attention import RowAttention, install
 from copd.policy.media import MODEL_TYPES
 from copd.policy.render import Prompt
-from copd.policy.text_layers import TextLayers
+from copd.policy.text_layers import TextLayers, turn
 from copd.policy.vision import Vision
 
 
@@ -141,8 +141,6 @@ class Backbone:
         positions: Int[Tensor, "A N"],
         attention: RowAttention,
         features: Float[Tensor, "F n D"] | None = None,
-        *,
-        written_out: TextLayers | None = None,
     ) -> Float[Tensor, "N D"]:
         """The last hidden states of one row, every text layer attending through `attention`."""
         self._check_mode()
@@ -156,8 +154,6 @@ class Backbone:
         token_ids, positions = token_ids.to(device), positions.to(device)
         embeddings = self.body.get_input_embeddings()(token_ids)
         positions = positions if self.vision is None else positions[:, None]
-        if written_out is not None:
-            return written_out.forward(embeddings, positions, attention)
         deepstack: dict[str, Any] = {}
         if features is not None:
             assert self.vision is not None, "pixels need a tower"
@@ -188,6 +184,10 @@ class Backbone:
     @cached_property
     def _is_written_right(self) -> bool:
         """Whether layers that look like those of `TextLayers` give the numbers they do."""
+        layers = TextLayers.build(self.body)
+        assert layers is not None, "asked about layers that were written out"
+        tokens, positions = torch.arange(9), self.on_axes(torch.arange(9))
+        turns = layers.turns(positions)
 
         def attention(_: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
             mixed = scaled_dot_product_attention(
@@ -195,9 +195,13 @@ class Backbone:
             )
             return mixed.transpose(1, 2)
 
-        row = (torch.arange(9), self.on_axes(torch.arange(9)), attention)
-        plain = self.forward(*row)
-        written = self.forward(*row, written_out=TextLayers.build(self.body))
+        def attend(layer: int, turning: Tensor, values: Tensor) -> Tensor:
+            heads = turn(turning, turns)[None].transpose(1, 2)
+            query, key = heads.tensor_split((-layers.num_key_heads,), dim=1)
+            return attention(layer, query, key, values.transpose(0, 1)[None], 1.0)[0].flatten(1)
+
+        plain = self.forward(tokens, positions, attention)
+        written = layers.forward(tokens, attend)
         return bool((plain - written).norm() <= 1e-4 * plain.norm())
 
     def _check_mode(self) -> None:

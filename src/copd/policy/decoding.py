@@ -11,7 +11,6 @@ from copd.policy.backbone import Backbone
 from copd.policy.decode_graph import OwnKeys, Replay, StaticStep, as_computed
 from copd.policy.group_attention import attend_step
 from copd.policy.packing import SharedPrefix
-from copd.policy.text_layers import TextLayers
 
 _FIRST_WIDTH = 32
 """How many tokens a fresh key buffer has room for; it doubles whenever it is full."""
@@ -26,7 +25,6 @@ class Decoding:
     Rows stand in slots, as many for every prompt as the largest group still has; when rows are
     dropped some slots stay empty. Own keys are written in place: for sampling, not for gradients.
     With `is_static` the storage stays where it is between doublings, as a GPU's graphs need it.
-    `written_out` are the backbone's own layers in fewer operations, for steps that are not static.
     """
 
     def __init__(
@@ -36,10 +34,8 @@ class Decoding:
         prompt_of_row: Int[Tensor, "R"],
         *,
         is_static: bool,
-        written_out: TextLayers | None = None,
     ) -> None:
         self.is_static = is_static
-        self.written_out = written_out
         self.backbone = backbone
         self.prefix = prefix
         self.prompt_of_row = prompt_of_row
@@ -58,9 +54,7 @@ class Decoding:
         else:
             positions = self.prefix.next_positions[self.prompt_of_row] + self.num_steps
             axes = self.backbone.on_axes(positions)
-            states = self.backbone.forward(
-                token_ids, axes, self._attend, written_out=self.written_out
-            )
+            states = self.backbone.forward(token_ids, axes, self._attend)
         self.num_steps += 1
         return states
 
@@ -69,13 +63,7 @@ class Decoding:
         prompts, prompt_of_row = self.prompt_of_row[rows].unique(return_inverse=True)
         everyone = len(prompts) == len(self.prefix.last_states)
         prefix = self.prefix if everyone else self.prefix.select(prompts)
-        kept = Decoding(
-            self.backbone,
-            prefix,
-            prompt_of_row,
-            is_static=self.is_static,
-            written_out=self.written_out,
-        )
+        kept = Decoding(self.backbone, prefix, prompt_of_row, is_static=self.is_static)
         old = rows if self.rectangle.cell_of_token is None else self.rectangle.cell_of_token[rows]
         new = kept.rectangle.token_of_cell
         slots = old if new is None else old[new]

@@ -58,13 +58,24 @@ def attend_step(
     on_own = queries.unflatten(1, (group_size, -1)).flatten(0, 1) @ own[0].flatten(0, 2).mT
     if unwritten is not None:
         on_own.masked_fill_(unwritten, -torch.inf)
-    scores = torch.cat([on_prompt, on_own.view(*on_prompt.shape[:2], -1)], dim=-1)
-    weights = scores.softmax(dim=-1, dtype=torch.float32).to(scores.dtype)
-    to_prompt, to_own = weights.tensor_split([on_prompt.shape[2]], dim=-1)
-    from_prompt = (to_prompt @ prompt[1].flatten(0, 1)).view(*on_own.shape[:2], width)
-    mixed = torch.baddbmm(from_prompt, to_own.view(on_own.shape), own[1].flatten(0, 2))
+    values = prompt[1].flatten(0, 1), own[1].flatten(0, 2)
+    mixed = mix_step(on_prompt, on_own, *values)
     by_head = mixed.view(num_prompts, num_key_heads, group_size, -1, width)
     return by_head.transpose(2, 3).flatten(1, 2)[:, :, :, None]
+
+
+def mix_step(
+    on_prompt: Float[Tensor, "B Gh L"],
+    on_own: Float[Tensor, "BG h U"],
+    prompt_values: Float[Tensor, "B L d"],
+    own_values: Float[Tensor, "BG U d"],
+) -> Float[Tensor, "BG h d"]:
+    """One softmax over both scores of each query, and what it takes of the values."""
+    scores = torch.cat([on_prompt, on_own.view(*on_prompt.shape[:2], -1)], dim=-1)
+    weights = scores.softmax(dim=-1, dtype=torch.float32).to(scores.dtype)
+    to_prompt, to_own = weights.tensor_split((on_prompt.shape[2],), dim=-1)
+    from_prompt = (to_prompt @ prompt_values).view(*on_own.shape[:2], -1)
+    return torch.baddbmm(from_prompt, to_own.view(on_own.shape), own_values)
 
 
 class _GroupAttention(torch.autograd.Function):

@@ -14,6 +14,7 @@ from copd.policy.backbone import Backbone
 from copd.policy.decode_graph import as_computed
 from copd.policy.decoding import Decoding
 from copd.policy.packing import SharedPrefix
+from copd.policy.written_decoding import WrittenDecoding
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,13 +108,11 @@ def sample_tokens(
     prompts = torch.arange(len(group_sizes))
     prompt_of_row = prompts.repeat_interleave(torch.tensor(group_sizes)).to(device)
     choice = _Choice.build(draws, device)
-    decoding = Decoding(
-        backbone,
-        prefix,
-        prompt_of_row,
-        is_static=pace.is_static,
-        written_out=None if pace.is_static else backbone.written_out(),
-    )
+    layers = None if pace.is_static else backbone.written_out()
+    if layers is None:
+        decoding = Decoding(backbone, prefix, prompt_of_row, is_static=pace.is_static)
+    else:
+        decoding = WrittenDecoding.begin(layers, prefix, prompt_of_row, backbone.on_axes)
     head = as_computed(backbone.head)
     at_once = max(1, pace.most_scores // len(head))
     states = prefix.last_states[prompt_of_row]

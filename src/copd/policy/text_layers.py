@@ -7,16 +7,14 @@ A pass over few tokens costs what its operations cost, whatever their size. Reco
 modules a layer consists of; whether the numbers are the model's is for the caller to check.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Complex, Float, Int
 from torch import Tensor, nn
-from torch.nn.functional import linear, rms_norm
-
-from copd.policy.attention import RowAttention
+from torch.nn.functional import linear
 
 _LINEARS = tuple(f"self_attn.{x}_proj" for x in "qkvo") + tuple(
     f"mlp.{name}_proj" for name in ("gate", "up", "down")
@@ -29,13 +27,21 @@ _PARTS = {"embed_tokens", "layers", "norm", "rotary_emb"}
 _MOST_WEIGHTS = 2**24
 """Larger layers take so long that their operations do not matter, and a copy of them is memory."""
 
+_STEADY = ("default", "linear", "llama3", "yarn")
+"""Kinds of rotary positions whose angles do not depend on how long a row has become."""
+
+Attend = Callable[[int, Tensor, Tensor], Tensor]
+"""Attention of one new token per row, from the layer's number, queries and keys `N H+Hk d` and
+values `N Hk d` to `N Q`. The first are in pairs and not turned yet; queries hold the scale."""
+
 
 @dataclass(frozen=True, eq=False)
 class _Layer:
-    """The weights of a layer as they are now, those that meet the same input as one matrix."""
+    """The weights of a layer as they are now, those that meet the same input as one matrix.
 
-    attention: Any
-    norms: tuple[Tensor, Tensor]
+    The weight of a norm is in the matrix after it.
+    """
+
     qkv: Float[Tensor, "QKV D"]
     head_norm: Float[Tensor, "heads d"] | None
     out: Float[Tensor, "Q D"]
@@ -46,21 +52,23 @@ class _Layer:
     @classmethod
     def build(cls, layer: nn.Module) -> "_Layer":
         weights: dict[str, Tensor] = dict(layer.named_parameters())
-        *in_heads, out, gate, up, down = (weights[f"{name}.weight"] for name in _LINEARS)
-        attention: Any = layer.get_submodule("self_attn")
-        head_norms = [
-            weights[f"{name}.weight"].expand(len(matrix) // attention.head_dim, -1)
-            for name, matrix in zip(_HEAD_NORMS, in_heads, strict=False)
-            if f"{name}.weight" in weights
-        ]
+        query, key, value, out, gate, up, down = (weights[f"{name}.weight"] for name in _LINEARS)
         first, second = (weights[f"{name}.weight"] for name in _NORMS)
+        norms = [weights[f"{n}.weight"] for n in _HEAD_NORMS if f"{n}.weight" in weights]
+        attention: Any = layer.get_submodule("self_attn")
+        by_head = [part.unflatten(0, (-1, attention.head_dim)) for part in (query, key)]
+        if norms:
+            norms[0] = norms[0] * attention.scaling
+            each = zip(norms, by_head, strict=True)
+            norms = [in_pairs(norm).expand(len(heads), -1) for norm, heads in each]
+        else:
+            by_head[0] = by_head[0] * attention.scaling
+        turned = [in_pairs(heads.mT).mT.flatten(0, 1) for heads in by_head]
         return cls(
-            attention,
-            (first, second),
-            torch.cat(in_heads),
-            torch.cat(head_norms) if head_norms else None,
+            torch.cat([*turned, value]).mul_(first),
+            torch.cat(norms) if norms else None,
             out.T,
-            torch.cat([gate, up]),
+            torch.cat([gate, up]).mul_(second),
             layer.get_submodule("mlp.act_fn"),
             down.T,
         )
@@ -72,6 +80,9 @@ class TextLayers:
 
     body: Any
     layers: Sequence[_Layer]
+    num_key_heads: int
+    head_dim: int
+    eps: Float[Tensor, "1"]
 
     @classmethod
     def build(cls, body: Any) -> "TextLayers | None":
@@ -83,37 +94,57 @@ class TextLayers:
             return None
         if {name for name, _ in body.named_children()} != _PARTS:
             return None
-        if not all(_is_usual(layer) for layer in body.layers):
+        is_steady = vars(body.rotary_emb).get("rope_type") in _STEADY
+        if not is_steady or not all(_is_usual(layer) for layer in body.layers):
             return None
-        return cls(body, [_Layer.build(layer) for layer in body.layers])
+        attention = body.layers[0].self_attn
+        width = attention.head_dim
+        return cls(
+            body,
+            [_Layer.build(layer) for layer in body.layers],
+            attention.k_proj.out_features // width,
+            width,
+            torch.tensor([body.norm.variance_epsilon]),
+        )
 
-    def forward(
-        self,
-        hidden: Float[Tensor, "N D"],
-        positions: Int[Tensor, "... N"],
-        attention: RowAttention,
-    ) -> Float[Tensor, "N D"]:
-        """The last hidden states of one row; without gradient."""
-        cos, sin = (part[0, :, None] for part in self.body.rotary_emb(hidden[None], positions))
-        width = cos.shape[-1]
-        sin = sin * torch.ones(width).index_fill_(0, torch.arange(width // 2), -1.0)
-        size, eps = hidden.shape[1:], self.body.norm.variance_epsilon
-        for layer in self.layers:
-            inward = rms_norm(hidden, size, layer.norms[0], eps)
-            heads = linear(inward, layer.qkv).view(len(hidden), -1, width)
-            rest = -(layer.attention.k_proj.out_features // width)
-            turned, values = heads[:, :rest], heads[:, rest:]
+    def turns(self, positions: Int[Tensor, "A N"]) -> Complex[Tensor, "N half"]:
+        """What a head's pairs are multiplied by at these positions."""
+        axes = positions if len(positions) == 1 else positions[:, None]
+        cos, sin = (part[0, :, : self.head_dim // 2] for part in self.body.rotary_emb(self.eps, axes))
+        return torch.complex(cos, sin)
+
+    def forward(self, token_ids: Int[Tensor, "N"], attend: Attend) -> Float[Tensor, "N D"]:
+        """The last hidden states of one token per row; without gradient."""
+        hidden: Tensor = self.body.embed_tokens(token_ids)
+        for number, layer in enumerate(self.layers):
+            heads = linear(self._normed(hidden), layer.qkv).unflatten(1, (-1, self.head_dim))
+            turning, values = heads.tensor_split((-self.num_key_heads,), dim=1)
             if layer.head_norm is not None:
-                turned = rms_norm(turned, (width,), None, eps) * layer.head_norm
-            turned = torch.addcmul(turned * cos, turned.roll(width // 2, -1), sin)
-            parts = turned[:, :rest], turned[:, rest:], values
-            row = (part.transpose(0, 1)[None] for part in parts)
-            mixed = attention(layer.attention.layer_idx, *row, layer.attention.scaling)
-            hidden = torch.addmm(hidden, mixed[0].flatten(1), layer.out)
-            inward = rms_norm(hidden, size, layer.norms[1], eps)
-            gate, up = linear(inward, layer.gate_up).chunk(2, dim=-1)
-            hidden = torch.addmm(hidden, layer.act(gate).mul_(up), layer.down)
-        return rms_norm(hidden, size, self.body.norm.weight, eps)
+                turning = self._normed(turning).mul_(layer.head_norm)
+            hidden.addmm_(attend(number, turning, values), layer.out)
+            gate, up = linear(self._normed(hidden), layer.gate_up).chunk(2, dim=-1)
+            hidden.addmm_(layer.act(gate).mul_(up), layer.down)
+        return self._normed(hidden).mul_(self.body.norm.weight)
+
+    def _normed(self, x: Float[Tensor, "... d"]) -> Float[Tensor, "... d"]:
+        """RMSNorm without its weight, in half the operations of torch's."""
+        size = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+        return x * torch.addcmul(self.eps, size, size, value=1 / x.shape[-1]).rsqrt_()
+
+
+def in_pairs(heads: Float[Tensor, "... d"]) -> Float[Tensor, "... d"]:
+    """Numbers i and i + d/2, which rotary positions turn together, beside each other."""
+    return heads.unflatten(-1, (2, -1)).mT.flatten(-2)
+
+
+def turn(pairs: Float[Tensor, "N heads d"], turns: Complex[Tensor, "N half"]) -> Float[Tensor, "N heads d"]:
+    """Rotary positions as complex numbers."""
+    return torch.view_as_real(as_complex(pairs) * turns[:, None]).flatten(-2)
+
+
+def as_complex(pairs: Float[Tensor, "... d"]) -> Complex[Tensor, "... half"]:
+    """The same memory, a number per pair."""
+    return torch.view_as_complex(pairs.unflatten(-1, (-1, 2)))
 
 
 def _is_usual(layer: nn.Module) -> bool:

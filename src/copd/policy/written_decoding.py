@@ -1,0 +1,147 @@
+"""Rows of completions growing by a token a step, through layers written out in few operations.
+
+Knows no transformers model, no sampling and no end of a completion.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn.functional import pad
+
+from copd.policy.attention import Rectangle
+from copd.policy.group_attention import mix_step
+from copd.policy.packing import SharedPrefix
+from copd.policy.text_layers import TextLayers, as_complex, in_pairs
+
+_FIRST_WIDTH = 32
+"""How many tokens fresh storage has room for; it doubles whenever it is full."""
+
+
+class WrittenDecoding:
+    """What `Decoding` is, for small models on a CPU, where a step costs what its calls cost.
+
+    Attention is in slots, as many for every prompt as the largest group still has. What all layers
+    need of a step is looked up once: how far heads turn, where to write, what to read.
+    """
+
+    def __init__(
+        self,
+        layers: TextLayers,
+        prefix: SharedPrefix,
+        prompt_of_row: Int[Tensor, "R"],
+        on_axes: Callable[[Tensor], Tensor],
+    ) -> None:
+        """`prefix` as `begin` makes it."""
+        self.layers, self.on_axes = layers, on_axes
+        self.prefix, self.prompt_of_row = prefix, prompt_of_row
+        num_prompts, num_key_heads, _, width = prefix.keys[0].shape
+        counts = prompt_of_row.bincount(minlength=num_prompts).tolist()
+        group_size = max(counts)
+        slots = [int(rank < count) for count in counts for rank in range(group_size)]
+        self.rectangle = Rectangle.build(slots, prompt_of_row.device)
+        self.groups = (num_prompts, group_size)
+        self.num_steps = 0
+        self.own = torch.empty(
+            len(layers.layers), 2, num_prompts, num_key_heads, group_size, 0, width
+        )
+        self.turns = torch.empty(0, width // 2, dtype=torch.complex64)
+        self.first_turn = int(prefix.next_positions.min())
+        self.next_turn = (prefix.next_positions - self.first_turn).repeat_interleave(group_size)
+        self.prompt = [
+            (prefix.keys[layer].flatten(0, 1).mT, prefix.values[layer].flatten(0, 1))
+            for layer in range(len(layers.layers))
+        ]
+        self.hidden = None
+        if prefix.padding is not None:
+            everywhere = torch.zeros(prefix.padding.shape)
+            hidden = everywhere.masked_fill_(prefix.padding, -torch.inf)[:, None]
+            self.hidden = hidden.repeat_interleave(num_key_heads, 0)  # P*Hk 1 L
+        sharing = layers.layers[0].out.shape[0] // (num_key_heads * width)
+        self.queries = torch.empty(num_prompts, num_key_heads, group_size, sharing, width)
+        self.to_queries = as_complex(self.queries).transpose(1, 2)
+
+    @classmethod
+    def begin(
+        cls,
+        layers: TextLayers,
+        prefix: SharedPrefix,
+        prompt_of_row: Int[Tensor, "R"],
+        on_axes: Callable[[Tensor], Tensor],
+    ) -> "WrittenDecoding":
+        """For rows without a token."""
+        prefix = replace(
+            prefix,
+            keys={layer: in_pairs(keys) for layer, keys in prefix.keys.items()},
+            values={layer: values.contiguous() for layer, values in prefix.values.items()},
+        )
+        return cls(layers, prefix, prompt_of_row, on_axes)
+
+    def step(self, token_ids: Int[Tensor, "R"]) -> Float[Tensor, "R D"]:
+        """The states after one more token in every row."""
+        if self.own.shape[5] == self.num_steps:
+            self._make_room()
+        turn = self.turns.index_select(0, self.next_turn).view(*self.groups, 1, -1)
+        column = self.own.select(5, self.num_steps).transpose(3, 4)  # layers 2 P G Hk d
+        past = self.own.narrow(5, 0, self.num_steps + 1).flatten(2, 4)
+        self.turn = turn, turn.unsqueeze(2)
+        self.to_keys, self.to_values = as_complex(column[:, 0]).unbind(), column[:, 1].unbind()
+        self.own_keys, self.own_values = past[:, 0].mT.unbind(), past[:, 1].unbind()
+        states = self.layers.forward(token_ids, self._attend)
+        self.next_turn += 1
+        self.num_steps += 1
+        return states
+
+    def keep(self, rows: Int[Tensor, "K"]) -> "WrittenDecoding":
+        """The same without the other rows, nor the prompts that have none left."""
+        prompts, prompt_of_row = self.prompt_of_row[rows].unique(return_inverse=True)
+        everyone = len(prompts) == self.groups[0]
+        prefix = self.prefix if everyone else self.prefix.select(prompts)
+        kept = WrittenDecoding(self.layers, prefix, prompt_of_row, self.on_axes)
+        old = rows if self.rectangle.cell_of_token is None else self.rectangle.cell_of_token[rows]
+        new = kept.rectangle.token_of_cell
+        slots = old if new is None else old[new]
+        kept.num_steps, kept.turns, kept.first_turn = self.num_steps, self.turns, self.first_turn
+        kept.next_turn = self.next_turn[slots]
+        num_key_heads = self.own.shape[3]
+        heads = torch.arange(num_key_heads)[:, None]
+        group = self.groups[1]
+        slots = slots.view(kept.groups)[:, None]
+        cells = (slots // group * num_key_heads + heads) * group + slots % group  # P Hk G
+        own = self.own.flatten(2, 4).index_select(2, cells.flatten())
+        kept.own = own.unflatten(2, cells.shape)
+        return kept
+
+    def _make_room(self) -> None:
+        more = max(self.num_steps, _FIRST_WIDTH)
+        self.own = pad(self.own, (0, 0, 0, more))
+        end = self.first_turn + int(self.next_turn.max()) + more + 1
+        self.turns = self.layers.turns(self.on_axes(torch.arange(self.first_turn, end)))
+
+    def _attend(
+        self, layer: int, turning: Float[Tensor, "R heads d"], values: Float[Tensor, "R Hk d"]
+    ) -> Float[Tensor, "R Q"]:
+        if self.rectangle.token_of_cell is not None:
+            turning = turning.index_select(0, self.rectangle.token_of_cell)
+            values = values.index_select(0, self.rectangle.token_of_cell)
+        num_prompts, num_key_heads, group_size, sharing, width = self.queries.shape
+        pairs = as_complex(turning).unflatten(0, self.groups)
+        queries, keys = pairs.tensor_split((-num_key_heads,), dim=2)
+        turn, turns = self.turn
+        torch.mul(queries.unflatten(2, (num_key_heads, sharing)), turns, out=self.to_queries)
+        torch.mul(keys, turn, out=self.to_keys[layer])
+        self.to_values[layer].copy_(values.unflatten(0, self.groups))
+        prompt_keys, prompt_values = self.prompt[layer]
+        grouped = self.queries.view(num_prompts * num_key_heads, -1, width)
+        if self.hidden is None:
+            on_prompt = torch.bmm(grouped, prompt_keys)
+        else:
+            on_prompt = torch.baddbmm(self.hidden, grouped, prompt_keys)
+        on_own = torch.bmm(self.queries.view(-1, sharing, width), self.own_keys[layer])
+        mixed = mix_step(on_prompt, on_own, prompt_values, self.own_values[layer])
+        by_head = mixed.view(num_prompts, num_key_heads, group_size, -1)
+        cells = by_head.transpose(1, 2).reshape(num_prompts * group_size, -1)
+        rows = self.rectangle.cell_of_token
+        return cells if rows is None else cells.index_select(0, rows)
