@@ -80,8 +80,9 @@ def _logits(
     temperature: float,
 ) -> Float[Tensor, "M V"]:
     logits = hidden @ head.T
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32)) / temperature
-    return logits if banned is None else logits.masked_fill(banned, -torch.inf)
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    logits = logits if temperature == 1.0 else logits / temperature
+    return logits if banned is None else logits.masked_fill_(banned, -torch.inf)
 
 
 def _check_temperature(temperature: float) -> None:

@@ -1,7 +1,7 @@
 """Completions from a model, group by group, each prompt read once. Knows no text and no rewards."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -107,46 +107,29 @@ def sample_tokens(
     group_sizes = [draw.group_size for draw in draws for _ in draw.prefix.last_states]
     prompts = torch.arange(len(group_sizes))
     prompt_of_row = prompts.repeat_interleave(torch.tensor(group_sizes)).to(device)
-    choice = _Choice.build(draws, device)
     layers = None if pace.is_static else backbone.written_out()
     if layers is None:
         decoding = Decoding(backbone, prefix, prompt_of_row, is_static=pace.is_static)
     else:
         decoding = WrittenDecoding.begin(layers, prefix, prompt_of_row, backbone.on_axes)
-    head = as_computed(backbone.head)
-    at_once = max(1, pace.most_scores // len(head))
+    choice = _Choice.build(draws, as_computed(backbone.head), banned, pace.most_scores)
+    seen = _Seen.nothing(len(prompt_of_row), max_tokens, ends)
+    unseen: list[tuple[Tensor, Tensor]] = []
     states = prefix.last_states[prompt_of_row]
-    num_rows = len(prompt_of_row)
-    token_ids = torch.zeros(num_rows, max_tokens, dtype=torch.int64, device=device)
-    logprobs = torch.zeros(num_rows, max_tokens, device=device)
-    lengths = torch.zeros(num_rows, dtype=torch.int64, device=device)
-    is_live = torch.ones(num_rows, dtype=torch.bool, device=device)
-    rows = torch.arange(num_rows, device=device)  # those still in the batch
-    end_tokens = torch.tensor(sorted(ends), device=device)
     for step in range(max_tokens):
-        noise = choice.noise(device)
-        drawn = [
-            choice.next_tokens(full_logprobs(some, head, banned=banned), of, noise)
-            for some, of in zip(states.split(at_once), rows.split(at_once), strict=True)
-        ]
-        tokens, chosen = (torch.cat(parts) for parts in zip(*drawn, strict=True))
-        token_ids[rows, step], logprobs[rows, step] = tokens, chosen
-        lengths += is_live
-        is_live[rows] &= (tokens[:, None] != end_tokens).all(dim=1)
+        tokens, chosen = choice.next_tokens(states)
+        unseen.append((tokens, chosen))
         is_last = step + 1 == max_tokens
-        if is_last or (step + 1) % pace.look_every == 0:
-            choice.check_finite()
-            kept = is_live[rows].nonzero()[:, 0]
-            if is_last or len(kept) == 0:
+        if is_last or len(unseen) == pace.look_every:
+            live = seen.look(unseen)
+            unseen.clear()
+            if is_last or len(live) == 0:
                 break
-            if len(kept) < pace.drop_below * len(rows):
-                decoding, rows, tokens = decoding.keep(kept), rows[kept], tokens[kept]
+            if len(live) < pace.drop_below * len(tokens):
+                kept = seen.keep(live).to(device)
+                decoding, choice, tokens = decoding.keep(kept), choice.keep(kept), tokens[kept]
         states = decoding.step(tokens)
-    samples = Samples(
-        token_ids.to(torch.int32).numpy(force=True),
-        logprobs.numpy(force=True),
-        lengths.numpy(force=True),
-    )
+    samples = Samples(seen.token_ids, seen.logprobs, seen.lengths)
     return samples.split([draw.num_rows for draw in draws])
 
 
@@ -156,55 +139,119 @@ def draw_tokens(logprobs: Float[Tensor, "R V"], noise: Float[Tensor, "R"]) -> In
     A token of probability zero adds nothing to the sum and so is never the one that passes it.
     What nan gives is a token, too: divergence is noticed only at the next look.
     """
-    cumulative = logprobs.double().exp().cumsum(dim=-1)
+    cumulative = logprobs.exp().cumsum(dim=-1, dtype=torch.float64)
     target = noise[:, None] * cumulative[:, -1:]
     found = torch.searchsorted(cumulative, target, right=True)[:, 0]
-    return found.clamp(max=logprobs.shape[1] - 1)
+    return found.clamp_(max=logprobs.shape[1] - 1)
 
 
 @dataclass(frozen=True, eq=False)
 class _Choice:
-    """How the next tokens are chosen."""
+    """How the next tokens of the rows still in the batch are chosen."""
 
     draws: Sequence[Draw]
-    temperature: Float[Tensor, "B 1"] | None
+    head: Float[Tensor, "V D"]
+    banned: Bool[Tensor, "V"]
+    at_once: int
+    """Rows that are looked at together."""
+    rows: Int[Tensor, "R"]
+    temperature: Float[Tensor, "R 1"] | None
     """None when every row is sampled at 1 or takes the most probable token."""
-    is_finite: Bool[Tensor, ""]
-    """Whether all log-probabilities so far were."""
 
     @classmethod
-    def build(cls, draws: Sequence[Draw], device: torch.device) -> "_Choice":
+    def build(
+        cls, draws: Sequence[Draw], head: Tensor, banned: Tensor, most_scores: int
+    ) -> "_Choice":
         of_row = [draw.temperature for draw in draws for _ in range(draw.num_rows)]
         plain = all(draw.temperature in (0.0, 1.0) for draw in draws)
-        temperature = None if plain else torch.tensor(of_row, device=device)[:, None]
-        return cls(draws, temperature, torch.ones((), dtype=torch.bool, device=device))
+        temperature = None if plain else torch.tensor(of_row, device=head.device)[:, None]
+        rows = torch.arange(len(of_row), device=head.device)
+        return cls(draws, head, banned, max(1, most_scores // len(head)), rows, temperature)
 
-    def check_finite(self) -> None:
-        """Refuse to go on from weights that have diverged."""
-        if not self.is_finite:
+    def keep(self, rows: Int[Tensor, "K"]) -> "_Choice":
+        """The same without the other rows."""
+        temperature = None if self.temperature is None else self.temperature[rows]
+        return replace(self, rows=self.rows[rows], temperature=temperature)
+
+    def next_tokens(
+        self, states: Float[Tensor, "R D"]
+    ) -> tuple[Int[Tensor, "R"], Float[Tensor, "R"]]:
+        """A token for each row, and its log-probability."""
+        noise, every = self._noise(), range(0, len(states), self.at_once)
+        parts = [self._some(states, noise, slice(i, i + self.at_once)) for i in every]
+        if len(parts) == 1:
+            return parts[0]
+        return torch.cat([tokens for tokens, _ in parts]), torch.cat(
+            [chosen for _, chosen in parts]
+        )
+
+    def _some(self, states: Tensor, noise: Tensor | None, some: slice) -> tuple[Tensor, Tensor]:
+        logprobs = full_logprobs(states[some], self.head, banned=self.banned)
+        if noise is None:
+            best = logprobs.max(dim=-1)
+            return best.indices, best.values
+        if self.temperature is not None:
+            logprobs = (logprobs / self.temperature[some]).log_softmax(dim=-1)
+        tokens = draw_tokens(logprobs, noise[some])
+        return tokens, logprobs.gather(1, tokens[:, None])[:, 0]
+
+    def _noise(self) -> Float[Tensor, "R"] | None:
+        """A number for every row, drawn also for those that have left; none where nothing is left
+        to chance."""
+        if self.draws[0].temperature == 0:
+            return None
+        numbers = torch.cat([draw.noise() for draw in self.draws]).to(self.rows.device)
+        return numbers if len(numbers) == len(self.rows) else numbers[self.rows]
+
+
+@dataclass(eq=False)
+class _Seen:
+    """What was drawn up to the last look, on the host, and which rows are still in the batch."""
+
+    token_ids: NDArray[np.int32]
+    logprobs: NDArray[np.float32]
+    lengths: NDArray[np.int64]
+    """The longest possible one for rows that have not ended."""
+    ends: NDArray[np.int64]
+    rows: NDArray[np.int64]
+    num_steps: int = 0
+
+    @classmethod
+    def nothing(cls, num_rows: int, max_tokens: int, ends: frozenset[int]) -> "_Seen":
+        return cls(
+            np.zeros((num_rows, max_tokens), np.int32),
+            np.zeros((num_rows, max_tokens), np.float32),
+            np.full(num_rows, max_tokens),
+            np.array(sorted(ends), np.int64),
+            np.arange(num_rows),
+        )
+
+    def look(self, unseen: Sequence[tuple[Tensor, Tensor]]) -> NDArray[np.int64]:
+        """Takes down some steps, and says which rows of the batch are live after them.
+
+        Refuses to go on from weights that have diverged: what is drawn by them has no finite
+        log-probability.
+        """
+        tokens, chosen = (torch.stack(part).numpy(force=True) for part in zip(*unseen, strict=True))
+        if not np.isfinite(chosen).all():
             raise FloatingPointError(
                 "sampling needs finite logits: got nan or infinity from the model. "
                 "Go back to weights from before they diverged."
             )
+        first, self.num_steps = self.num_steps, self.num_steps + len(tokens)
+        self.token_ids[self.rows, first : self.num_steps] = tokens.T
+        self.logprobs[self.rows, first : self.num_steps] = chosen.T
+        is_end = (tokens[..., None] == self.ends).any(axis=-1)
+        ends_at = np.where(is_end.any(axis=0), first + is_end.argmax(axis=0) + 1, self.longest)
+        lengths = np.minimum(self.lengths[self.rows], ends_at)
+        self.lengths[self.rows] = lengths
+        return (lengths > self.num_steps).nonzero()[0]
 
-    def noise(self, device: torch.device) -> Float[Tensor, "B"]:
-        """A number for every row, finished or not; none where nothing is left to chance."""
-        if self.draws[0].temperature == 0:
-            return torch.empty(0, device=device)
-        return torch.cat([draw.noise() for draw in self.draws]).to(device)
+    def keep(self, live: NDArray[np.int64]) -> Int[Tensor, "K"]:
+        """Goes on without the other rows of the batch."""
+        self.rows = self.rows[live]
+        return torch.from_numpy(live)
 
-    def next_tokens(
-        self,
-        logprobs: Float[Tensor, "R V"],
-        rows: Int[Tensor, "R"],
-        noise: Float[Tensor, "B"],
-    ) -> tuple[Int[Tensor, "R"], Float[Tensor, "R"]]:
-        """A token for each of these rows, and its log-probability."""
-        best = logprobs.max(dim=-1)
-        self.is_finite.logical_and_(best.values.isfinite().all())
-        if self.draws[0].temperature == 0:
-            return best.indices, best.values
-        if self.temperature is not None:
-            logprobs = (logprobs / self.temperature[rows]).log_softmax(dim=-1)
-        tokens = draw_tokens(logprobs, noise[rows])
-        return tokens, logprobs.gather(1, tokens[:, None])[:, 0]
+    @property
+    def longest(self) -> int:
+        return self.token_ids.shape[1]

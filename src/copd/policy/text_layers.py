@@ -110,7 +110,9 @@ class TextLayers:
     def turns(self, positions: Int[Tensor, "A N"]) -> Complex[Tensor, "N half"]:
         """What a head's pairs are multiplied by at these positions."""
         axes = positions if len(positions) == 1 else positions[:, None]
-        cos, sin = (part[0, :, : self.head_dim // 2] for part in self.body.rotary_emb(self.eps, axes))
+        cos, sin = (
+            part[0, :, : self.head_dim // 2] for part in self.body.rotary_emb(self.eps, axes)
+        )
         return torch.complex(cos, sin)
 
     def forward(self, token_ids: Int[Tensor, "N"], attend: Attend) -> Float[Tensor, "N D"]:
@@ -137,7 +139,9 @@ def in_pairs(heads: Float[Tensor, "... d"]) -> Float[Tensor, "... d"]:
     return heads.unflatten(-1, (2, -1)).mT.flatten(-2)
 
 
-def turn(pairs: Float[Tensor, "N heads d"], turns: Complex[Tensor, "N half"]) -> Float[Tensor, "N heads d"]:
+def turn(
+    pairs: Float[Tensor, "N heads d"], turns: Complex[Tensor, "N half"]
+) -> Float[Tensor, "N heads d"]:
     """Rotary positions as complex numbers."""
     return torch.view_as_real(as_complex(pairs) * turns[:, None]).flatten(-2)
 
