@@ -96,6 +96,28 @@ def test_a_layer_of_the_same_parts_but_other_numbers_is_left_to_the_model(
     assert policy.backbone.written_out() is None
 
 
+def test_positions_that_depend_on_the_length_of_a_row_are_left_to_the_model(reading, monkeypatch):
+    backbone = reading["llama"].backbone
+    assert backbone.written_out() is not None
+    monkeypatch.setattr(backbone.body.rotary_emb, "rope_type", "dynamic")
+    assert backbone.written_out() is None
+
+
+@torch.no_grad()
+def test_storage_grows_with_what_is_in_it_after_rows_have_left(seeing, prompts_of, monkeypatch):
+    monkeypatch.setattr("copd.policy.written_decoding._FIRST_WIDTH", 2)
+    plain, written = both(seeing, prompts_of(seeing, "mixed"))
+    tokens = torch.randint(0, 90, (9, 6), generator=torch.Generator().manual_seed(0))
+    rows = torch.arange(6)
+    for number, step in enumerate(tokens):
+        states = written.step(step[rows])
+        torch.testing.assert_close(states, plain.step(step[rows]), atol=2e-5, rtol=0)
+        if number in (1, 4):  # full, and half full
+            kept = torch.tensor([0, 2, 3] if number == 4 else [0, 1, 3, 4, 5])
+            plain, written, rows = plain.keep(kept), written.keep(kept), rows[kept]
+    assert written.own.shape[5] == 16
+
+
 def test_large_layers_and_mixed_precision_gain_nothing(reading, monkeypatch):
     backbone = reading["llama"].backbone
     with torch.autocast("cpu", dtype=torch.bfloat16):

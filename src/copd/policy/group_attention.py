@@ -74,7 +74,7 @@ def mix_step(
     scores = torch.cat([on_prompt, on_own.view(*on_prompt.shape[:2], -1)], dim=-1)
     weights = scores.softmax(dim=-1, dtype=torch.float32).to(scores.dtype)
     to_prompt, to_own = weights.tensor_split((on_prompt.shape[2],), dim=-1)
-    from_prompt = (to_prompt @ prompt_values).view(*on_own.shape[:2], -1)
+    from_prompt = torch.bmm(to_prompt, prompt_values).view(*on_own.shape[:2], -1)
     return torch.baddbmm(from_prompt, to_own.view(on_own.shape), own_values)
 
 

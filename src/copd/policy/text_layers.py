@@ -81,6 +81,8 @@ class TextLayers:
     body: Any
     layers: Sequence[_Layer]
     num_key_heads: int
+    num_sharing: int
+    """Query heads of a key head."""
     head_dim: int
     eps: Float[Tensor, "1"]
 
@@ -103,6 +105,7 @@ class TextLayers:
             body,
             [_Layer.build(layer) for layer in body.layers],
             attention.k_proj.out_features // width,
+            attention.q_proj.out_features // attention.k_proj.out_features,
             width,
             torch.tensor([body.norm.variance_epsilon]),
         )

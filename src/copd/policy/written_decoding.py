@@ -34,7 +34,7 @@ class WrittenDecoding:
         prompt_of_row: Int[Tensor, "R"],
         on_axes: Callable[[Tensor], Tensor],
     ) -> None:
-        """`prefix` as `begin` makes it."""
+        """For rows without a token; `prefix` as `begin` makes it, `on_axes` that of a backbone."""
         self.layers, self.on_axes = layers, on_axes
         self.prefix, self.prompt_of_row = prefix, prompt_of_row
         num_prompts, num_key_heads, _, width = prefix.keys[0].shape
@@ -43,25 +43,21 @@ class WrittenDecoding:
         slots = [int(rank < count) for count in counts for rank in range(group_size)]
         self.rectangle = Rectangle.build(slots, prompt_of_row.device)
         self.groups = (num_prompts, group_size)
-        self.num_steps = 0
-        self.own = torch.empty(
-            len(layers.layers), 2, num_prompts, num_key_heads, group_size, 0, width
-        )
-        self.turns = torch.empty(0, width // 2, dtype=torch.complex64)
-        self.first_turn = int(prefix.next_positions.min())
-        self.next_turn = (prefix.next_positions - self.first_turn).repeat_interleave(group_size)
-        self.prompt = [
+        self.hidden = None if prefix.padding is None else _hidden(prefix.padding, num_key_heads)
+        self.prompts = [
             (prefix.keys[layer].flatten(0, 1).mT, prefix.values[layer].flatten(0, 1))
             for layer in range(len(layers.layers))
         ]
-        self.hidden = None
-        if prefix.padding is not None:
-            everywhere = torch.zeros(prefix.padding.shape)
-            hidden = everywhere.masked_fill_(prefix.padding, -torch.inf)[:, None]
-            self.hidden = hidden.repeat_interleave(num_key_heads, 0)  # P*Hk 1 L
-        sharing = layers.layers[0].out.shape[0] // (num_key_heads * width)
-        self.queries = torch.empty(num_prompts, num_key_heads, group_size, sharing, width)
-        self.to_queries = as_complex(self.queries).transpose(1, 2)
+        queries = torch.empty(num_prompts, num_key_heads, group_size, layers.num_sharing, width)
+        self.to_queries = as_complex(queries).transpose(1, 2)  # P G Hk h d/2
+        self.by_prompt = queries.flatten(2, 3).flatten(0, 1)
+        self.by_row = queries.flatten(0, 2)
+        self.num_steps = 0
+        shape = num_prompts, num_key_heads, group_size, 0, width
+        self.own = torch.empty(len(layers.layers), 2, *shape)
+        self.turns = torch.empty(0, width // 2, dtype=torch.complex64)
+        self.first_turn = int(prefix.next_positions.min())
+        self.next_turn = (prefix.next_positions - self.first_turn).repeat_interleave(group_size)
 
     @classmethod
     def begin(
@@ -71,13 +67,10 @@ class WrittenDecoding:
         prompt_of_row: Int[Tensor, "R"],
         on_axes: Callable[[Tensor], Tensor],
     ) -> "WrittenDecoding":
-        """For rows without a token."""
-        prefix = replace(
-            prefix,
-            keys={layer: in_pairs(keys) for layer, keys in prefix.keys.items()},
-            values={layer: values.contiguous() for layer, values in prefix.values.items()},
-        )
-        return cls(layers, prefix, prompt_of_row, on_axes)
+        """After prompts as a model has read them."""
+        keys = {layer: in_pairs(part) for layer, part in prefix.keys.items()}
+        values = {layer: part.contiguous() for layer, part in prefix.values.items()}
+        return cls(layers, replace(prefix, keys=keys, values=values), prompt_of_row, on_axes)
 
     def step(self, token_ids: Int[Tensor, "R"]) -> Float[Tensor, "R D"]:
         """The states after one more token in every row."""
@@ -85,10 +78,10 @@ class WrittenDecoding:
             self._make_room()
         turn = self.turns.index_select(0, self.next_turn).view(*self.groups, 1, -1)
         column = self.own.select(5, self.num_steps).transpose(3, 4)  # layers 2 P G Hk d
-        past = self.own.narrow(5, 0, self.num_steps + 1).flatten(2, 4)
+        past = self.own.narrow(5, 0, self.num_steps + 1).flatten(2, 4)  # layers 2 PHkG U d
         self.turn = turn, turn.unsqueeze(2)
-        self.to_keys, self.to_values = as_complex(column[:, 0]).unbind(), column[:, 1].unbind()
-        self.own_keys, self.own_values = past[:, 0].mT.unbind(), past[:, 1].unbind()
+        self.to_own = as_complex(column[:, 0]).unbind(), column[:, 1].unbind()
+        self.of_own = past[:, 0].mT.unbind(), past[:, 1].unbind()
         states = self.layers.forward(token_ids, self._attend)
         self.next_turn += 1
         self.num_steps += 1
@@ -105,19 +98,19 @@ class WrittenDecoding:
         slots = old if new is None else old[new]
         kept.num_steps, kept.turns, kept.first_turn = self.num_steps, self.turns, self.first_turn
         kept.next_turn = self.next_turn[slots]
-        num_key_heads = self.own.shape[3]
-        heads = torch.arange(num_key_heads)[:, None]
-        group = self.groups[1]
-        slots = slots.view(kept.groups)[:, None]
-        cells = (slots // group * num_key_heads + heads) * group + slots % group  # P Hk G
-        own = self.own.flatten(2, 4).index_select(2, cells.flatten())
-        kept.own = own.unflatten(2, cells.shape)
+        shape = self.own.shape[2:5]
+        cells = torch.arange(shape.numel()).view(shape)
+        by_slot = cells.transpose(1, 2).flatten(0, 1)[slots]  # P'G' Hk
+        chosen = by_slot.unflatten(0, kept.groups).transpose(1, 2)
+        own = self.own.flatten(2, 4).index_select(2, chosen.flatten())
+        kept.own = own.unflatten(2, chosen.shape)
         return kept
 
     def _make_room(self) -> None:
+        """For twice the tokens, and how far heads turn at each."""
         more = max(self.num_steps, _FIRST_WIDTH)
         self.own = pad(self.own, (0, 0, 0, more))
-        end = self.first_turn + int(self.next_turn.max()) + more + 1
+        end = self.first_turn + int(self.next_turn.max()) + more
         self.turns = self.layers.turns(self.on_axes(torch.arange(self.first_turn, end)))
 
     def _attend(
@@ -126,22 +119,26 @@ class WrittenDecoding:
         if self.rectangle.token_of_cell is not None:
             turning = turning.index_select(0, self.rectangle.token_of_cell)
             values = values.index_select(0, self.rectangle.token_of_cell)
-        num_prompts, num_key_heads, group_size, sharing, width = self.queries.shape
-        pairs = as_complex(turning).unflatten(0, self.groups)
+        _, _, num_key_heads, num_sharing, _ = self.to_queries.shape
+        pairs = as_complex(turning.unflatten(0, self.groups))
         queries, keys = pairs.tensor_split((-num_key_heads,), dim=2)
-        turn, turns = self.turn
-        torch.mul(queries.unflatten(2, (num_key_heads, sharing)), turns, out=self.to_queries)
-        torch.mul(keys, turn, out=self.to_keys[layer])
-        self.to_values[layer].copy_(values.unflatten(0, self.groups))
-        prompt_keys, prompt_values = self.prompt[layer]
-        grouped = self.queries.view(num_prompts * num_key_heads, -1, width)
+        torch.mul(queries.unflatten(2, (-1, num_sharing)), self.turn[1], out=self.to_queries)
+        torch.mul(keys, self.turn[0], out=self.to_own[0][layer])
+        self.to_own[1][layer].copy_(values.unflatten(0, self.groups))
+        prompt_keys, prompt_values = self.prompts[layer]
         if self.hidden is None:
-            on_prompt = torch.bmm(grouped, prompt_keys)
+            on_prompt = torch.bmm(self.by_prompt, prompt_keys)
         else:
-            on_prompt = torch.baddbmm(self.hidden, grouped, prompt_keys)
-        on_own = torch.bmm(self.queries.view(-1, sharing, width), self.own_keys[layer])
-        mixed = mix_step(on_prompt, on_own, prompt_values, self.own_values[layer])
-        by_head = mixed.view(num_prompts, num_key_heads, group_size, -1)
-        cells = by_head.transpose(1, 2).reshape(num_prompts * group_size, -1)
+            on_prompt = torch.baddbmm(self.hidden, self.by_prompt, prompt_keys)
+        on_own = torch.bmm(self.by_row, self.of_own[0][layer])
+        mixed = mix_step(on_prompt, on_own, prompt_values, self.of_own[1][layer])
+        by_slot = mixed.view(self.groups[0], num_key_heads, self.groups[1], -1).transpose(1, 2)
+        cells = by_slot.flatten(2).flatten(0, 1)
         rows = self.rectangle.cell_of_token
         return cells if rows is None else cells.index_select(0, rows)
+
+
+def _hidden(padding: Tensor, num_key_heads: int) -> Float[Tensor, "PHk 1 L"]:
+    """What is added to scores so that no query sees padding."""
+    scores = torch.zeros(padding.shape).masked_fill_(padding, -torch.inf)
+    return scores.repeat_interleave(num_key_heads, 0)[:, None]
