@@ -80,11 +80,10 @@ def test_logits_are_kept_in_chunks():
     assert logits(1024, 10) == 4 * 10 * 2048
     assert logits(1025, 10) == 4 * 10 * 1026
     assert logits(10**6, 10) == 4 * 10 * 3072
-    assert drawn(3, 10, device="cpu", is_tempered=False) == 600
-    assert drawn(3, 10, device="cpu", is_tempered=True) == 720
-    assert drawn(1024, 2**17, device="cpu", is_tempered=False) == 20 * 2**20
-    assert drawn(1024, 2**17, device="cuda", is_tempered=False) == 20 * 2**27
-    assert drawn(7, 2**21, device="cpu", is_tempered=False) == 20 * 2**21
+    assert drawn(3, 10, device="cpu") == 480
+    assert drawn(1024, 2**17, device="cpu") == 16 * 2**20
+    assert drawn(1024, 2**17, device="cuda") == 16 * 2**27
+    assert drawn(7, 2**21, device="cpu") == 16 * 2**21
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])

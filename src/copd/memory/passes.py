@@ -124,11 +124,11 @@ def logits(num_tokens: int, vocabulary: int) -> int:
     return 4 * vocabulary * (2 * second + CHUNK if second else 2 * min(num_tokens, CHUNK))
 
 
-def drawn(num_rows: int, vocabulary: int, *, device: str, is_tempered: bool) -> int:
-    """The largest moment of drawing a token for some rows at a time: log-probabilities in float32,
-    also divided by a temperature, and twice in float64."""
+def drawn(num_rows: int, vocabulary: int, *, device: str) -> int:
+    """The largest moment of drawing a token for some rows at a time: log-probabilities and
+    probabilities in float32, and the sums of these in float64."""
     at_once = min(num_rows, max(1, MOST_SCORES[device] // vocabulary))
-    return at_once * vocabulary * (20 + (4 if is_tempered else 0))
+    return at_once * vocabulary * 16
 
 
 def tower_patch(tower: Tower) -> int:

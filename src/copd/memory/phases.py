@@ -44,21 +44,21 @@ def _tower(config: Config, passes: Passes, num_visual: int) -> int:
 def sampling_bytes(config: Config, passes: Passes, load: Load, device: str) -> tuple[int, int]:
     """Keys and values, and all that one decode loop holds beside the graph of its prompts."""
     rows = load.loop_prompts * load.group_size
-    own = _decoding(config, passes, rows, load.lengths.completion, device)
     keys = passes.prompt_keys(_cells(load.loop_prompts, load.lengths))
+    own = _decoding(config, passes, rows, load.lengths.completion, device, keys=keys)
     has_graph = load.is_one_loop and not is_shared(config)
     several = keys if load.num_batches > 1 else 0  # joined in a copy
     read = several if has_graph else several + keys
     reading = 0 if has_graph else passes.working_layer(load.loop_prompts * load.lengths.prompt)
-    is_tempered = config.rollout.temperature != 1.0
-    drawing = drawn(rows, passes.shapes.vocabulary, device=device, is_tempered=is_tempered)
+    drawing = drawn(rows, passes.shapes.vocabulary, device=device)
     return keys + own[0], read + max(own[0] + own[1] + drawing, reading)
 
 
 def _decoding(
-    config: Config, passes: Passes, rows: int, length: int, device: str
+    config: Config, passes: Passes, rows: int, length: int, device: str, *, keys: int
 ) -> tuple[int, int]:
-    """Keys and values of rows that grow to a length, with their room; and copies of weights."""
+    """Keys and values of rows that grow to a length, with their room; and copies of weights and of
+    what prompts gave."""
     room = 256 if device == "cuda" else 32
     while room < length - 1:
         room *= 2
@@ -69,7 +69,7 @@ def _decoding(
     is_small = s.parameters - tower - head <= _WRITTEN_OUT
     if device == "cpu" and is_small and passes.adapter_widths is None and not passes.is_half:
         joined = s.hidden * (s.query + 2 * s.key + 2 * s.intermediate)
-        return cache, 4 * joined * s.layers
+        return cache, 4 * joined * s.layers + keys
     if not passes.is_half:
         return cache, 0
     kept = (
@@ -133,8 +133,7 @@ def evaluation_bytes(config: Config, passes: Passes, load: Load, device: str) ->
     )
     rows = prompts * settings.num_samples
     length = min(lengths.completion, settings.max_completion_tokens or lengths.completion)
-    own = _decoding(config, passes, rows, length, device)
     keys = passes.prompt_keys(_cells(prompts, lengths))
-    is_tempered = settings.temperature not in (0, 1)
-    drawing = drawn(rows, passes.shapes.vocabulary, device=device, is_tempered=is_tempered)
+    own = _decoding(config, passes, rows, length, device, keys=keys)
+    drawing = drawn(rows, passes.shapes.vocabulary, device=device)
     return keys + max(sum(own) + drawing, passes.working_layer(prompts * lengths.prompt))

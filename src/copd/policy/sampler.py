@@ -139,7 +139,7 @@ def draw_tokens(logprobs: Float[Tensor, "R V"], noise: Float[Tensor, "R"]) -> In
     A token of probability zero adds nothing to the sum and so is never the one that passes it.
     What nan gives is a token, too: divergence is noticed only at the next look.
     """
-    cumulative = logprobs.exp().cumsum(dim=-1, dtype=torch.float64)
+    cumulative = logprobs.exp().double().cumsum_(dim=-1)
     target = noise[:, None] * cumulative[:, -1:]
     found = torch.searchsorted(cumulative, target, right=True)[:, 0]
     return found.clamp_(max=logprobs.shape[1] - 1)
