@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from copd.cli import cluster, main
-from copd.recipes.cluster import MACHINES
+from copd.recipes.cluster import MACHINES, QWEN3_VL_4B
 
 CONFIG = str(Path(__file__).parents[1] / "configs" / "cluster.toml")
 
@@ -48,6 +48,22 @@ def test_assumptions_change_what_they_name(capsys):
     short = predicted(capsys, "--gpus", "3", "--assume", "video.visual_tokens=64")
     assert short[0]["verbs"]["sample"]["video"] < usual[0]["verbs"]["sample"]["video"]
     assert short[0]["verbs"]["sample"]["text"] == usual[0]["verbs"]["sample"]["text"]
+
+
+def test_settings_of_the_model_and_the_optimizer_count(capsys):
+    """Seconds of an update over those as configured, and bytes saved, on one GPU a branch."""
+    usual = predicted(capsys, "--gpus", "3")[0]
+
+    def changed(*words: str) -> tuple[float, float]:
+        found = predicted(capsys, "--gpus", "3", *words)[0]
+        seconds = found["verbs"]["update"]["video"] / usual["verbs"]["update"]["video"]
+        return round(seconds, 2), usual["memory"] - found["memory"]
+
+    weights, tower = QWEN3_VL_4B.num_parameters, QWEN3_VL_4B.num_vision
+    assert changed("--model.gradient_checkpointing", "false") == (0.75, 0)
+    assert changed("--optimizer.type", "adamw_8bit") == (1, 6 * weights)
+    assert changed("--model.frozen_vision", "true") == (0.99, 12 * tower)
+    assert changed("--model.branches", "lora") == (0.75, 12 * weights)
 
 
 @pytest.mark.parametrize(

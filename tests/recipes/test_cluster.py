@@ -192,6 +192,37 @@ def test_a_step_adds_messages_and_tells_how_busy_gpus_are():
     assert 0 < found.of_peak(3, UNIT) < found.busy(3) < 1
 
 
+def test_memory_is_state_and_the_largest_loops_cache():
+    stage, setup = Stage("rlvr", 1, (RLVR("h", "h"),)), Setup(SMALL, 16, 8)
+    weights = SMALL.num_parameters
+    # two layers' key and value in bfloat16: four prompts of 4 tokens, 8 rows of 3
+    cache = 2 * 4 * (16 + 24)
+
+    def memory(**changes) -> float:
+        changed = replace(setup, **changes)
+        return predict(UNIT, changed, stage, {"h": LOAD}, probes=0, top_k=0).memory
+
+    assert memory() == 18 * weights + cache
+    assert memory(eight_bit=True) == 12 * weights + cache
+    assert memory(lora=True) == 6 * weights + cache
+
+
+def test_a_wide_branch_is_busy_on_all_its_gpus():
+    stage, setup = Stage("rlvr", 1, (RLVR("h", "h"),)), Setup(SMALL, 16, 8, width=2)
+    found = predict(UNIT, setup, stage, {"h": LOAD}, probes=0, top_k=0)
+    assert found.busy(2) == pytest.approx(found.alone / found.seconds)
+
+
+def test_a_frozen_tower_has_no_optimizer_and_no_update():
+    load = Load(4, 2, 40, (16,), Lengths(3, 9, 3))
+    trained = Setup(QWEN3_VL_4B, 1000, 8)
+    frozen = replace(trained, trains_vision=False)
+    assert trained.num_trained - frozen.num_trained == QWEN3_VL_4B.num_vision > 0
+    tower = 2 * 4 * (QWEN3_VL_4B.vision_flops((16,)) + QWEN3_VL_4B.patch_flops((16,)))
+    saved = update_flops(trained, [load]) - update_flops(frozen, [load])
+    assert saved == pytest.approx(tower)
+
+
 @pytest.mark.parametrize("name", MACHINES)
 def test_more_gpus_are_never_slower_at_the_papers_sizes(name: str):
     """Up to the network beyond a node, and up to a problem for every GPU."""

@@ -92,6 +92,11 @@ def test_repeated_stages_are_shown_once_with_their_number_of_rounds():
     assert "Result:   a\n" in text
 
 
+def test_a_temperature_of_its_own_is_said():
+    plan = Plan(("a",), (Stage("rlvr", 3, (replace(A, temperature=0.7),)),), result="a")
+    assert "from rewards on x at temperature 0.7" in describe(plan, plan_cost(plan, ROLLOUT))
+
+
 def test_a_band_is_said_and_its_teachers_counted_in_every_step():
     free = Stage("mutual", 4, (A, B, OPD("a", "b", "y")))
     plan = Plan(("a", "b"), (replace(free, band=BandConfig(low=0.8, high=0.9)),))
