@@ -130,7 +130,7 @@ def seeing_model() -> Qwen3VLForConditionalGeneration:
 def wide_model() -> Qwen3VLForConditionalGeneration:
     """The same with heads as wide as vLLM's kernels ask for, many tokens that end a completion, and
     control tokens it would often write."""
-    config = seeing_model().config
+    config: Any = seeing_model().config
     rope = {**config.text_config.rope_parameters, "mrope_section": [12, 10, 10]}
     config.text_config.update(
         {"hidden_size": 128, "num_attention_heads": 2, "head_dim": 64, "rope_parameters": rope}

@@ -227,7 +227,7 @@ def test_after_a_loss_nobody_is_waited_for_and_its_cause_is_told(engine):
         ("die", "b"): Task("b", die, lambda _: 0.5),
     }
     with pytest.raises(BranchLost, match=r"'b' \(process \d+ on .*lost in die: .*has died"):
-        run_tasks(engine, tasks)
+        list(run_tasks(engine, [tasks]))
     assert time.monotonic() - began < 100
     engine.clear()
 
