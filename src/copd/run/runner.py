@@ -139,10 +139,9 @@ class Runner:
 
     def _restore(self) -> tuple[int, dict[str, dict[str, int]]]:
         checkpoint = latest_checkpoint(self.root / "checkpoints")
-        done, cost = (
-            (checkpoint.step, checkpoint.cost) if checkpoint else (0, no_cost(self.plan.branches))
-        )
+        done, cost = 0, no_cost(self.plan.branches)
         if checkpoint:
+            done, cost = checkpoint.step, checkpoint.cost
             self.engine.each(Branch.restore, dict.fromkeys(self.plan.branches, checkpoint.folder))
             self.console.print(f"continuing after step {done} of {self.plan.total_steps}")
         for name in LINES:
@@ -297,6 +296,5 @@ class Runner:
         for model in [self.plan.final] if self.plan.final else self.plan.branches:
             for line in gain_lines(results, model, BASE) if BASE in results else ():
                 self.console.print(line)
-        for line in silence_lines(self.history):
+        for line in [*silence_lines(self.history), f"final model: {self.root / 'final'}"]:
             self.console.print(line)
-        self.console.print(f"final model: {self.root / 'final'}")
