@@ -15,6 +15,8 @@ CASES = {
     "full, K = 3": ("text", 3, {}),
     "LoRA, K = 1": ("text", 1, {"branches": "lora"}),
     "LoRA, K = 3": ("text", 3, {"branches": "lora"}),
+    "LoRA, bfloat16": ("text", 1, {"branches": "lora", "dtype": "bfloat16"}),
+    "LoRA, checkpointing": ("text", 1, {"branches": "lora", "gradient_checkpointing": True}),
     "checkpointing": ("text", 1, {"gradient_checkpointing": True}),
     "bfloat16": ("text", 1, {"dtype": "bfloat16"}),
     "pictures": ("seeing", 1, {"modality": "image"}),

@@ -102,8 +102,10 @@ def estimate(
         "update": held + graphs + told + update,
         "evaluation": held + evaluation_bytes(config, passes, load, device),
     }
-    if parts.narrow:  # read in float32
-        phases["loading"] = 4 * shapes.parameters
+    if parts.narrow:  # from a file in float32
+        phases["loading"] = 4 * shapes.parameters + weights
+    if is_shared(config):
+        phases["export"] = held + _export(config, shapes)
     if load.num_taught:
         phases["scoring"] = held + graphs + told + scoring_bytes(passes, load)
     if device == "cuda":  # there torch updates all parameters at once
@@ -233,6 +235,12 @@ def _pictures(config: Config, plan: Plan, shapes: Shapes, lengths: Lengths) -> i
     steps = sum(stage.steps * len(stage.actions) for stage in plan.stages)
     seen = steps * config.rollout.num_prompts + len(config.domains) * config.evaluation.num_problems
     return min(_BOOK_BYTES, min(_BOOK_PROMPTS, seen) * each)
+
+
+def _export(config: Config, shapes: Shapes) -> int:
+    """Matrices with an adapter's change in them, in float32, and one such change."""
+    sizes = [4 * out * into for out, into in _adapted(shapes, config.model.lora)]
+    return sum(sizes) + max(sizes)
 
 
 def _merge(config: Config, plan: Plan, parts: _Parts, device: str) -> int:

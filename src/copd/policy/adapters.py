@@ -145,8 +145,9 @@ class Adapters:
         save_file(named, folder / "adapter_model.safetensors", metadata={"format": "pt"})
 
     def _add(self, name: str, config: Any) -> None:
+        is_first = self._tuner is None
         with _undisturbed(self._seed):
-            if self._tuner is None:
+            if is_first:
                 self._tuner = self._peft.LoraModel(self.model, config, _key(name))
             else:
                 self._tuner.peft_config[_key(name)] = config
@@ -159,6 +160,8 @@ class Adapters:
         _check_layers(self._layers, self.model.get_output_embeddings())
         for layer in self._layers.values():
             layer.get_base_layer().to(self._dtype)
+        if is_first and self._dtype != self._saved_dtype:
+            _leave_file(self.model)
         self.model.eval()  # what PEFT has put into it
         self._switch(self._active)
 
@@ -198,6 +201,12 @@ def _tower_pattern(model: PreTrainedModel) -> str | None:
     """Matches everything in the vision tower of a model that has one."""
     towers = [path for path, _ in model.named_modules() if path.split(".")[-1] == "visual"]
     return rf"{re.escape(towers[0])}\..*" if towers else None
+
+
+def _leave_file(model: nn.Module) -> None:
+    """Copies what is still as it was loaded: one such tensor keeps the whole file in memory."""
+    for parameter in model.parameters():
+        parameter.data = parameter.data.clone()
 
 
 def _key(name: str) -> str:
