@@ -136,7 +136,8 @@ def test_adapters_share_a_base():
     assert memory.prompts == 0
     halved = of(config(model={"branches": "lora", "dtype": "bfloat16", "lora": {"rank": 2}}))
     assert halved.weights == memory.weights - 2 * 3 * 96
-    assert halved.phases["loading"] == 4000
+    assert halved.phases["loading"] == 4000 + halved.weights
+    assert memory.phases["export"] == memory.weights + memory.optimizer + 4 * (3 + 1) * 96
 
 
 def test_prompts_that_do_not_fit_a_micro_batch_leave_no_graph():

@@ -9,15 +9,18 @@ from copd.types import Lesson
 
 COUNTS = ("steps", "prompts", "completions", "sampled_tokens", "trained_tokens", "scored_tokens")
 
+Cost = dict[str, dict[str, int]]
+"""`COUNTS` by branch."""
 
-def no_cost(branches: tuple[str, ...]) -> dict[str, dict[str, int]]:
+
+def no_cost(branches: tuple[str, ...]) -> Cost:
     """All counts of all branches at zero."""
     return {branch: dict.fromkeys(COUNTS, 0) for branch in branches}
 
 
 def add_step(
     cost: Mapping[str, Mapping[str, int]], stage: Stage, lessons: Mapping[str, tuple[Lesson, ...]]
-) -> dict[str, dict[str, int]]:
+) -> Cost:
     """The cost after one more step.
 
     Tokens are completion tokens; scoring counts for the teacher.

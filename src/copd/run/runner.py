@@ -17,7 +17,7 @@ from copd.domains import with_sizes
 from copd.engine import Engine, wait_for
 from copd.recipes import Plan, build_plan, to_dict
 from copd.run.checkpoint import latest_checkpoint, save_checkpoint, saved_steps
-from copd.run.cost import add_step, no_cost
+from copd.run.cost import Cost, add_step, no_cost
 from copd.run.directory import (
     append_lines,
     make_folder_atomically,
@@ -88,6 +88,7 @@ class Runner:
         self.prepare()
         self._write_settings()
         sent = max((line["step"] for line in read_lines(self.root / "timings.jsonl")), default=0)
+        self._forget_undone()
         with self.trackers.opened(sent), self.progress:
             results = surviving(
                 lambda start: self._walk(*start, measure=measure),
@@ -100,9 +101,7 @@ class Runner:
         if results is not None:
             self._report(results)
 
-    def _walk(
-        self, done: int, cost: dict[str, dict[str, int]], *, measure: bool
-    ) -> dict[str, Results] | None:
+    def _walk(self, done: int, cost: Cost, *, measure: bool) -> dict[str, Results] | None:
         """From a checkpoint to the end, unless a branch is lost on the way."""
         check_samplers(self.engine, self.config, self.plan.branches)
         if done == 0:
@@ -111,10 +110,11 @@ class Runner:
         self._train(done, cost)
         return self._finish(base) if measure else None
 
-    def _begin_again(self) -> tuple[int, dict[str, dict[str, int]]]:
+    def _begin_again(self) -> tuple[int, Cost]:
         """All branches anew, as they were in the newest checkpoint."""
         self.engine.clear()
         self.prepare()
+        self._forget_undone()
         return self._restore()
 
     def _write_settings(self) -> None:
@@ -137,20 +137,23 @@ class Runner:
         """The models a run ends with, as far as they are measured."""
         return measured_models(self.plan, self.config.evaluation)
 
-    def _restore(self) -> tuple[int, dict[str, dict[str, int]]]:
-        checkpoint = latest_checkpoint(self.root / "checkpoints")
-        done, cost = 0, no_cost(self.plan.branches)
-        if checkpoint:
-            done, cost = checkpoint.step, checkpoint.cost
-            self.engine.each(Branch.restore, dict.fromkeys(self.plan.branches, checkpoint.folder))
-            self.console.print(f"continuing after step {done} of {self.plan.total_steps}")
+    def _forget_undone(self) -> None:
+        """Lines of steps after the newest checkpoint; those that are left are the history."""
+        done = saved_steps(self.root / "checkpoints")
         for name in LINES:
             truncate_lines(self.root / name, lambda record: 0 < done >= record["step"])
         lines = (read_lines(self.root / name) for name in ("metrics.jsonl", "timings.jsonl"))
         self.history.read(*lines)
-        return done, cost
 
-    def _train(self, done: int, cost: dict[str, dict[str, int]]) -> None:
+    def _restore(self) -> tuple[int, Cost]:
+        checkpoint = latest_checkpoint(self.root / "checkpoints")
+        if checkpoint is None:
+            return 0, no_cost(self.plan.branches)
+        self.engine.each(Branch.restore, dict.fromkeys(self.plan.branches, checkpoint.folder))
+        self.console.print(f"continuing after step {checkpoint.step} of {self.plan.total_steps}")
+        return checkpoint.step, checkpoint.cost
+
+    def _train(self, done: int, cost: Cost) -> None:
         if done == 0:
             self._measure_sometimes(0, "start")
         for window in () if self._is_spent(cost) else windows(self.config, self.plan, done):
@@ -163,13 +166,7 @@ class Runner:
             if self._is_spent(cost):
                 break
 
-    def _end_step(
-        self,
-        position: Position,
-        result: StepResult,
-        cost: dict[str, dict[str, int]],
-        started: float,
-    ) -> dict[str, dict[str, int]]:
+    def _end_step(self, position: Position, result: StepResult, cost: Cost, started: float) -> Cost:
         """Writes and measures what follows a step; returns the cost so far."""
         step = position.step
         cost = add_step(cost, position.stage, result.lessons)
@@ -186,14 +183,12 @@ class Runner:
             save_checkpoint(root, self.engine, self.plan.branches, step, cost, settings=settings)
         return cost
 
-    def _is_spent(self, cost: dict[str, dict[str, int]]) -> bool:
+    def _is_spent(self, cost: Cost) -> bool:
         """True once all branches together have sampled the tokens they may."""
         limit = self.config.max_tokens
         return limit is not None and sum(c["sampled_tokens"] for c in cost.values()) >= limit
 
-    def _log(
-        self, position: Position, result: StepResult, cost: dict[str, dict[str, int]]
-    ) -> dict[str, Any]:
+    def _log(self, position: Position, result: StepResult, cost: Cost) -> dict[str, Any]:
         line = {
             "step": position.step,
             "stage": position.stage.name,
