@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -241,7 +242,12 @@ def test_an_interrupted_run_leaves_no_process(tmp_path):
     command = [sys.executable, "-m", "copd.cli", "train", "config.json", "--engine.type", "ray"]
     words = [*command, "--recipe.rlvr_steps", "9999", "--evaluation.base", "false"]
     run = subprocess.Popen(
-        words, cwd=tmp_path, stderr=subprocess.PIPE, text=True, start_new_session=True
+        words,
+        cwd=tmp_path,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),  # as in a terminal
     )
     try:
         while not (tmp_path / "run" / "checkpoints" / "step_00000002").exists():
@@ -257,6 +263,7 @@ def test_an_interrupted_run_leaves_no_process(tmp_path):
     finally:
         if run.poll() is None:
             run.kill()
+            run.communicate()
 
 
 def processes_in(folder: Path) -> list[str]:
