@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from threading import Condition, Thread
 from typing import Any
 
@@ -77,8 +76,7 @@ def _side_by_side(engine: Engine, steps: Sequence[Tasks]) -> Generator[dict[Key,
     board = _Board(steps, len(names))
     try:
         for name in names:
-            work = partial(_do_all, engine, board, name)  # a hung one does not outlive a program
-            Thread(target=work, name=f"branch {name}", daemon=True).start()
+            Thread(target=_do_all, args=(engine, board, name), name=f"branch {name}").start()
         for index in range(len(steps)):
             yield board.take(index)
     finally:

@@ -4,6 +4,7 @@ held      weights of all policies, moments of all trained branches, pictures of 
           in bfloat16 on a CPU compiled products
 sampling  held + graphs of prompts + keys and values of completions + drawing
 scoring   held + graphs of prompts + one micro-batch without gradient
+export    held + matrices with an adapter's change in them
 update    held + graphs of prompts + one micro-batch with gradient + gradients
 merge     held + a further policy + copies of all weights + their merge
 """

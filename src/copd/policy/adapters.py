@@ -161,7 +161,7 @@ class Adapters:
         for layer in self._layers.values():
             layer.get_base_layer().to(self._dtype)
         if is_first and self._dtype != self._saved_dtype:
-            _leave_file(self.model)
+            _leave_file(self.model, self._saved_dtype)
         self.model.eval()  # what PEFT has put into it
         self._switch(self._active)
 
@@ -203,10 +203,11 @@ def _tower_pattern(model: PreTrainedModel) -> str | None:
     return rf"{re.escape(towers[0])}\..*" if towers else None
 
 
-def _leave_file(model: nn.Module) -> None:
+def _leave_file(model: nn.Module, dtype: torch.dtype) -> None:
     """Copies what is still as it was loaded: one such tensor keeps the whole file in memory."""
     for parameter in model.parameters():
-        parameter.data = parameter.data.clone()
+        if parameter.dtype == dtype:
+            parameter.data = parameter.data.clone()
 
 
 def _key(name: str) -> str:

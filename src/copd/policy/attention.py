@@ -89,6 +89,18 @@ class Rectangle:
         cell_of_token = cells.nonzero()[:, 0]
         return cls(len(lengths), width, token_of_cell.to(device), cell_of_token.to(device))
 
+    @classmethod
+    def of_groups(cls, prompt_of_row: Int[Tensor, "R"], num_prompts: int) -> "Rectangle":
+        """A slot for every row: as many for every prompt as the largest group has."""
+        counts = prompt_of_row.bincount(minlength=num_prompts).tolist()
+        slots = [int(rank < count) for count in counts for rank in range(max(counts))]
+        return cls.build(slots, prompt_of_row.device)
+
+    def slots_in(self, kept: "Rectangle", rows: Int[Tensor, "K"]) -> Int[Tensor, "slots"]:
+        """The slot here of what fills each slot of `kept`, which has only these rows."""
+        old = rows if self.cell_of_token is None else self.cell_of_token[rows]
+        return old if kept.token_of_cell is None else old[kept.token_of_cell]
+
     def pad(self, row: Float[Tensor, "1 H N d"]) -> Float[Tensor, "R H W d"]:
         """The row as a rectangle."""
         tokens = row[0]

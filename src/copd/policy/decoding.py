@@ -39,10 +39,7 @@ class Decoding:
         self.backbone = backbone
         self.prefix = prefix
         self.prompt_of_row = prompt_of_row
-        counts = prompt_of_row.bincount(minlength=len(prefix.last_states)).tolist()
-        group_size = max(counts)
-        slots = [int(rank < count) for count in counts for rank in range(group_size)]
-        self.rectangle = Rectangle.build(slots, backbone.device)
+        self.rectangle = Rectangle.of_groups(prompt_of_row, len(prefix.last_states))
         self.own: OwnKeys = {}
         self.num_steps = 0
         self._static: tuple[StaticStep, Callable[[], Tensor]] | None = None
@@ -64,9 +61,7 @@ class Decoding:
         everyone = len(prompts) == len(self.prefix.last_states)
         prefix = self.prefix if everyone else self.prefix.select(prompts)
         kept = Decoding(self.backbone, prefix, prompt_of_row, is_static=self.is_static)
-        old = rows if self.rectangle.cell_of_token is None else self.rectangle.cell_of_token[rows]
-        new = kept.rectangle.token_of_cell
-        slots = old if new is None else old[new]
+        slots = self.rectangle.slots_in(kept.rectangle, rows)
         for layer, own in self.own.items():
             group = own[0].shape[2]
             chosen = (part[slots // group, :, slots % group] for part in own)  # S Hk W d

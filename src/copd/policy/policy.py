@@ -241,7 +241,7 @@ class Policy:
         """
         if self._adapters is not None:
             assert state is None, "an adapter is merged into the model's own state"
-            state = self._adapters.merged(self._adapter)
+            state = self.state()
         with quiet():
             self.model.save_pretrained(path, state_dict=state)
         self.renderer.save(path)

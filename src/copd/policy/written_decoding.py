@@ -38,10 +38,8 @@ class WrittenDecoding:
         self.layers, self.on_axes = layers, on_axes
         self.prefix, self.prompt_of_row = prefix, prompt_of_row
         num_prompts, num_key_heads, _, width = prefix.keys[0].shape
-        counts = prompt_of_row.bincount(minlength=num_prompts).tolist()
-        group_size = max(counts)
-        slots = [int(rank < count) for count in counts for rank in range(group_size)]
-        self.rectangle = Rectangle.build(slots, prompt_of_row.device)
+        self.rectangle = Rectangle.of_groups(prompt_of_row, num_prompts)
+        group_size = self.rectangle.num_sequences // num_prompts
         self.groups = (num_prompts, group_size)
         self.hidden = None if prefix.padding is None else _hidden(prefix.padding, num_key_heads)
         self.prompts = [
@@ -93,9 +91,7 @@ class WrittenDecoding:
         everyone = len(prompts) == self.groups[0]
         prefix = self.prefix if everyone else self.prefix.select(prompts)
         kept = WrittenDecoding(self.layers, prefix, prompt_of_row, self.on_axes)
-        old = rows if self.rectangle.cell_of_token is None else self.rectangle.cell_of_token[rows]
-        new = kept.rectangle.token_of_cell
-        slots = old if new is None else old[new]
+        slots = self.rectangle.slots_in(kept.rectangle, rows)
         kept.num_steps, kept.turns, kept.first_turn = self.num_steps, self.turns, self.first_turn
         kept.next_turn = self.next_turn[slots]
         shape = self.own.shape[2:5]
