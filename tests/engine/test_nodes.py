@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ MOVED = {
 }
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def cluster() -> Iterator[None]:
     ray = pytest.importorskip("ray")
     from copd.engine.ray import join
@@ -33,6 +34,18 @@ def cluster() -> Iterator[None]:
     assert join(RayEngineConfig())
     yield
     ray.shutdown()
+
+
+@contextmanager
+def machines(*num_cpus: int) -> Iterator[str]:
+    """A cluster of simulated machines, and its address."""
+    cluster = pytest.importorskip("ray.cluster_utils").Cluster(shutdown_at_exit=False)
+    try:
+        for number in num_cpus:
+            cluster.add_node(num_cpus=number, object_store_memory=2**27, include_dashboard=False)
+        yield cluster.address
+    finally:
+        cluster.shutdown()
 
 
 def make_config(root: Path, engine: dict[str, object]) -> Config:
@@ -100,6 +113,33 @@ def test_a_run_goes_on_elsewhere(cluster, tmp_path):
         stored = json.loads((config.output_dir / "config.json").read_text())
         assert stored["engine"]["type"] == then
         assert end_state(config.output_dir) == quiet
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_run_goes_on_on_fewer_machines(tmp_path):
+    """Begun on two machines with a branch on each; resumed on one, which has all of them."""
+    commands.train(make_config(tmp_path / "quiet", HERE))
+
+    def machine(branch: Branch, value: object) -> str:
+        import ray
+
+        return ray.get_runtime_context().get_node_id()
+
+    with machines(1, 1) as address:
+        config = make_config(tmp_path / "run", {**RAY, "num_cpus": 1, "address": address})
+        inner = create_engine(config)
+        engine = ShortLived(inner)
+        try:
+            with pytest.raises(Stopped):
+                Runner(config, engine, Console()).run()
+            assert len(set(inner.each(machine, {"text": None, "image": None}).values())) == 2
+        finally:
+            engine.close()
+    with machines(3) as address:
+        commands.resume(config.output_dir, ["--engine.address", address])
+    assert end_state(config.output_dir) == end_state(tmp_path / "quiet")
 
 
 @pytest.mark.ray
