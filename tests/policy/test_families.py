@@ -14,7 +14,7 @@ from transformers.image_utils import SizeDict
 
 from copd.functional import token_logprobs
 from copd.policy import Adapters, Policy
-from copd.types import Message, Text, Video
+from copd.types import Image, Message, Text, Video
 from tests.policy.conftest import KINDS
 from tests.policy.test_greedy import greedy
 from tests.policy.test_packing import (
@@ -91,6 +91,27 @@ def test_qwen25_times_of_frames_are_in_the_positions(seeing_25, plain_25):
     assert found[0][0].token_ids.tolist() == expected
     states = [seeing_25.read([prompt]).last_states for prompt in (slow, fast)]
     assert not torch.allclose(*states, atol=1e-3)
+
+
+def test_positions_are_built_once_for_a_layout(seeing, monkeypatch):
+    """Two pictures with as many visual tokens but other sizes have other positions; one that was
+    met before gives what transformers gives, and what is known stays bounded."""
+    monkeypatch.setattr("copd.policy.backbone._MOST_LAYOUTS", 2)
+    known = seeing.backbone.known
+    known.clear()
+    for height, width in ((16, 64), (64, 16), (16, 64), (32, 32), (16, 16), (16, 64)):
+        picture = Image(np.zeros((height, width, 3), np.uint8))
+        prompt = seeing.render([Message("user", (picture, Text("?")))])
+        expected, _ = seeing.model.base_model.get_rope_index(
+            prompt.input_ids[None],
+            mm_token_type_ids=prompt.media["mm_token_type_ids"][None],
+            image_grid_thw=prompt.media["image_grid_thw"],
+        )
+        positions = seeing.backbone.positions(prompt)
+        assert torch.equal(positions, expected[:, 0])
+        assert seeing.backbone.positions(prompt) is positions
+        assert len(known) <= 2
+    known.clear()
 
 
 @pytest.mark.parametrize("kind", KINDS)
