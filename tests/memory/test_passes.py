@@ -191,6 +191,7 @@ def test_a_change_that_is_enough_is_named_with_what_it_saves():
     assert whole.memory is not None
     assert whole.changes == ()
     assert "it fits." in whole.describe()
+    assert "MALLOC_MMAP_THRESHOLD_" in whole.describe()
     tight = report(settings, whole.memory.peak - 1)
     assert "Any one of these is enough" in tight.describe()
     for change in tight.changes:

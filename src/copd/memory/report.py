@@ -155,6 +155,13 @@ def _processes(config: Config, plan: Plan, device: str) -> int:
     return len(plan.branches)
 
 
+_GLIBC = (
+    "Freed blocks that glibc keeps come on top, up to half as much again; "
+    "MALLOC_MMAP_THRESHOLD_=65536 makes it give them back, and costs time."
+)
+"""Of a CPU: measured in docs/memory.md, in use and as any process."""
+
+
 def _table(report: Report, memory: Memory, lengths: Lengths) -> list[str]:
     """What is held, line by line."""
     model = report.config.model
@@ -184,6 +191,7 @@ def _table(report: Report, memory: Memory, lengths: Lengths) -> list[str]:
             f" and completions of {lengths.completion:,}; --prompt-tokens, --visual-tokens and "
             "--completion-tokens say what you expect."
         ),
+        *(_wrapped(_GLIBC) if report.device == "cpu" else []),
     ]
 
 
