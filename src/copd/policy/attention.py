@@ -90,11 +90,13 @@ class Rectangle:
         return cls(len(lengths), width, token_of_cell.to(device), cell_of_token.to(device))
 
     @classmethod
-    def of_groups(cls, prompt_of_row: Int[Tensor, "R"], num_prompts: int) -> "Rectangle":
+    def of_groups(
+        cls, prompt_of_row: Int[Tensor, "R"], num_prompts: int, device: torch.device
+    ) -> "Rectangle":
         """A slot for every row: as many for every prompt as the largest group has."""
         counts = prompt_of_row.bincount(minlength=num_prompts).tolist()
         slots = [int(rank < count) for count in counts for rank in range(max(counts))]
-        return cls.build(slots, prompt_of_row.device)
+        return cls.build(slots, device)
 
     def slots_in(self, kept: "Rectangle", rows: Int[Tensor, "K"]) -> Int[Tensor, "slots"]:
         """The slot here of what fills each slot of `kept`, which has only these rows."""

@@ -39,7 +39,9 @@ class Decoding:
         self.backbone = backbone
         self.prefix = prefix
         self.prompt_of_row = prompt_of_row
-        self.rectangle = Rectangle.of_groups(prompt_of_row, len(prefix.last_states))
+        self.rectangle = Rectangle.of_groups(
+            prompt_of_row, len(prefix.last_states), backbone.device
+        )
         self.own: OwnKeys = {}
         self.num_steps = 0
         self._static: tuple[StaticStep, Callable[[], Tensor]] | None = None

@@ -38,7 +38,7 @@ class WrittenDecoding:
         self.layers, self.on_axes = layers, on_axes
         self.prefix, self.prompt_of_row = prefix, prompt_of_row
         num_prompts, num_key_heads, _, width = prefix.keys[0].shape
-        self.rectangle = Rectangle.of_groups(prompt_of_row, num_prompts)
+        self.rectangle = Rectangle.of_groups(prompt_of_row, num_prompts, prompt_of_row.device)
         group_size = self.rectangle.num_sequences // num_prompts
         self.groups = (num_prompts, group_size)
         self.hidden = None if prefix.padding is None else _hidden(prefix.padding, num_key_heads)
