@@ -100,13 +100,13 @@ def deadly(verb: Callable[[Branch, Any], Any], victim: str, calls: tuple[int, ..
 @pytest.mark.slow
 @pytest.mark.parametrize("every", [1, 9])
 def test_killed_branches_do_not_change_the_end(cluster, tmp_path, capsys, every):
-    """In sampling and in the update, with adapters: the run goes on by itself.
+    """In sampling, scoring and the update, with adapters: the run goes on by itself.
 
     From the step before, or from the beginning, where a branch may have been ahead.
     """
     from copd.engine.ray import RayEngine
 
-    marks, calls = tmp_path / "marks", {"sample": (3,), "update": (2,)}
+    marks, calls = tmp_path / "marks", {"score": (3,), "sample": (3,), "update": (2,)}
     marks.mkdir()
 
     class Deadly(RayEngine):
@@ -127,10 +127,10 @@ def test_killed_branches_do_not_change_the_end(cluster, tmp_path, capsys, every)
     finally:
         engine.close()
     said = capsys.readouterr().out
-    for verb in ("sample", "update"):
+    for verb in calls:
         assert f"was lost in {verb}: The actor is dead because its worker process has died" in said
-    assert said.count("branch 'image' (process ") == 2
-    assert said.count(f"Beginning again after step {1 if every == 1 else 0}, ") == 2
+    assert said.count("branch 'image' (process ") == len(calls)
+    assert said.count(f"Beginning again after step {1 if every == 1 else 0}, ") == len(calls)
     require_equal(end_state(tmp_path / "ray"), end_state(tmp_path / "local"))
 
 
