@@ -157,7 +157,7 @@ def _processes(config: Config, plan: Plan, device: str) -> int:
 
 _GLIBC = (
     "Freed blocks that glibc keeps come on top, up to half as much again; "
-    "MALLOC_MMAP_THRESHOLD_=65536 makes it give them back, and costs time."
+    "MALLOC_MMAP_THRESHOLD_=65536 makes it give them back."
 )
 """Of a CPU: measured in docs/memory.md, in use and as any process."""
 

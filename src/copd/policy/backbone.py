@@ -33,9 +33,9 @@ class Backbone:
     model: PreTrainedModel
     checkpointed: list[GradientCheckpointingLayer] = field(default_factory=list)
     """Layers that a backward pass runs a second time instead of keeping what they computed."""
-    known: dict[tuple[bytes | None, ...], Tensor] = field(default_factory=dict)
-    """Positions of prompts with visual tokens by their layout: building them costs a tenth of
-    reading a small picture, and a data set has few layouts."""
+    known: dict[tuple[bytes | None, ...], Tensor] = field(default_factory=dict, init=False)
+    """Positions of prompts with visual tokens by their layout: building them costs a quarter
+    of reading a small picture, and a data set has few layouts."""
 
     def __post_init__(self) -> None:
         head = self.model.get_output_embeddings()
