@@ -10,6 +10,7 @@ import queue
 import re
 import threading
 import time
+from types import SimpleNamespace
 
 import pytest
 from rich.console import Console
@@ -44,30 +45,42 @@ def line(step: int) -> dict:
 class Terminal:
     """A pseudo terminal; `received` is what a person's terminal would get."""
 
+    _MARK = b"\x1e"  # in nothing that is drawn
+
     def __init__(self) -> None:
         self._master, slave = pty.openpty()
-        self._chunks: queue.Queue[bytes] = queue.Queue()
+        self._bytes: queue.Queue[bytes] = queue.Queue()
         self.file = os.fdopen(slave, "w", encoding="utf-8")
         environ = {"TERM": "xterm-256color"}
         self.console = Console(file=self.file, _environ=environ, width=80, height=30)
-        threading.Thread(target=self._read, daemon=True).start()
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
 
     def _read(self) -> None:
         with contextlib.suppress(OSError):  # closed
             while chunk := os.read(self._master, 65536):
-                self._chunks.put(chunk)
+                for byte in chunk:
+                    self._bytes.put(bytes((byte,)))
 
     def received(self) -> str:
-        """Everything since the last call."""
+        """Everything since the last call: up to a mark written now, however late the reader is."""
         self.file.flush()
-        found = b""
-        with contextlib.suppress(queue.Empty):
-            while True:
-                found += self._chunks.get(timeout=0.2)
-        return found.decode()
+        os.write(self.file.fileno(), self._MARK)
+        return b"".join(iter(lambda: self._bytes.get(timeout=60), self._MARK)).decode()
+
+    def frame_with(self, shown: str) -> str:
+        """Everything until a frame has said this."""
+        said, deadline = "", time.monotonic() + 60
+        while shown not in plain(said):
+            assert time.monotonic() < deadline, f"{shown!r} never came, but {said!r}"
+            time.sleep(0.05)
+            said += self.received()
+        return said
 
     def close(self) -> None:
         self.file.close()
+        self._reader.join(60)  # or it may read from whatever is given the same number next
+        assert not self._reader.is_alive()
         os.close(self._master)
 
 
@@ -111,28 +124,30 @@ def test_a_terminal_gets_frames_in_place_and_the_last_one_stays(terminal):
         first = terminal.received()
         for step in range(1, 41):
             shown.advance(line(step), 1.0)
-        assert terminal.received() == ""  # a step itself draws nothing
-        time.sleep(1.2)
-        frame = terminal.received()
+        frames = terminal.frame_with("40 of 40 steps")
     last = terminal.received()
     assert first.startswith(HIDE) and "0 of 40 steps" in first
-    assert frame.startswith("\r\x1b[2K\x1b[1A") and "40 of 40 steps" in frame
+    assert frames.startswith("\r\x1b[2K\x1b[1A")
+    assert plain(frames).count(" of 40 steps") < 10  # a step itself draws nothing
     assert last.endswith(SHOW)
     rows = plain(last).replace("\r", "").splitlines()
     assert any(row.endswith("trained") for row in rows)
     assert not any(row.startswith("step ") for row in rows)
 
 
-def test_a_phase_is_shown_and_its_time_counts_for_no_step(terminal):
+def test_a_phase_is_shown_and_its_time_counts_for_no_step(terminal, monkeypatch):
+    clock = [100.0]
+    monkeypatch.setattr("copd.run.progress.time", SimpleNamespace(monotonic=lambda: clock[0]))
     with progress(terminal.console) as shown:
         with shown.phase("evaluating the base", 3) as domain_done:
             domain_done()
-            time.sleep(1.2)
-            during = plain(terminal.received())
-        time.sleep(1.0)
-        after = plain(terminal.received())
-    assert "now           evaluating the base   " in during and " 1 of 3   0:01" in during
-    assert "0:00 elapsed" in during
+            clock[0] += 61
+            during = plain(terminal.frame_with(" 1 of 3   1:01"))
+        terminal.received()  # a frame may have begun before the phase was over
+        clock[0] += 2
+        after = plain(terminal.frame_with("0:02 elapsed"))
+    assert "now           evaluating the base   " in during
+    assert "0:00 elapsed" in during and "1:01 elapsed" not in during
     assert "evaluating" not in after
 
 
