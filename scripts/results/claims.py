@@ -134,6 +134,20 @@ def world_answers(summary: Summary, experts: Mapping[str, str]) -> list[Part]:
     )
 
 
+def world_limits(summary: Summary, experts: Mapping[str, str]) -> list[Part]:
+    """What parts copd from the experts: coupling before the merge, then the merge itself.
+
+    A branch and the expert of its domain have had equally many RLVR steps of it.
+    """
+    branches = {domain: f"copd: branch {domain}" for domain in experts}
+    return _joined(
+        [
+            *(ahead(summary, d, branches[d], expert) for d, expert in experts.items()),
+            *(ahead(summary, domain, "copd", branch) for domain, branch in branches.items()),
+        ]
+    )
+
+
 def chosen_remedy(summary: Summary) -> str | None:
     """The column with the best overall accuracy, the rule of configs/studies/remedies_*.toml."""
     return max(summary.trained, key=lambda c: summary.cells[OVERALL, c].mean, default=None)

@@ -27,6 +27,10 @@ it is on the other side, and is **open** otherwise. "At or above" and "near" hol
 below. Intervals are not adjusted for their number.
 """
 
+LIMITS = """What limits it: a branch against the expert with as many RLVR steps tells what coupling
+costs its domain, the merged model against the branch what the merge costs.
+"""
+
 
 def page(found: Mapping[str, Found], figures: Mapping[str, str]) -> str:
     """The whole page; `figures` are paths by name, relative to it."""
@@ -83,8 +87,15 @@ def _worlds(found: Mapping[str, Found], figures: Mapping[str, str]) -> list[str]
         if name in found:
             own = found[name]
             parts = claims.world_answers(own.summary, own.results.experts)
-            blocks += [f"### World {world}\n", *_parts(parts), *_remedies(found, world)]
+            blocks += [f"### World {world}\n", *_parts(parts)]
+            blocks += [*_limits(own), *_remedies(found, world)]
     return blocks
+
+
+def _limits(own: Found) -> list[str]:
+    """Where copd loses to the experts, if its branches were measured."""
+    parts = claims.world_limits(own.summary, own.results.experts)
+    return [LIMITS, *_parts(parts)] if parts else []
 
 
 def _remedies(found: Mapping[str, Found], world: str) -> list[str]:

@@ -13,9 +13,9 @@ from copd.compare.work import work
 from copd.config.study import load_study
 from copd.run.evaluation import Estimate
 from scripts.results.__main__ import main
-from scripts.results.claims import NEAR, Claim, Part, judge
+from scripts.results.claims import NEAR, Claim, Part, judge, world_limits
 from scripts.results.measured import dynamics_claims, mean_cosines, pilot
-from scripts.results.page import all_claims
+from scripts.results.page import all_claims, page
 from scripts.results.reading import between_branches, find, over_seeds, to_base
 
 EXPERTS = {"text": "expert text", "image": "expert image"}
@@ -100,6 +100,25 @@ def test_claims_are_told_from_the_tables(tmp_path: Path, put):
     assert own.parts[1].verdict == "fails"
 
 
+def test_what_limits_copd_is_coupling_and_the_merge(tmp_path: Path, put):
+    branches = {
+        "copd: branch text": {"text": 190, "image": 60},
+        "copd: branch image": {"text": 60, "image": 150},
+    }
+    put(tmp_path / "three_branches", COLUMNS | branches, experts=EXPERTS)
+    own = find(tmp_path)["three_branches"]
+    found = {p.text: (p.value[:5], p.verdict) for p in world_limits(own.summary, EXPERTS)}
+    assert found == {
+        "copd: branch text - expert text on text": ("+5.0 ", "holds"),
+        "copd: branch image - expert image on image": ("-15.0", "fails"),
+        "copd - copd: branch text on text": ("-5.5 ", "fails"),
+        "copd - copd: branch image on image": ("-25.0", "fails"),
+    }
+    assert "What limits it" in page(find(tmp_path), {})
+    put(tmp_path / "three_branches", COLUMNS, experts=EXPERTS)
+    assert "What limits it" not in page(find(tmp_path), {})
+
+
 def test_dynamics_are_compared_at_the_last_common_step(tmp_path: Path, put, put_lines):
     root = put(tmp_path / "dynamics", {"copd": COLUMNS["copd"]})
     for seed in range(3):
@@ -130,16 +149,16 @@ def test_the_page_names_what_is_there_and_what_is_not(tmp_path: Path, put, put_l
     assert mean_cosines(find(studies)["divergence"])["text, image"].mean == pytest.approx(0.25)
 
     assert main(["--studies", str(studies), "--docs", str(docs)]) == 0
-    page = (docs / "results.md").read_text()
-    assert "- no results yet: world_agree" in page
-    assert "- not finished: three_branches lacks copd, seed 3" in page
-    assert "Chosen on validation problems: band. It is not confirmed yet." in page
-    assert "3 : 2 is near the best ratio" in page
-    assert "text, image: mean cosine +0.250" in page
-    assert "copd compare configs/studies/ratio.toml    # seeds 0, 1, 2" in page
-    assert "three_branches: torch 2.13.0; a laptop" in page
+    text = (docs / "results.md").read_text()
+    assert "- no results yet: world_agree" in text
+    assert "- not finished: three_branches lacks copd, seed 3" in text
+    assert "Chosen on validation problems: band. It is not confirmed yet." in text
+    assert "3 : 2 is near the best ratio" in text
+    assert "text, image: mean cosine +0.250" in text
+    assert "copd compare configs/studies/ratio.toml    # seeds 0, 1, 2" in text
+    assert "three_branches: torch 2.13.0; a laptop" in text
     for name in ("worlds", "ratio", "divergence"):
-        assert f"](figures/{name}.svg)" in page
+        assert f"](figures/{name}.svg)" in text
         ElementTree.parse(docs / "figures" / f"{name}.svg")
     first = (docs / "figures" / "worlds.svg").read_bytes()
     assert main(["--studies", str(studies), "--docs", str(docs)]) == 0
@@ -220,13 +239,13 @@ def real(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_real_studies_are_on_the_page(real: Path, tmp_path: Path):
     assert main(["--studies", str(real), "--docs", str(tmp_path)]) == 0
-    page = (tmp_path / "results.md").read_text()
-    assert "| the gain from OPD grows with overlap | pilot |" in page
-    assert "r of 6 students" in page
-    assert "coupled - independent at step 2" in page
-    assert "- text, image: mean cosine" in page
+    text = (tmp_path / "results.md").read_text()
+    assert "| the gain from OPD grows with overlap | pilot |" in text
+    assert "r of 6 students" in text
+    assert "coupled - independent at step 2" in text
+    assert "- text, image: mean cosine" in text
     settings = json.loads((real / "pilot" / "results.json").read_text())["settings"]
-    assert f"torch {settings['versions']['torch']}" in page
+    assert f"torch {settings['versions']['torch']}" in text
     drawn = {path.stem for path in (tmp_path / "figures").iterdir()}
     assert drawn == {"pilot", "dynamics", "divergence"}
 
