@@ -169,6 +169,27 @@ def test_a_run_still_going_is_shown_as_far_as_it_is(copy: Path, report: Callable
     assert "trained models are measured when the run ends" in html
 
 
+def test_runs_of_a_study_are_in_its_order_and_finished_once_measured(run: Path, tmp_path: Path):
+    """A study measures the base itself, and experts that others only begin from not at all."""
+    config = json.loads((run / "config.json").read_text())
+    config["evaluation"] |= {"base": False, "branches": False}
+    results = json.loads((run / "eval.json").read_text())
+    for name in ("_experts1/seed_2", "copd/seed_2", "mixed/seed_10", "mixed/seed_2"):
+        folder = shutil.copytree(run, tmp_path / "runs" / name)
+        (folder / "config.json").write_text(json.dumps(config))
+        (folder / "eval.json").write_text(json.dumps({"unified": results["unified"]}))
+    (tmp_path / "runs" / "_experts1" / "seed_2" / "eval.json").unlink()
+    (tmp_path / "study.json").write_text(json.dumps({"methods": {"mixed": {}, "copd": {}}}))
+    rows = Tables(write_report([tmp_path]).read_text()).rows
+    states = [(row[0], row[3]) for row in rows if row[0].partition("/")[2].startswith("seed_")]
+    assert states == [
+        ("mixed/seed_2", "finished, 4 steps"),
+        ("mixed/seed_10", "finished, 4 steps"),
+        ("copd/seed_2", "finished, 4 steps"),
+        ("_experts1/seed_2", "all 4 steps done, not measured"),
+    ]
+
+
 def test_a_run_that_has_only_begun(copy: Path, report: Callable[[], str]):
     for path in copy.iterdir():
         if path.name not in ("config.json", "plan.json"):

@@ -39,6 +39,8 @@ def state(run: RunFiles) -> str:
         return "no plan to be read"
     if run.is_finished:
         return f"finished, {run.total_steps} steps"
+    if run.done_steps == run.total_steps:
+        return f"all {run.total_steps} steps done, not measured"
     return f"not finished, step {run.done_steps} of {run.total_steps}"
 
 

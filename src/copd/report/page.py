@@ -132,8 +132,8 @@ def _runs(path: Path, *, alone: bool) -> Iterable[RunFiles]:
     """The run in the directory, or all runs of the study."""
     if _is_study(path):
         prefix = "" if alone else f"{path.name}/"
-        for config in sorted(path.glob("runs/*/*/config.json")):
-            run, method = config.parent, config.parent.parent.name
+        for run in _in_order(path):
+            method = run.parent.name
             yield read_run(run, name=f"{prefix}{method}/{run.name}", method=f"{prefix}{method}")
     elif (path / "config.json").is_file():
         yield read_run(path, name=path.name)
@@ -142,6 +142,21 @@ def _runs(path: Path, *, alone: bool) -> Iterable[RunFiles]:
             f"{path} is no run: expected a config.json in it, or a study's results.json. "
             "Name a directory that `copd train` or `copd compare` made."
         )
+
+
+def _in_order(study: Path) -> list[Path]:
+    """Runs by the study's methods, then seeds; experts that only others build on come last."""
+    try:
+        methods = [*json.loads((study / "study.json").read_text(encoding="utf-8"))["methods"]]
+    except (OSError, *DAMAGE):
+        methods = []
+
+    def place(run: Path) -> tuple[int, str, int, str]:
+        method, name = run.parent.name, run.name
+        known = methods.index(method) if method in methods else len(methods)
+        return known, method, len(name), name  # seed_2 before seed_10
+
+    return sorted((config.parent for config in study.glob("runs/*/*/config.json")), key=place)
 
 
 def _study(path: Path) -> str:

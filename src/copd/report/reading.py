@@ -67,7 +67,7 @@ class RunFiles:
 
     @property
     def models(self) -> list[str]:
-        """Every model a finished run has measured, the base first."""
+        """Every model a run can have measured, the base first."""
         merge = self.plan.get("merge")
         return ["base", *self.branches, *([merge["into"]] if merge else [])]
 
@@ -79,7 +79,15 @@ class RunFiles:
 
     @property
     def is_finished(self) -> bool:
-        return bool(self.branches) and set(self.models) <= set(self.results)
+        """True once all is measured that its settings ask for; in a study that is not the base."""
+        given = self.settings.get("evaluation")
+        evaluation = given if isinstance(given, dict) else {}
+        wanted = {self.final} if self.final else {*self.branches}
+        if evaluation.get("base", True):
+            wanted.add("base")
+        if evaluation.get("branches", True):
+            wanted.update(self.branches)
+        return bool(self.branches) and wanted <= set(self.results)
 
     def attempt(self, what: str, make: Callable[[], T], otherwise: T) -> T:
         """What `make` returns, or `otherwise` and a note when the values are not as expected."""
