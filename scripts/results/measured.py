@@ -9,7 +9,7 @@ from itertools import combinations
 import numpy as np
 
 from copd.run.evaluation import Estimate
-from copd.study.pilot import Correlation, Point, correlate, read_points
+from copd.study.pilot import Correlation, Point, correlate, explain, read_points
 from scripts.results.claims import Claim, Part, judge
 from scripts.results.reading import (
     Curve,
@@ -103,3 +103,16 @@ def pilot_claims(found: Found) -> list[Claim]:
     r, points = measured[1].r, measured[1].num_points
     part = Part(f"r of {points} students (paper: 0.89)", written(r), judge(r))
     return [Claim("the gain from OPD grows with overlap", found.name, (part,))]
+
+
+def pilot_remarks(found: Found) -> list[str]:
+    """What else the gain goes with, a line each."""
+    measured = pilot(found)
+    why = explain(measured[0]) if measured else None
+    if why is None:
+        return []
+    return [
+        f"- r of gain and room, the teacher's accuracy minus the student's: {written(why.room)}",
+        f"- r of gain and overlap at equal room: {written(why.at_equal_room)}",
+        "",
+    ]

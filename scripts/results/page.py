@@ -159,6 +159,8 @@ def _study(own: Found, figures: Mapping[str, str]) -> list[str]:
     if own.name == "divergence":
         pairs = measured.mean_cosines(own)
         blocks += [f"- {p}: mean cosine {measured.written(e)}" for p, e in pairs.items()] + [""]
+    if own.name == "pilot":
+        blocks += measured.pilot_remarks(own)
     return [*blocks, to_markdown(own.summary)]
 
 

@@ -242,6 +242,7 @@ def test_real_studies_are_on_the_page(real: Path, tmp_path: Path):
     text = (tmp_path / "results.md").read_text()
     assert "| the gain from OPD grows with overlap | pilot |" in text
     assert "r of 6 students" in text
+    assert "r of gain and overlap at equal room" in text
     assert "coupled - independent at step 2" in text
     assert "- text, image: mean cosine" in text
     settings = json.loads((real / "pilot" / "results.json").read_text())["settings"]

@@ -7,8 +7,8 @@ import pytest
 
 from copd.config import Config
 from copd.run import commands
-from copd.run.evaluation import from_json
-from copd.study.pilot import correlate, main, pearson, read_points
+from copd.run.evaluation import Estimate, from_json
+from copd.study.pilot import Point, correlate, explain, main, partial, pearson, read_points
 
 SETTINGS = {
     "seed": 2,
@@ -52,6 +52,7 @@ def test_the_points_of_a_run_are_what_it_measured(run):
         assert point.before.mean == pytest.approx(first)
         assert point.gain.mean == pytest.approx(last - first)
         assert point.gain.low <= point.gain.mean <= point.gain.high
+        assert point.room == pytest.approx(np.mean(before["expert"]["text"].accuracy) - first)
 
 
 def test_students_are_trained_at_their_own_temperature(run):
@@ -132,3 +133,22 @@ def test_points_that_do_not_differ_are_refused(points):
 def test_mistakes_are_named_before_anything_runs(section, change, remedy):
     with pytest.raises(ValueError, match=remedy):
         Config.model_validate({**SETTINGS, section: change})
+
+
+def test_what_the_room_explains_is_told_from_what_overlap_does():
+    """Gain is the room and nothing else; overlap is low where there is room."""
+    rng = np.random.default_rng(3)
+    room, noise, more = rng.uniform(0, 0.5, 40), *0.02 * rng.normal(size=(2, 40))
+    points = [
+        Point(0, "s", float(0.9 - r / 5 + e), 0.0, Estimate(0, 0, 0), Estimate(float(g), 0, 0), r)
+        for r, e, g in zip(room.tolist(), noise, room + more, strict=True)
+    ]
+    rows = np.array([(p.overlap, p.gain.mean, p.room) for p in points])
+    assert pearson(rows[:, :2]) < -0.7
+    found = explain([points])
+    assert found is not None and found.room.low > 0.95
+    assert found.at_equal_room.low < 0 < found.at_equal_room.high
+    xy, xz, yz = (pearson(rows[:, pair]) for pair in ([0, 1], [0, 2], [1, 2]))
+    known = (xy - xz * yz) / np.sqrt((1 - xz**2) * (1 - yz**2))
+    assert found.at_equal_room.mean == partial(rows) == pytest.approx(known)
+    assert explain([points[:1] * 3]) is None

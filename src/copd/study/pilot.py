@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -37,6 +37,8 @@ class Point:
     """Accuracy on the domain when teaching began."""
     gain: Estimate
     """Accuracy after minus before, paired over problems."""
+    room: float
+    """Accuracy of the teacher minus that of the student before: what there was to gain."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,15 @@ class Correlation:
     """Gain per unit of overlap, least squares."""
     num_points: int
     num_runs: int
+
+
+@dataclass(frozen=True)
+class Explained:
+    """What else could explain the gain: r with the room, and of overlap and gain at equal room."""
+
+    room: Estimate
+    at_equal_room: Estimate
+    """Partial correlation: of what straight lines in the room leave of overlap and gain."""
 
 
 def read_points(root: Path) -> list[Point]:
@@ -68,6 +79,7 @@ def read_points(root: Path) -> list[Point]:
         raise ValueError(f"{root} has not finished: expected results of all students. Resume it.")
     models, found = dynamics["models"], dynamics["domains"][domain]
     teacher = models.index(EXPERT)
+    reached = estimate(after[EXPERT][domain].accuracy).mean  # teaching leaves the teacher as it is
     return [
         Point(
             seed=config.seed,
@@ -76,6 +88,7 @@ def read_points(root: Path) -> list[Point]:
             symmetric_kl=found["symmetric_kl"][models.index(name)][teacher],
             before=estimate(before[name][domain].accuracy),
             gain=gain(after[name], before[name])[domain],
+            room=reached - estimate(before[name][domain].accuracy).mean,
         )
         for name in recipe.students
     ]
@@ -97,9 +110,7 @@ def correlate(
             "a correlation needs three points or more whose overlaps and gains differ: got "
             f"{pairs.tolist()}. Train with more, or more different, recipe.temperatures."
         )
-    rng = np.random.default_rng(seed)
-    drawn = np.array([pearson(_resample(arrays, rng)) for _ in range(resamples)])
-    drawn = drawn[~np.isnan(drawn)]
+    drawn = _draws(arrays, pearson, seed, resamples)
     r = pearson(pairs)
     x, y = pairs.T
     return Correlation(
@@ -109,6 +120,46 @@ def correlate(
         num_points=len(pairs),
         num_runs=len(arrays),
     )
+
+
+def explain(
+    runs: Sequence[Sequence[Point]], *, seed: int = 0, resamples: int = 4000
+) -> Explained | None:
+    """Resampled like `correlate`; None where a correlation is not defined."""
+    rows = [np.array([(p.overlap, p.gain.mean, p.room) for p in own]) for own in runs]
+    every = np.concatenate(rows)
+    found = []
+    for statistic in (_with_room, partial):
+        value = statistic(every)
+        if np.isnan(value):
+            return None
+        found.append(_interval(value, _draws(rows, statistic, seed, resamples)))
+    return Explained(*found)
+
+
+def partial(rows: NDArray[np.float64]) -> float:
+    """r of x and y in rows (x, y, z) once straight lines in z are taken off both."""
+    x, y, z = (rows - rows.mean(axis=0)).T
+    scale = float(z @ z)
+    if not scale > 0:
+        return float("nan")
+    return pearson(np.stack([x - z * (x @ z) / scale, y - z * (y @ z) / scale], axis=1))
+
+
+def _with_room(rows: NDArray[np.float64]) -> float:
+    return pearson(rows[:, [2, 1]])
+
+
+def _draws(
+    arrays: Sequence[NDArray[np.float64]],
+    statistic: Callable[[NDArray[np.float64]], float],
+    seed: int,
+    resamples: int,
+) -> NDArray[np.float64]:
+    """The statistic of resampled rows, where it is defined."""
+    rng = np.random.default_rng(seed)
+    drawn = np.array([statistic(_resample(arrays, rng)) for _ in range(resamples)])
+    return drawn[~np.isnan(drawn)]
 
 
 def pearson(pairs: NDArray[np.float64]) -> float:
@@ -139,7 +190,8 @@ def _line(root: Path, name: str, step: int) -> dict:
 def to_table(points: Sequence[Point]) -> Table:
     """A row per student, by overlap; accuracies in percent with 95 % intervals over problems."""
     table = Table(title="gain from OPD by overlap with the teacher", title_justify="left")
-    for column in ("seed", "student", "overlap", "symmetric KL", "before, %", "gain, points"):
+    columns = ("seed", "student", "overlap", "symmetric KL", "before, %", "gain, points", "room")
+    for column in columns:
         table.add_column(column, justify="left" if column == "student" else "right")
     for p in sorted(points, key=lambda point: point.overlap):
         table.add_row(
@@ -149,6 +201,7 @@ def to_table(points: Sequence[Point]) -> Table:
             f"{p.symmetric_kl:.4f}",
             str(p.before),
             str(p.gain),
+            f"{100 * p.room:.1f}",
         )
     return table
 
@@ -162,12 +215,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         runs = [read_points(root) for root in arguments.runs]
         found = correlate([[(p.overlap, p.gain.mean) for p in own] for own in runs])
+        why = explain(runs)
     except (ValueError, FileNotFoundError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     points = [point for own in runs for point in own]
     if arguments.json:
-        print(json.dumps({"points": [asdict(p) for p in points], "correlation": asdict(found)}))
+        facts = {"correlation": asdict(found), "explained": asdict(why) if why else None}
+        print(json.dumps({"points": [asdict(p) for p in points], **facts}))
         return 0
     console = Console()
     console.print(to_table(points))
@@ -177,6 +232,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         f"[{squared.low:.2f}, {squared.high:.2f}] over {found.num_points} points of "
         f"{found.num_runs} runs; {found.slope:.2f} points of gain per point of overlap"
     )
+    if why:
+        room, equal = why.room, why.at_equal_room
+        console.print(
+            f"r of gain and room (teacher - before) = {room.mean:.2f} [{room.low:.2f}, "
+            f"{room.high:.2f}]; of gain and overlap at equal room {equal.mean:.2f} "
+            f"[{equal.low:.2f}, {equal.high:.2f}]"
+        )
     return 0
 
 
