@@ -19,6 +19,7 @@ from copd.study.results import OVERALL
 
 Verdict = Literal["holds", "fails", "open", "in part"]
 
+STATIC = "static OPD and MOPD are below CoPD"
 NEAR = 0.01
 """One point: what "at" and "near" allow."""
 
@@ -76,9 +77,7 @@ def paper_claims(study: str, summary: Summary, experts: Mapping[str, str]) -> li
             "mixed RLVR is below the experts on their own domain": _joined(
                 ahead(summary, domain, expert, "mixed") for domain, expert in own
             ),
-            "static OPD and MOPD are below CoPD": _joined(
-                ahead(summary, OVERALL, "copd", other) for other in static
-            ),
+            STATIC: _joined(ahead(summary, OVERALL, "copd", other) for other in static),
             "CoPD is at or above each expert on its own domain": _joined(
                 ahead(summary, domain, "copd", expert, margin=NEAR) for domain, expert in own
             ),
@@ -87,7 +86,7 @@ def paper_claims(study: str, summary: Summary, experts: Mapping[str, str]) -> li
 
 
 def ablation_claims(study: str, summary: Summary) -> list[Claim]:
-    """What each OPD direction and the merge add."""
+    """What each OPD direction, teachers that still learn, and the merge add."""
     untaught = [c for c in summary.columns if c.endswith(" untaught")]
     alone = [c for c in summary.columns if c.startswith("copd: branch ")]
     return _claims(
@@ -96,6 +95,7 @@ def ablation_claims(study: str, summary: Summary) -> list[Claim]:
             "each OPD direction adds": _joined(
                 ahead(summary, OVERALL, "copd", other) for other in untaught
             ),
+            STATIC: ahead(summary, OVERALL, "copd", "mopd"),
             "the merge adds to every branch": _joined(
                 ahead(summary, OVERALL, "copd", other) for other in alone
             ),

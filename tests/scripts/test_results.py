@@ -100,6 +100,17 @@ def test_claims_are_told_from_the_tables(tmp_path: Path, put):
     assert own.parts[1].verdict == "fails"
 
 
+def test_ablations_speak_of_frozen_teachers_too(tmp_path: Path, put):
+    untaught = {"copd: text untaught": {"text": 60, "image": 100}}
+    put(tmp_path / "ablations", COLUMNS | untaught)
+    listed = {claim.text: claim for claim in all_claims(find(tmp_path))}
+    [static] = listed["static OPD and MOPD are below CoPD"].parts
+    assert (static.text, static.verdict) == ("copd - mopd", "fails")
+    [direction] = listed["each OPD direction adds"].parts
+    assert (direction.text, direction.verdict) == ("copd - copd: text untaught", "holds")
+    assert "the merge adds to every branch" not in listed
+
+
 def test_what_limits_copd_is_coupling_and_the_merge(tmp_path: Path, put):
     branches = {
         "copd: branch text": {"text": 190, "image": 60},
