@@ -127,6 +127,16 @@ def test_a_killed_study_goes_on_and_ends_as_if_nothing_had_happened(
     assert {p: p.stat().st_mtime_ns for p in (root / "runs").rglob("*")} == times
 
 
+def test_a_job_whose_scheduler_is_gone_does_not_begin(make_study, tmp_path):
+    """Its folder may by then belong to the job of another scheduler."""
+    study = make_study("--seeds", "[0]")
+    (tmp_path / STUDY_FILE).write_text(study.model_dump_json())
+    words = [sys.executable, "-m", "copd.compare.process", str(tmp_path), "experts", "0"]
+    for _ in range(5):
+        assert subprocess.run(words, stdin=subprocess.DEVNULL, check=False).returncode == 1
+    assert not (tmp_path / "runs").exists()
+
+
 def test_a_job_that_fails_is_reported_and_what_builds_on_it_not_started(make_study, tmp_path):
     study = make_study("--seeds", "[0]", "--common.optimizer.learning_rate", "1e30")
     (tmp_path / STUDY_FILE).write_text(study.model_dump_json())

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import select
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -23,6 +24,8 @@ LOCK = ".lock"
 
 def main(argv: Sequence[str]) -> int:
     """0 when the job is done, 1 for a mistake of the user, as one sentence."""
+    if select.select([0], [], [], 0)[0]:  # nobody writes: the scheduler died while this imported
+        return 1
     Thread(target=_end_with_scheduler, daemon=True).start()
     root, method, seed = Path(argv[0]), argv[1], int(argv[2])
     study = Study.model_validate_json((root / STUDY_FILE).read_text(encoding="utf-8"))
