@@ -1,4 +1,4 @@
-"""`python -m scripts.results` writes docs/results.md and docs/figures from runs/studies."""
+"""`python -m scripts.results` keeps what runs/studies has in docs/results and writes the page."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 
 from copd.run.directory import write_atomically
 from scripts.results import figures, measured
+from scripts.results.keeping import keep
 from scripts.results.page import page
 from scripts.results.reading import WORLDS, Found, find
 
@@ -44,14 +45,20 @@ def draw(found: Mapping[str, Found], folder: Path) -> dict[str, str]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Writes the page; studies that are not there are named on it."""
+    """Keeps results and writes the page from all kept ones; what is not there is named on it."""
     parser = argparse.ArgumentParser(prog="python -m scripts.results", description=__doc__)
     parser.add_argument("--studies", type=Path, default=Path("runs/studies"), help="where they ran")
     parser.add_argument("--docs", type=Path, default=Path("docs"), help="where the page goes")
     arguments = parser.parse_args(argv)
-    found = find(arguments.studies)
+    kept = arguments.docs / "results"
+    try:
+        keep(arguments.studies, kept)
+    except ValueError as error:
+        print(error, file=sys.stderr)
+        return 1
+    found = find(kept)
     if not found:
-        print(f"no study below {arguments.studies} has results.json", file=sys.stderr)
+        print(f"no study below {arguments.studies} or {kept} has results.json", file=sys.stderr)
         return 1
     drawn = draw(found, arguments.docs / "figures")
     write_atomically(arguments.docs / "results.md", page(found, drawn))

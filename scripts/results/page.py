@@ -14,8 +14,8 @@ from scripts.results.reading import MAIN, NAMES, REMEDIES, WORLDS, Found
 
 HEAD = """# Results
 
-Written by `python -m scripts.results` from the folders of our studies; nothing below is typed by
-hand. The studies were declared before any of their results was looked at (configs/studies,
+Written by `python -m scripts.results` from what our studies measured, which is kept in results/
+beside this page, every problem of every model; nothing below is typed by hand. The studies were declared before any of their results was looked at (configs/studies,
 docs/studies.md; one look at an early tuning run is in docs/log.md). Added when first results had
 been seen: three_branches_long, the branches of copd as columns of the worlds, MOPD among the claims
 of the ablations, and what the pilot says of room. Learning rates were tuned apart (docs/tuning.md),

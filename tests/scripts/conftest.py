@@ -25,11 +25,13 @@ def put() -> Callable[..., Path]:
         *,
         experts: Mapping[str, str] | None = None,
         missing: Sequence[str] = (),
+        seeds: Sequence[int] = SEEDS,
+        methods: Mapping[str, Mapping] | None = None,
     ) -> Path:
         cost: dict[str, int] = dict.fromkeys(COUNTS, 1)
         outcomes = []
         for column, domains in columns.items():
-            for seed in SEEDS[:1] if column == "base" else SEEDS:
+            for seed in seeds[:1] if column == "base" else seeds:
                 measured = {}
                 for domain, correct in domains.items():
                     right = correct + seed
@@ -37,8 +39,10 @@ def put() -> Callable[..., Path]:
                     measured[domain] = DomainResult((domain,) * NUM, values, values, 3.0)
                 method = "base" if column == "base" else column
                 outcomes.append(Outcome(column, method, seed, measured, cost, 1.0))
+        planned = dict.fromkeys((column for column in columns if column != "base"), {})
         settings = {
-            "study": {"seeds": list(SEEDS)},
+            "study": {"seeds": list(seeds), "methods": methods or planned},
+            "own_budget": [],
             "versions": {"torch": "2.13.0"},
             "machine": "a laptop",
             "collected": "2026-01-01",

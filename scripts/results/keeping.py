@@ -1,0 +1,116 @@
+"""Keeps what the page is made from in docs/results: results of every study, and what it plots.
+
+The folders of runs are large and stay where they ran. Seeds or methods of one study that ran apart,
+on several days or machines, are joined here.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from copd.config import BASE
+from copd.run.directory import read_lines, write_atomically
+from copd.study import StudyResults, load_results, save_results
+from scripts.results.reading import NAMES
+
+PLOTTED = {
+    "dynamics": ("dynamics.jsonl",),
+    "divergence": ("metrics.jsonl",),
+    "pilot": ("config.json", "dynamics.jsonl", "evaluations.jsonl", "eval.json"),
+}
+"""Study to the files of its runs that the page reads."""
+
+_FREE = ("seeds", "jobs", "output_dir", "methods")
+"""Settings of a study that may differ where its parts are joined; a method in both may not."""
+
+
+def keep(studies: Path, kept: Path) -> None:
+    """Takes what `copd compare` left in `studies`; what is kept already is joined or replaced."""
+    for name in NAMES:
+        source, target = studies / name, kept / name
+        if not (source / "results.json").exists():
+            continue
+        results = load_results(source / "results.json")
+        if (target / "results.json").exists():
+            results = join(load_results(target / "results.json"), results, name=name)
+        target.mkdir(parents=True, exist_ok=True)
+        save_results(target / "results.json", results)
+        for file in PLOTTED.get(name, ()):
+            for path in sorted(source.glob(f"runs/*/seed_*/{file}")):
+                place = target / path.relative_to(source)
+                place.parent.mkdir(parents=True, exist_ok=True)
+                write_atomically(place, _plotted(path))
+
+
+def join(old: StudyResults, new: StudyResults, *, name: str) -> StudyResults:
+    """Outcomes of both, of a column and seed that both have the newer one.
+
+    Raises ValueError where they are not parts of one study.
+    """
+    _check_same(old, new, name)
+    methods = [*dict.fromkeys([BASE, *_methods(new), *_methods(old)])]
+    fresh = {(o.column, o.seed) for o in new.outcomes}
+    outcomes = [*new.outcomes, *(o for o in old.outcomes if (o.column, o.seed) not in fresh)]
+    outcomes.sort(key=lambda o: (methods.index(o.method), o.seed))  # stable: columns keep order
+    again = [o for o in outcomes if o.method == BASE][1:]  # measured once in a study, in each part
+    missing = [m for a, b in ((old, new), (new, old)) for m in a.missing if m not in _finished(b)]
+    study = {**new.settings["study"]}
+    study["seeds"] = sorted({*study["seeds"], *old.settings["study"]["seeds"]})
+    study["methods"] = {**_methods(old), **_methods(new)}
+    own = [*dict.fromkeys([*new.settings["own_budget"], *old.settings["own_budget"]])]
+    return replace(
+        new,
+        experts={**old.experts, **new.experts},
+        outcomes=tuple(o for o in outcomes if o not in again),
+        missing=tuple(dict.fromkeys(missing)),
+        settings={**new.settings, "study": study, "own_budget": own},
+    )
+
+
+def _check_same(old: StudyResults, new: StudyResults, name: str) -> None:
+    parts = [_identity(own) for own in (old, new)]
+    both = parts[0].keys() & parts[1].keys()
+    differing = sorted(key for key in both if parts[0][key] != parts[1][key])
+    if differing:
+        raise ValueError(
+            f"the results of {name} that are kept are of another study: {', '.join(differing)} "
+            "differ, expected the same in all parts of a study. Remove the kept ones to replace "
+            "them."
+        )
+
+
+def _identity(results: StudyResults) -> dict[str, Any]:
+    """What may not differ between parts of a study that both have it."""
+    settings = results.settings
+    study = {key: value for key, value in settings["study"].items() if key not in _FREE}
+    methods = {f"methods.{key}": value for key, value in _methods(results).items()}
+    return {**study, **methods, "versions": settings["versions"]}
+
+
+def _methods(results: StudyResults) -> Mapping[str, Any]:
+    return results.settings["study"]["methods"]
+
+
+def _finished(results: StudyResults) -> set[str]:
+    """Runs that have all their columns, named as in `missing`."""
+    found = {(o.method, o.seed) for o in results.outcomes}
+    named = {"the base" if own[0] == BASE else "{}, seed {}".format(*own) for own in found}
+    return named - set(results.missing)
+
+
+def _plotted(path: Path) -> str:
+    """A file as it is; of metrics only cosines, the rest is many times as large."""
+    if path.name != "metrics.jsonl":
+        return path.read_text(encoding="utf-8")
+    lines = []
+    for line in read_lines(path):
+        branches = {
+            branch: {key: v for key, v in own.items() if key.startswith("update/cosine/")}
+            for branch, own in line["branches"].items()
+        }
+        lines.append(json.dumps({"step": line["step"], "branches": branches}) + "\n")
+    return "".join(lines)
