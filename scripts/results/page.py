@@ -15,13 +15,13 @@ from scripts.results.reading import MAIN, NAMES, REMEDIES, WORLDS, Found
 HEAD = """# Results
 
 Written by `python -m scripts.results` from what our studies measured, which is kept in results/
-beside this page, every problem of every model; nothing below is typed by hand. The studies were declared before any of their results was looked at (configs/studies,
-docs/studies.md; one look at an early tuning run is in docs/log.md). Added when first results had
-been seen: three_branches_long, the branches of copd as columns of the worlds, MOPD among the claims
-of the ablations, and what the pilot says of room. Learning rates were tuned apart (docs/tuning.md),
-how intervals are made is in docs/statistics.md. All differences are in points of accuracy, paired
-over seeds and problems, with 95 % intervals and the probability of being ahead, unless they say
-otherwise.
+beside this page, every problem of every model; nothing below is typed by hand. The studies were
+declared before any of their results was looked at (configs/studies, docs/studies.md; one look at an
+early tuning run is in docs/log.md). Added when first results had been seen: three_branches_long,
+the branches of copd as columns of the worlds, MOPD among the claims of the ablations, and what the
+pilot says of room. Learning rates were tuned apart (docs/tuning.md), how intervals are made is in
+docs/statistics.md. All differences are in points of accuracy, paired over seeds and problems, with
+95 % intervals and the probability of being ahead, unless they say otherwise.
 """
 
 RULE = """A difference **holds** where its interval is on the claimed side of zero, **fails** where

@@ -39,7 +39,7 @@ def put() -> Callable[..., Path]:
                     measured[domain] = DomainResult((domain,) * NUM, values, values, 3.0)
                 method = "base" if column == "base" else column
                 outcomes.append(Outcome(column, method, seed, measured, cost, 1.0))
-        planned = dict.fromkeys((column for column in columns if column != "base"), {})
+        planned: dict[str, dict] = {column: {} for column in columns if column != "base"}
         settings = {
             "study": {"seeds": list(seeds), "methods": methods or planned},
             "own_budget": [],

@@ -10,7 +10,7 @@ from copd.study import StudyResults, load_results
 from scripts.results.__main__ import main
 from scripts.results.keeping import join, keep
 from scripts.results.measured import mean_cosines
-from scripts.results.reading import find
+from scripts.results.reading import NAMES, find
 
 CORRECT = {"base": 80, "mixed": 150, "copd": 160}
 PLANNED = {"mixed": {"steps": 2}, "copd": {"rounds": 1}}
@@ -82,3 +82,10 @@ def test_the_page_is_made_from_what_is_kept(tmp_path: Path, put, put_lines):
     keep(studies, docs / "results")
     found = find(docs / "results")["divergence"]
     assert mean_cosines(found)["text, image"].mean == pytest.approx(0.25)
+
+
+def test_what_this_project_keeps_is_whole():
+    paths = sorted((Path(__file__).parents[2] / "docs" / "results").glob("*/results.json"))
+    assert {path.parent.name for path in paths} <= set(NAMES)
+    for path in paths:
+        assert load_results(path).missing == (), path
