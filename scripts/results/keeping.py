@@ -62,12 +62,13 @@ def join(old: StudyResults, new: StudyResults, *, name: str) -> StudyResults:
     study["seeds"] = sorted({*study["seeds"], *old.settings["study"]["seeds"]})
     study["methods"] = {**_methods(old), **_methods(new)}
     own = [*dict.fromkeys([*new.settings["own_budget"], *old.settings["own_budget"]])]
+    shared = {**old.settings["shared_experts"], **new.settings["shared_experts"]}
     return replace(
         new,
         experts={**old.experts, **new.experts},
         outcomes=tuple(o for o in outcomes if o not in again),
         missing=tuple(dict.fromkeys(missing)),
-        settings={**new.settings, "study": study, "own_budget": own},
+        settings={**new.settings, "study": study, "own_budget": own, "shared_experts": shared},
     )
 
 

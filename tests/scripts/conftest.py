@@ -43,6 +43,7 @@ def put() -> Callable[..., Path]:
         settings = {
             "study": {"seeds": list(seeds), "methods": methods or planned},
             "own_budget": [],
+            "shared_experts": {method: f"begins after {method}" for method in planned},
             "versions": {"torch": "2.13.0"},
             "machine": "a laptop",
             "collected": "2026-01-01",
