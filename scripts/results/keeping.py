@@ -7,7 +7,8 @@ on several days or machines, are joined here.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import tomllib
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,8 @@ PLOTTED = {
 }
 """Study to the files of its runs that the page reads."""
 
+STUDIES = Path(__file__).parents[2] / "configs" / "studies"
+
 _FREE = ("seeds", "jobs", "output_dir", "methods")
 """Settings of a study that may differ where its parts are joined; a method in both may not."""
 
@@ -36,7 +39,9 @@ def keep(studies: Path, kept: Path) -> None:
             continue
         results = load_results(source / "results.json")
         if (target / "results.json").exists():
-            results = join(load_results(target / "results.json"), results, name=name)
+            earlier = load_results(target / "results.json")
+            file = tomllib.loads((STUDIES / f"{name}.toml").read_text(encoding="utf-8"))
+            results = join(earlier, results, name=name, order=tuple(file["methods"]))
         target.mkdir(parents=True, exist_ok=True)
         save_results(target / "results.json", results)
         for file in PLOTTED.get(name, ()):
@@ -46,13 +51,16 @@ def keep(studies: Path, kept: Path) -> None:
                 write_atomically(place, _plotted(path))
 
 
-def join(old: StudyResults, new: StudyResults, *, name: str) -> StudyResults:
+def join(
+    old: StudyResults, new: StudyResults, *, name: str, order: Sequence[str] = ()
+) -> StudyResults:
     """Outcomes of both, of a column and seed that both have the newer one.
 
-    Raises ValueError where they are not parts of one study.
+    Methods come in `order`, others after them. Raises ValueError where they are not parts of one
+    study.
     """
     _check_same(old, new, name)
-    methods = [*dict.fromkeys([BASE, *_methods(new), *_methods(old)])]
+    methods = [*dict.fromkeys([BASE, *order, *_methods(new), *_methods(old)])]
     fresh = {(o.column, o.seed) for o in new.outcomes}
     outcomes = [*new.outcomes, *(o for o in old.outcomes if (o.column, o.seed) not in fresh)]
     outcomes.sort(key=lambda o: (methods.index(o.method), o.seed))  # stable: columns keep order
@@ -60,7 +68,8 @@ def join(old: StudyResults, new: StudyResults, *, name: str) -> StudyResults:
     missing = [m for a, b in ((old, new), (new, old)) for m in a.missing if m not in _finished(b)]
     study = {**new.settings["study"]}
     study["seeds"] = sorted({*study["seeds"], *old.settings["study"]["seeds"]})
-    study["methods"] = {**_methods(old), **_methods(new)}
+    both = {**_methods(old), **_methods(new)}
+    study["methods"] = {method: both[method] for method in methods if method in both}
     own = [*dict.fromkeys([*new.settings["own_budget"], *old.settings["own_budget"]])]
     shared = {**old.settings["shared_experts"], **new.settings["shared_experts"]}
     return replace(

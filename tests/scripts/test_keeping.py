@@ -53,6 +53,9 @@ def test_a_method_that_was_added_later_is_joined(part):
     assert joined.columns == ("base", "mixed", "copd")
     assert set(joined.settings["study"]["methods"]) == {"mixed", "copd"}
     assert set(joined.settings["shared_experts"]) == {"mixed", "copd"}
+    joined = join(part("base", "copd"), part("base", "mixed"), name="tiny", order=["copd", "mixed"])
+    assert joined.columns == ("base", "copd", "mixed")
+    assert list(joined.settings["study"]["methods"]) == ["copd", "mixed"]
 
 
 def test_parts_of_different_studies_are_refused(part, tmp_path: Path, put, capsys):
