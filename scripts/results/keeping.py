@@ -39,9 +39,9 @@ def keep(studies: Path, kept: Path) -> None:
             continue
         results = load_results(source / "results.json")
         if (target / "results.json").exists():
-            earlier = load_results(target / "results.json")
-            file = tomllib.loads((STUDIES / f"{name}.toml").read_text(encoding="utf-8"))
-            results = join(earlier, results, name=name, order=tuple(file["methods"]))
+            results = join(load_results(target / "results.json"), results, name=name)
+        study = tomllib.loads((STUDIES / f"{name}.toml").read_text(encoding="utf-8"))
+        results = in_order(results, [*study["methods"]])
         target.mkdir(parents=True, exist_ok=True)
         save_results(target / "results.json", results)
         for file in PLOTTED.get(name, ()):
@@ -51,34 +51,40 @@ def keep(studies: Path, kept: Path) -> None:
                 write_atomically(place, _plotted(path))
 
 
-def join(
-    old: StudyResults, new: StudyResults, *, name: str, order: Sequence[str] = ()
-) -> StudyResults:
+def in_order(results: StudyResults, methods: Sequence[str]) -> StudyResults:
+    """The same results with their methods in this order, others after them."""
+    own = _methods(results)
+    order = [*dict.fromkeys([BASE, *methods, *own])]
+    outcomes = sorted(results.outcomes, key=lambda o: (order.index(o.method), o.seed))  # stable
+    study = {**results.settings["study"], "methods": {m: own[m] for m in order if m in own}}
+    settings = {**results.settings, "study": study}
+    return replace(results, outcomes=tuple(outcomes), settings=settings)
+
+
+def join(old: StudyResults, new: StudyResults, *, name: str) -> StudyResults:
     """Outcomes of both, of a column and seed that both have the newer one.
 
-    Methods come in `order`, others after them. Raises ValueError where they are not parts of one
-    study.
+    Raises ValueError where they are not parts of one study.
     """
     _check_same(old, new, name)
-    methods = [*dict.fromkeys([BASE, *order, *_methods(new), *_methods(old)])]
     fresh = {(o.column, o.seed) for o in new.outcomes}
     outcomes = [*new.outcomes, *(o for o in old.outcomes if (o.column, o.seed) not in fresh)]
-    outcomes.sort(key=lambda o: (methods.index(o.method), o.seed))  # stable: columns keep order
-    again = [o for o in outcomes if o.method == BASE][1:]  # measured once in a study, in each part
+    bases = sorted((o for o in outcomes if o.method == BASE), key=lambda o: o.seed)
+    again = bases[1:]  # measured once in a study, in each part
     missing = [m for a, b in ((old, new), (new, old)) for m in a.missing if m not in _finished(b)]
     study = {**new.settings["study"]}
     study["seeds"] = sorted({*study["seeds"], *old.settings["study"]["seeds"]})
-    both = {**_methods(old), **_methods(new)}
-    study["methods"] = {method: both[method] for method in methods if method in both}
+    study["methods"] = {**_methods(old), **_methods(new)}
     own = [*dict.fromkeys([*new.settings["own_budget"], *old.settings["own_budget"]])]
     shared = {**old.settings["shared_experts"], **new.settings["shared_experts"]}
-    return replace(
+    joined = replace(
         new,
         experts={**old.experts, **new.experts},
         outcomes=tuple(o for o in outcomes if o not in again),
         missing=tuple(dict.fromkeys(missing)),
         settings={**new.settings, "study": study, "own_budget": own, "shared_experts": shared},
     )
+    return in_order(joined, ())
 
 
 def _check_same(old: StudyResults, new: StudyResults, name: str) -> None:
