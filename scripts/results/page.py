@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from copd.study import to_markdown
 from copd.study.layout import DASH
+from copd.study.moments import ORACLE
 from copd.study.power import accuracy_error, minimal_difference, paired_variances
 from copd.study.results import OVERALL
 from scripts.results import claims, measured
@@ -29,6 +30,11 @@ it is on the other side, and is **open** otherwise. "At or above" and "near" hol
 below. Intervals are not adjusted for their number.
 """
 
+SHORT = ("base", "experts: average", "mopd", "copd", "copd: validation", "mixed", ORACLE)
+"""Columns that tell the story of a study; the chosen remedy comes before mixed RLVR."""
+
+FOLDED = "<details><summary>Differences, probabilities, headroom, budgets</summary>"
+
 LIMITS = """What limits it: a branch against the expert with as many RLVR steps tells what coupling
 costs its domain, the merged model against the branch what the merge costs.
 """
@@ -36,7 +42,8 @@ costs its domain, the merged model against the branch what the merge costs.
 
 def page(found: Mapping[str, Found], figures: Mapping[str, str]) -> str:
     """The whole page; `figures` are paths by name, relative to it."""
-    blocks = [HEAD, _state(found), *_claims(found), *_worlds(found, figures), *_power(found)]
+    blocks = [HEAD, _state(found), *_overview(found), *_claims(found)]
+    blocks += [*_worlds(found, figures), *_power(found)]
     blocks += [block for name in found for block in _study(found[name], figures)]
     return "\n".join([*blocks, *_how(found)])
 
@@ -67,6 +74,25 @@ def _state(found: Mapping[str, Found]) -> str:
     if not lines:
         return "All studies are finished.\n"
     return "\n".join(["What is not there yet:\n", *lines, ""])
+
+
+def _overview(found: Mapping[str, Found]) -> list[str]:
+    """The main studies in a line each."""
+    heads = [*SHORT[:-2], "chosen remedy", *SHORT[-2:]]
+    rows = []
+    for name in (name for name in MAIN if name in found):
+        cells = found[name].summary.cells
+        short = {c: str(cells[OVERALL, c]) if (OVERALL, c) in cells else DASH for c in SHORT}
+        remedy = _chosen(found, {study: world for world, study in WORLDS.items()}.get(name))
+        confirmed = cells.get((OVERALL, remedy)) if remedy else None
+        short["chosen remedy"] = f"{confirmed} ({remedy})" if confirmed else DASH
+        rows.append(f"| {name} | {' | '.join(short[head] for head in heads)} |")
+    if not rows:
+        return []
+    rule = ["---", *("---:" for _ in heads)]
+    said = "Overall accuracy in %, means over seeds with 95 % intervals:\n"
+    table = [f"| study | {' | '.join(heads)} |", f"| {' | '.join(rule)} |", *rows, ""]
+    return ["## In short\n", said, *table]
 
 
 def _claims(found: Mapping[str, Found]) -> list[str]:
@@ -100,12 +126,18 @@ def _limits(own: Found) -> list[str]:
     return [LIMITS, *_parts(parts)] if parts else []
 
 
+def _chosen(found: Mapping[str, Found], world: str | None) -> str | None:
+    """What the rule chooses among a world's remedies, once all of them are measured."""
+    own = found.get(REMEDIES.get(world or "", ""))
+    return None if own is None or own.results.missing else claims.chosen_remedy(own.summary)
+
+
 def _remedies(found: Mapping[str, Found], world: str) -> list[str]:
     """The remedy that the rule chooses, and what the world's study says of it."""
-    if (own := found.get(REMEDIES[world])) is None or own.results.missing:
+    chosen = _chosen(found, world)
+    if chosen is None:
         return []
-    chosen = claims.chosen_remedy(own.summary)
-    if chosen is None or chosen == "copd":
+    if chosen == "copd":
         return ["Of the remedies none was ahead of copd on the validation problems.\n"]
     confirmed = claims.confirmation(found[WORLDS[world]].summary, chosen)
     if not confirmed:
@@ -162,7 +194,9 @@ def _study(own: Found, figures: Mapping[str, str]) -> list[str]:
         blocks += [f"- {p}: mean cosine {measured.written(e)}" for p, e in pairs.items()] + [""]
     if own.name == "pilot":
         blocks += measured.pilot_remarks(own)
-    return [*blocks, to_markdown(own.summary)]
+    caption, table, *more, notes = to_markdown(own.summary).split("\n\n")  # none in a table
+    folded = [FOLDED, *more, "</details>"]
+    return [*blocks, "\n\n".join([caption, table, *folded, notes])]
 
 
 def _how(found: Mapping[str, Found]) -> list[str]:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -149,6 +150,8 @@ def test_the_page_names_what_is_there_and_what_is_not(tmp_path: Path, put, put_l
     put(studies / "three_branches", COLUMNS, experts=EXPERTS, missing=["copd, seed 3"])
     better = {**COLUMNS, "band": {"text": 190, "image": 190}}
     put(studies / "remedies_conflict", better)
+    put(studies / "remedies_scarce", better)
+    put(studies / "world_scarce", better)
     put(studies / "ratio", {"5 : 0": {"text": 90}, "3 : 2": {"text": 150}, "4 : 1": {"text": 151}})
     root = put(studies / "divergence", {"mixed": COLUMNS["mixed"]})
     for seed in range(3):
@@ -164,6 +167,13 @@ def test_the_page_names_what_is_there_and_what_is_not(tmp_path: Path, put, put_l
     assert "- no results yet: world_agree" in text
     assert "- not finished: three_branches lacks copd, seed 3" in text
     assert "Chosen on validation problems: band. It is not confirmed yet." in text
+    [short] = [line for line in text.splitlines() if line.startswith("| three_branches | 40.0")]
+    means = [cell.split()[0] for cell in short.split("|")[2:-1]]
+    assert means == ["40.0", "\u2013", "80.5", "70.2", "\u2013", "\u2013", "83.0", "90.5"]
+    [short] = [line for line in text.splitlines() if line.startswith("| world_scarce | 40.0")]
+    assert re.search(r"\| 95\.5 ±\d\.\d \(band\) \| 83\.0 ", short)
+    assert "Chosen on validation problems: band. On fresh seeds and test problems:" in text
+    assert text.count("<details>") == text.count("</details>") == len(find(studies))
     assert "3 : 2 is near the best ratio" in text
     assert "text, image: mean cosine +0.250" in text
     assert "copd compare configs/studies/ratio.toml    # seeds 0, 1, 2" in text
