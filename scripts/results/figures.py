@@ -46,15 +46,27 @@ def save(path: Path, draw: Callable[[Figure], None], *, size: tuple[float, float
 
 
 def accuracies(figure: Figure, studies: Mapping[str, Summary]) -> None:
-    """Overall accuracy of every column, a panel per study."""
+    """Accuracy of methods overall, with intervals, and on every domain; a panel per study.
+
+    The base is in the title. Branches alone are left out.
+    """
     panels = figure.subplots(1, len(studies), squeeze=False)[0]
     for axes, (title, summary) in zip(panels, studies.items(), strict=True):
-        cells = [summary.cells[OVERALL, column] for column in summary.columns]
-        places = np.arange(len(cells))[::-1]
+        columns = [c for c in summary.columns if c != summary.base and ": branch " not in c]
+        domains = [row.name for row in summary.main_rows if row.name != OVERALL]
+        places = np.arange(len(columns))[::-1]
+        for colour, domain in zip(_COLOURS[1:], domains, strict=False):
+            means = [100 * summary.cells[domain, column].mean for column in columns]
+            style = {"color": colour, "markersize": 8, "markeredgewidth": 2}
+            axes.plot(means, places, "|", label=domain, **style)
+        cells = [summary.cells[OVERALL, column] for column in columns]
         _points(axes, [c.mean for c in cells], places, cells, along="x")
-        axes.set_yticks(places, summary.columns)
-        axes.set_xlabel("overall accuracy, %")
-        axes.set_title(title)
+        axes.set_yticks(places, columns)
+        axes.set_xlabel("accuracy, % (dots: overall)")
+        base = f", base {summary.cells[OVERALL, summary.base]}" if summary.base else ""
+        axes.set_title(title + base)
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels))
 
 
 def sweep(figure: Figure, summary: Summary, *, label: str) -> None:
