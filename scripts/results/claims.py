@@ -14,7 +14,6 @@ from typing import Literal
 from copd.run.evaluation import Estimate
 from copd.study import Summary
 from copd.study.layout import percent, signed
-from copd.study.moments import ORACLE
 from copd.study.results import OVERALL
 
 Verdict = Literal["holds", "fails", "open", "in part"]
@@ -70,16 +69,23 @@ def ahead(summary: Summary, row: str, a: str, b: str, *, margin: float = 0.0) ->
 def paper_claims(study: str, summary: Summary, experts: Mapping[str, str]) -> list[Claim]:
     """The paper's claims about its methods, in a study that has them all."""
     own = [(d, column) for d, column in experts.items() if column in summary.columns]
+    below = _joined(ahead(summary, domain, expert, "mixed") for domain, expert in own)
+    mixed = {"mixed RLVR is below the experts on their own domain": below}
+    return [*_claims(study, mixed), *copd_claims(study, summary, experts, "copd")]
+
+
+def copd_claims(
+    study: str, summary: Summary, experts: Mapping[str, str], column: str
+) -> list[Claim]:
+    """Those about CoPD alone, of one of its columns."""
+    own = [(d, expert) for d, expert in experts.items() if expert in summary.columns]
     static = [c for c in summary.columns if c.startswith("opd ")] + ["mopd"]
     return _claims(
         study,
         {
-            "mixed RLVR is below the experts on their own domain": _joined(
-                ahead(summary, domain, expert, "mixed") for domain, expert in own
-            ),
-            STATIC: _joined(ahead(summary, OVERALL, "copd", other) for other in static),
+            STATIC: _joined(ahead(summary, OVERALL, column, other) for other in static),
             "CoPD is at or above each expert on its own domain": _joined(
-                ahead(summary, domain, "copd", expert, margin=NEAR) for domain, expert in own
+                ahead(summary, domain, column, expert, margin=NEAR) for domain, expert in own
             ),
         },
     )
@@ -121,15 +127,15 @@ def ratio_claims(study: str, summary: Summary) -> list[Claim]:
     )
 
 
-def world_answers(summary: Summary, experts: Mapping[str, str]) -> list[Part]:
-    """Where CoPD stands in a world: the questions of the issue."""
-    others = ["mopd", "mixed", "mixed, 3 x prompts", "experts: average"]
+def world_answers(summary: Summary, experts: Mapping[str, str], column: str) -> list[Part]:
+    """Where a column of CoPD stands in a world: the questions of the issue."""
+    named = ("copd", "mopd", "mixed", "mixed, 3 x prompts", "experts: average")
+    others = [other for other in named if other != column]
     return _joined(
         [
-            *(ahead(summary, OVERALL, "copd", other) for other in others),
-            *(ahead(summary, domain, "copd", expert) for domain, expert in experts.items()),
-            ahead(summary, OVERALL, "copd: validation", "copd"),
-            ahead(summary, OVERALL, ORACLE, "base"),
+            *(ahead(summary, OVERALL, column, other) for other in others),
+            *(ahead(summary, domain, column, expert) for domain, expert in experts.items()),
+            ahead(summary, OVERALL, f"{column}: validation", column),
         ]
     )
 

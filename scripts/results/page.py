@@ -11,7 +11,7 @@ from copd.study.power import accuracy_error, minimal_difference, paired_variance
 from copd.study.results import OVERALL
 from scripts.results import claims, measured
 from scripts.results.claims import Claim, Part
-from scripts.results.reading import MAIN, NAMES, REMEDIES, WORLDS, Found
+from scripts.results.reading import HALF, LONG, MAIN, NAMES, REMEDIES, WORLDS, Found
 
 HEAD = """# Results
 
@@ -19,10 +19,11 @@ Written by `python -m scripts.results` from what our studies measured, which is 
 beside this page, every problem of every model; nothing below is typed by hand. The studies were
 declared before any of their results was looked at (configs/studies, docs/studies.md; one look at an
 early tuning run is in docs/log.md). Added when first results had been seen: three_branches_long,
-the branches of copd as columns of the worlds, MOPD among the claims of the ablations, and what the
-pilot says of room. Learning rates were tuned apart (docs/tuning.md), how intervals are made is in
-docs/statistics.md. All differences are in points of accuracy, paired over seeds and problems, with
-95 % intervals and the probability of being ahead, unless they say otherwise.
+and in it copd at half its rate, before any of its own; the branches of copd as columns of the
+worlds, MOPD among the claims of the ablations, and what the pilot says of room. Learning rates
+were tuned apart (docs/tuning.md), how intervals are made is in docs/statistics.md. All differences
+are in points of accuracy, paired over seeds and problems, with 95 % intervals and the probability
+of being ahead, unless they say otherwise.
 """
 
 RULE = """A difference **holds** where its interval is on the claimed side of zero, **fails** where
@@ -55,6 +56,7 @@ def all_claims(found: Mapping[str, Found]) -> list[Claim]:
         if name in found:
             own = found[name]
             listed += claims.paper_claims(name, own.summary, own.results.experts)
+            listed += claims.copd_claims(name, own.summary, own.results.experts, HALF)
     if "ablations" in found:
         listed += claims.ablation_claims("ablations", found["ablations"].summary)
     if "dynamics" in found:
@@ -113,11 +115,22 @@ def _worlds(found: Mapping[str, Found], figures: Mapping[str, str]) -> list[str]
     blocks = ["## When does co-evolution pay?\n", *_figure(figures, "worlds")]
     for world, name in WORLDS.items():
         if name in found:
-            own = found[name]
-            parts = claims.world_answers(own.summary, own.results.experts)
-            blocks += [f"### World {world}\n", *_parts(parts)]
-            blocks += [*_limits(own), *_remedies(found, world)]
+            blocks += [f"### World {world}\n", *_answers(found[name])]
+            blocks += [*_limits(found[name]), *_remedies(found, world)]
+    if LONG in found:
+        own = found[LONG]
+        blocks += ["### World conflict, three times the steps\n", *_answers(own), *_limits(own)]
     return blocks
+
+
+def _answers(own: Found) -> list[str]:
+    """Where copd stands, where a study's other rate of it, and how much there is to gain."""
+    parts = [
+        part
+        for column in ("copd", HALF)
+        for part in claims.world_answers(own.summary, own.results.experts, column)
+    ]
+    return _parts([*parts, *claims.ahead(own.summary, OVERALL, ORACLE, "base")])
 
 
 def _limits(own: Found) -> list[str]:

@@ -18,7 +18,10 @@ from copd.study.power import quantile
 WORLDS = {"agree": "world_agree", "conflict": "three_branches", "scarce": "world_scarce"}
 """World to the study of all methods in it."""
 
-MAIN = ("three_branches", "three_branches_long", "two_branches", "world_agree", "world_scarce")
+LONG, HALF = "three_branches_long", "copd, half the rate"
+"""The study of more steps in the world conflict, and what only it has."""
+
+MAIN = ("three_branches", LONG, "two_branches", "world_agree", "world_scarce")
 REMEDIES = {world: f"remedies_{world}" for world in WORLDS}
 NAMES = (*MAIN, "ablations", "ratio", "beta", "dynamics", "divergence", "pilot", *REMEDIES.values())
 """All our studies, in the order of the page; configs/studies has a file for each."""

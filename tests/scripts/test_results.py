@@ -131,6 +131,23 @@ def test_what_limits_copd_is_coupling_and_the_merge(tmp_path: Path, put):
     assert "What limits it" not in page(find(tmp_path), {})
 
 
+def test_more_steps_are_a_section_of_their_own_with_both_rates(tmp_path: Path, put):
+    put(tmp_path / "world_agree", COLUMNS, experts=EXPERTS)
+    assert "three times the steps" not in page(find(tmp_path), {})
+    half = {"copd, half the rate": {"text": 190, "image": 190}}
+    put(tmp_path / "three_branches_long", COLUMNS | half, experts=EXPERTS)
+    text = page(find(tmp_path), {})
+    own = text[text.index("### World conflict, three times the steps") : text.index("## Power")]
+    assert re.search(r"\| copd - mixed \| -12.8 .* \| behind \|", own)
+    assert re.search(r"\| copd, half the rate - mixed \| \+12.5 .* \| ahead \|", own)
+    assert re.search(r"\| copd, half the rate - copd \| \+25.2 .* \| ahead \|", own)
+    assert own.count("routed oracle - base") == 1
+    listed = [c for c in all_claims(find(tmp_path)) if c.study == "three_branches_long"]
+    [first, second] = [c for c in listed if c.text == "static OPD and MOPD are below CoPD"]
+    assert (first.parts[1].text, first.parts[1].verdict) == ("copd - mopd", "fails")
+    assert (second.parts[1].text, second.verdict) == ("copd, half the rate - mopd", "holds")
+
+
 def test_dynamics_are_compared_at_the_last_common_step(tmp_path: Path, put, put_lines):
     root = put(tmp_path / "dynamics", {"copd": COLUMNS["copd"]})
     for seed in range(3):
