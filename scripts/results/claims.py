@@ -14,6 +14,7 @@ from typing import Literal
 from copd.run.evaluation import Estimate
 from copd.study import Summary
 from copd.study.layout import percent, signed
+from copd.study.moments import ORACLE
 from copd.study.results import OVERALL
 
 Verdict = Literal["holds", "fails", "open", "in part"]
@@ -135,6 +136,7 @@ def world_answers(summary: Summary, experts: Mapping[str, str], column: str) -> 
         [
             *(ahead(summary, OVERALL, column, other) for other in others),
             *(ahead(summary, domain, column, expert) for domain, expert in experts.items()),
+            ahead(summary, OVERALL, column, ORACLE),
             ahead(summary, OVERALL, f"{column}: validation", column),
         ]
     )
