@@ -134,7 +134,7 @@ class Shapes:
     def verify(self, problem: Problem, text: str) -> float:
         return digit_share(text)
 
-    def reading(self, problem: Problem, text: str) -> str:
+    def extract_answer(self, problem: Problem, text: str) -> str:
         return text
 
     def verify_all(self, problems: Sequence[Problem], texts: Sequence[str]) -> list[float]:

@@ -28,19 +28,19 @@ from benchmarks.model import rotary, save_random
 from copd.branch import Branch
 from copd.config import Config
 from copd.engine import Engine, create_engine
-from copd.policy.tiny import resolve
-from copd.recipes import OPD, Stage, build_plan
-from copd.recipes.cluster import (
+from copd.planning.cluster import (
     Lengths,
-    Load,
     Machine,
     Setup,
     Widths,
+    Workload,
     last_update,
-    verbs_of,
+    seconds_by_method,
 )
+from copd.policy.tiny import resolve
+from copd.recipes import OPD, Stage, build_plan
 from copd.run.step import Position, take_step
-from copd.types import Batch
+from copd.types import RolloutBatch
 
 Input = TypeVar("Input")
 Output = TypeVar("Output")
@@ -76,12 +76,12 @@ PREDICTED = (
 
 
 class Clock:
-    """An engine that tells the CPU time of every branch in every verb."""
+    """An engine that tells the CPU time of every branch in every method."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self.is_parallel = engine.is_parallel
-        self.seconds: dict[str, dict[str, float]] = {verb: {} for verb in VERBS}
+        self.seconds: dict[str, dict[str, float]] = {method: {} for method in VERBS}
 
     def spawn(self, name: str, model: str, *, frozen: bool = False) -> None:
         self._engine.spawn(name, model, frozen=frozen)
@@ -89,12 +89,12 @@ class Clock:
     def drop(self, name: str) -> None:
         self._engine.drop(name)
 
-    def each(
-        self, verb: Callable[[Branch, Input], Output], inputs: Mapping[str, Input]
+    def call(
+        self, method: Callable[[Branch, Input], Output], inputs: Mapping[str, Input]
     ) -> dict[str, Output]:
-        answers = self._engine.each(update_wrapper(partial(timed, verb), verb), inputs)
+        answers = self._engine.call(update_wrapper(partial(timed, method), method), inputs)
         for name, (_, seconds) in answers.items():
-            self.seconds[verb.__name__][name] = seconds
+            self.seconds[method.__name__][name] = seconds
         return {name: answer for name, (answer, _) in answers.items()}
 
     def clear(self) -> None:
@@ -105,10 +105,10 @@ class Clock:
 
 
 def timed(
-    verb: Callable[[Branch, Input], Output], branch: Branch, value: Input
+    method: Callable[[Branch, Input], Output], branch: Branch, value: Input
 ) -> tuple[Output, float]:
     started = time.process_time()
-    return verb(branch, value), time.process_time() - started
+    return method(branch, value), time.process_time() - started
 
 
 def main(words: Sequence[str] | None = None) -> None:
@@ -196,8 +196,8 @@ def one_step(engine: Clock, config: Config, step: int) -> Seen:
     """A mutual step, with the lengths that came of it."""
     stage: Stage = build_plan(config).stages[-1]
     result = take_step(engine, config, Position(step, 1, stage))
-    sampled: dict[str, list[Load]] = {}
-    asked: dict[str, list[Load]] = {}
+    sampled: dict[str, list[Workload]] = {}
+    asked: dict[str, list[Workload]] = {}
     shapes = frames_of(config)
     for name, lessons in result.lessons.items():
         for action, lesson in zip(stage.actions_of(name), lessons, strict=True):
@@ -205,21 +205,21 @@ def one_step(engine: Clock, config: Config, step: int) -> Seen:
             sampled.setdefault(name, []).append(load)
             if isinstance(action, OPD):
                 asked.setdefault(action.teacher, []).append(load)
-    seconds = {verb: dict(engine.seconds[verb]) for verb in VERBS}
+    seconds = {method: dict(engine.seconds[method]) for method in VERBS}
     return Seen(stage, setup_of(config), sampled, asked, seconds)
 
 
-def load_of(batch: Batch, group_size: int, frames: tuple[int, ...]) -> Load:
+def load_of(batch: RolloutBatch, group_size: int, frames: tuple[int, ...]) -> Workload:
     lengths = batch.lengths.astype(float)
     told = Lengths(lengths.mean(), (lengths**2).mean(), lengths.max())
     tokens = round(float(batch.prompt_lengths.mean()))
-    return Load(len(batch.problems), group_size, tokens, frames, told)
+    return Workload(len(batch.problems), group_size, tokens, frames, told)
 
 
 def frames_of(config: Config) -> dict[str, tuple[int, ...]]:
     """Patches of a problem's pictures by domain, from one that is rendered here."""
     from copd.domains import load_domains
-    from copd.policy.render import Renderer
+    from copd.policy.rendering.render import Renderer
 
     model = str(resolve(config.model.path))
     renderer = Renderer.load(model, AutoConfig.from_pretrained(model))
@@ -238,14 +238,16 @@ def setup_of(config: Config) -> Setup:
 
 
 def compare(machine: Machine, seen: Mapping[str, Sequence[Seen]]) -> list[dict[str, Any]]:
-    """Medians over steps: each verb and all of them over all branches, and a step side by side."""
+    """Medians over steps: each method and all of them over all branches, and a step side by side."""
     rows = []
     for name, steps in seen.items():
         pairs: dict[str, list[tuple[float, float]]] = defaultdict(list)
         for step in steps:
-            told = verbs_of(machine, step.setup, step.sampled, step.asked)
-            for verb in VERBS:
-                pairs[verb].append((sum(step.seconds[verb].values()), sum(told[verb].values())))
+            told = seconds_by_method(machine, step.setup, step.sampled, step.asked)
+            for method in VERBS:
+                pairs[method].append(
+                    (sum(step.seconds[method].values()), sum(told[method].values()))
+                )
             measured, predicted = (sum(pairs[v][-1][i] for v in VERBS) for i in (0, 1))
             pairs["alone"].append((measured, predicted))
             ends = last_update(step.seconds, step.stage), last_update(told, step.stage)

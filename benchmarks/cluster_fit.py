@@ -7,18 +7,18 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from copd.planning.cluster import Machine, Setup, Workload, seconds_by_method
 from copd.recipes import Stage
-from copd.recipes.cluster import Load, Machine, Setup, verbs_of
 
 
 @dataclass(frozen=True)
 class Seen:
-    """A step of a run: its work, and CPU seconds by verb and branch."""
+    """A step of a run: its work, and CPU seconds by method and branch."""
 
     stage: Stage
     setup: Setup
-    sampled: Mapping[str, Sequence[Load]]
-    asked: Mapping[str, Sequence[Load]]
+    sampled: Mapping[str, Sequence[Workload]]
+    asked: Mapping[str, Sequence[Workload]]
     seconds: Mapping[str, Mapping[str, float]]
 
 
@@ -46,16 +46,16 @@ _SHARES: dict[str, tuple[str, ...]] = {
     "sample": ("decode_efficiency", "layer_seconds", "prompt_seconds"),
     "update": ("train_efficiency", "optimizer_efficiency"),
 }
-"""Which rates are fitted to which verb, in this order: later ones take earlier ones as they are."""
+"""Which rates are fitted to which method, in this order: later ones take earlier ones as they are."""
 
 
 def fit(steps: Sequence[Seen]) -> Machine:
     """Rates by least squares on relative errors, never negative; a GFLOP/s is the unit of flops."""
     machine = _NOTHING
-    for verb, names in _SHARES.items():
-        seconds = [s for step in steps for s in step.seconds[verb].values()]
-        rest = costs(machine, steps, verb)
-        columns = [costs(unit(machine, name), steps, verb) - rest for name in names]
+    for method, names in _SHARES.items():
+        seconds = [s for step in steps for s in step.seconds[method].values()]
+        rest = costs(machine, steps, method)
+        columns = [costs(unit(machine, name), steps, method) - rest for name in names]
         scale = np.array(seconds)[:, None]
         matrix = np.stack(columns, axis=1) / scale
         found = not_negative(matrix, 1 - rest / scale[:, 0])
@@ -76,12 +76,12 @@ def rate(name: str, value: float) -> float:
     return 1 / value if value > 0 else 1e30
 
 
-def costs(machine: Machine, steps: Sequence[Seen], verb: str) -> np.ndarray:
-    """Predicted seconds of a verb, branch by branch, in the order of what was measured."""
+def costs(machine: Machine, steps: Sequence[Seen], method: str) -> np.ndarray:
+    """Predicted seconds of a method, branch by branch, in the order of what was measured."""
     found = []
     for step in steps:
-        verbs = verbs_of(machine, step.setup, step.sampled, step.asked)
-        found += [verbs[verb][name] for name in step.seconds[verb]]
+        methods = seconds_by_method(machine, step.setup, step.sampled, step.asked)
+        found += [methods[method][name] for name in step.seconds[method]]
     return np.array(found)
 
 

@@ -40,7 +40,7 @@ LOCAL, *OTHERS = WAYS
 
 @dataclass(frozen=True)
 class Work:
-    """A verb of one branch: when it began and ended, on the machine's clock, and its CPU time."""
+    """A method of one branch: when it began and ended, on the machine's clock, and its CPU time."""
 
     branch: str
     began: float
@@ -53,7 +53,7 @@ class Work:
 
 
 class Clocked:
-    """An engine whose verbs are timed where the branch is."""
+    """An engine whose methods are timed where the branch is."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
@@ -66,8 +66,10 @@ class Clocked:
     def drop(self, name: str) -> None:
         self._engine.drop(name)
 
-    def each(self, verb: Callable[[Branch, Any], Any], inputs: Mapping[str, Any]) -> dict[str, Any]:
-        answers = self._engine.each(clocked(verb), inputs)
+    def call(
+        self, method: Callable[[Branch, Any], Any], inputs: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        answers = self._engine.call(clocked(method), inputs)
         self.work += [Work(name, *clocks) for name, (_, *clocks) in answers.items()]
         return {name: answer for name, (answer, *_) in answers.items()}
 
@@ -79,18 +81,18 @@ class Clocked:
 
 
 def clocked(
-    verb: Callable[[Branch, Any], Any],
+    method: Callable[[Branch, Any], Any],
 ) -> Callable[[Branch, Any], tuple[Any, float, float, float]]:
-    """The verb; when it began and ended, on a clock that all processes of a machine share, and the
+    """The method; when it began and ended, on a clock that all processes of a machine share, and the
     seconds of its process."""
 
     def timed(branch: Branch, value: Any) -> tuple[Any, float, float, float]:
         began, cpu = time.clock_gettime(time.CLOCK_MONOTONIC), time.process_time()
-        answer = verb(branch, value)
+        answer = method(branch, value)
         ended = time.clock_gettime(time.CLOCK_MONOTONIC)
         return answer, began, ended, time.process_time() - cpu
 
-    timed.__name__ = verb.__name__
+    timed.__name__ = method.__name__
     return timed
 
 

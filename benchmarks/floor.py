@@ -16,8 +16,8 @@ from transformers import AutoConfig
 
 from benchmarks.cases import Case, Shapes, planned_lengths
 from benchmarks.turns import Turns
-from copd.policy.render import Prompt, Renderer
-from copd.recipes.cluster import Widths
+from copd.planning.cluster import Widths
+from copd.policy.rendering.render import Prompt, Renderer
 
 _TRAIN, _TRAIN_WEIGHTS, _ASK = 3, 2, 1
 """Passes' worth of a matmul: forward and both gradients; without the input's; forward alone."""

@@ -12,8 +12,8 @@ from transformers import AutoConfig
 from benchmarks.cases import Shapes
 from benchmarks.floor import Group, least_flops
 from benchmarks.model import rotary, save_random
-from copd.policy.render import Renderer
-from copd.recipes.cluster import Widths
+from copd.planning.cluster import Widths
+from copd.policy.rendering.render import Renderer
 
 _LIMITS = {"shortest_edge": 32 * 32, "longest_edge": 1024 * 1024}
 

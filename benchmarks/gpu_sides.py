@@ -18,12 +18,19 @@ from benchmarks.cases import Shapes
 from benchmarks.gpu_model import Size
 from benchmarks.repeated import Rows, repeated_logprobs
 from copd.branch import Branch
-from copd.branch.prompts import PromptBook
+from copd.branch.prompts import PromptCache
 from copd.config import Config, LossConfig
 from copd.functional import clipped_surrogate, group_relative
 from copd.policy import Policy
 from copd.policy.loading import load_model
-from copd.types import Batch, Lesson, ProblemId, SampleRequest, ScoreRequest, UpdateRequest
+from copd.types import (
+    ProblemId,
+    RolloutBatch,
+    RolloutRequest,
+    ScoreRequest,
+    TrainingBatch,
+    UpdateRequest,
+)
 
 DOMAIN = "pictures"
 
@@ -46,33 +53,33 @@ class Side(Protocol):
 
 
 class Ours:
-    """A branch, its verbs as a run calls them."""
+    """A branch, its methods as a run calls them."""
 
     def __init__(self, folder: Path, size: Size, place: Place, micro_batch_tokens: int) -> None:
         self.size, self.micro_batch = size, micro_batch_tokens
         config = build_config(folder, size, place, micro_batch_tokens)
         policy = Policy.load(folder, device=place.device)
         policy.end_tokens = frozenset()  # no token ends a completion: all have the full length
-        book = PromptBook({DOMAIN: Shapes(DOMAIN, size.picture)}, policy.render_all)
+        book = PromptCache({DOMAIN: Shapes(DOMAIN, size.picture)}, policy.render_all)
         self.branch = Branch("learner", policy, book, config)
 
     def sample(self, step: int) -> None:
         first = step * self.size.num_prompts
         indices = range(first, first + self.size.num_prompts)
         problems = tuple(ProblemId(DOMAIN, "train", index) for index in indices)
-        request = SampleRequest("rlvr", problems, temperature=1.0, seed=step, position="measured")
+        request = RolloutRequest("rlvr", problems, temperature=1.0, seed=step, position="measured")
         [self.batch] = self.branch.sample([request])
         assert (self.batch.lengths == self.size.num_tokens).all(), "lengths are forced"
 
     def score(self) -> None:
-        batch: Batch = self.batch
+        batch: RolloutBatch = self.batch
         probes = np.linspace(0, len(batch.token_ids) - 1, 128).astype(np.int32)
         self.branch.score(
             [ScoreRequest(batch.problems, batch.token_ids, batch.lengths, probes, top_k=64)]
         )
 
     def update(self) -> None:
-        self.branch.update(UpdateRequest((Lesson(DOMAIN, self.batch),), position="measured"))
+        self.branch.update(UpdateRequest((TrainingBatch(DOMAIN, self.batch),), position="measured"))
 
 
 class Plain:

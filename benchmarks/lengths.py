@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import LogitsProcessor, PreTrainedTokenizerBase
 
 from copd.functional import full_logprobs
-from copd.policy import sampler
+from copd.policy.sampling import sampler
 
 
 def end_as_planned(

@@ -109,7 +109,7 @@ def measured(
 def planned(run: Mapping[str, Any], length: float) -> tuple[int, dict[str, int]]:
     """The peak that `copd plan` tells for completions of a mean length, and that of every phase."""
     from copd.config import parse_config
-    from copd.memory import memory_report
+    from copd.planning import memory_report
     from copd.recipes import build_plan
 
     config = parse_config({**run, "output_dir": "none"})

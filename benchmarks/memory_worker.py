@@ -53,7 +53,7 @@ class Peaks:
 
 
 class Watched:
-    """An engine whose verbs are phases."""
+    """An engine whose methods are phases."""
 
     def __init__(self, engine: Engine, peaks: Peaks) -> None:
         self._engine, self._peaks = engine, peaks
@@ -66,11 +66,11 @@ class Watched:
     def drop(self, name: str) -> None:
         self._engine.drop(name)
 
-    def each(
-        self, verb: Callable[[Branch, Input], Output], inputs: Mapping[str, Input]
+    def call(
+        self, method: Callable[[Branch, Input], Output], inputs: Mapping[str, Input]
     ) -> dict[str, Output]:
-        with self._peaks.phase(verb.__name__):
-            return self._engine.each(verb, inputs)
+        with self._peaks.phase(method.__name__):
+            return self._engine.call(method, inputs)
 
     def clear(self) -> None:
         self._engine.clear()

@@ -10,7 +10,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_token
 from transformers import PreTrainedTokenizerFast, Qwen3VLConfig, Qwen3VLForConditionalGeneration
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-from copd.policy.media import TorchVideoProcessor, build_processor, save_processor
+from copd.policy.rendering.processors import TorchVideoProcessor, build_processor, save_processor
 
 _CONTROL = (
     "<|endoftext|>",

@@ -1,4 +1,4 @@
-"""Our side: copd's own step, its verbs timed. Changes nothing but completion lengths."""
+"""Our side: copd's own step, its methods timed. Changes nothing but completion lengths."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from benchmarks.cases import Case, Shapes, planned_lengths
 from benchmarks.lengths import PlannedSampler
 from benchmarks.turns import Turns
 from copd.branch import Branch
-from copd.branch.prompts import PromptBook
+from copd.branch.prompts import PromptCache
 from copd.config import Config
 from copd.policy import Policy
 from copd.recipes import OPD, RLVR, Action, Stage
 from copd.run.step import Position, StepResult, take_step
-from copd.types import Batch, ScoreRequest
+from copd.types import RolloutBatch, ScoreRequest
 
 Input = TypeVar("Input")
 Output = TypeVar("Output")
@@ -27,7 +27,7 @@ LEARNER = "learner"
 
 
 class TimedEngine:
-    """The local engine over benchmark problems; every verb is a phase."""
+    """The local engine over benchmark problems; every method is a phase."""
 
     is_parallel = False
 
@@ -36,7 +36,7 @@ class TimedEngine:
         self._turns = turns
         domains = {name: Shapes(name, case.media) for name in case.domains}
         policies = {name: Policy.load(folder) for name in (LEARNER, *teachers(case))}
-        book = PromptBook(domains, policies[LEARNER].render_all)
+        book = PromptCache(domains, policies[LEARNER].render_all)
         self._branches = {n: Branch(n, p, book, self.config) for n, p in policies.items()}
         [end] = policies[LEARNER].end_tokens
         self.plan = PlannedSampler(end, case.lengths[1])
@@ -48,11 +48,11 @@ class TimedEngine:
     def drop(self, name: str) -> None:
         del self._branches[name]
 
-    def each(
-        self, verb: Callable[[Branch, Input], Output], inputs: Mapping[str, Input]
+    def call(
+        self, method: Callable[[Branch, Input], Output], inputs: Mapping[str, Input]
     ) -> dict[str, Output]:
-        with self._turns.phase(_PHASES[verb.__name__]):
-            return {name: verb(self._branches[name], value) for name, value in inputs.items()}
+        with self._turns.phase(_PHASES[method.__name__]):
+            return {name: method(self._branches[name], value) for name, value in inputs.items()}
 
     def clear(self) -> None:
         self._branches.clear()
@@ -120,17 +120,17 @@ def take_turns_in_parts(case: Case, folder: Path, turns: Turns) -> None:
     turns.ready()
     while turns.next():
         plan = np.split(planned_lengths(case, turns.step), len(stages))
-        batches: list[Batch] = []
+        batches: list[RolloutBatch] = []
         for stage, lengths in zip(stages, plan, strict=True):
             engine.plan.plan(lengths)
             result = take_step(engine, engine.config, Position(turns.step + 1, 0, stage))
             batches += _batches(result)
         request = _score_request(engine.config, batches[-1])
-        engine.each(Branch.score, {teacher: [request] for teacher in teachers(case)})
+        engine.call(Branch.score, {teacher: [request] for teacher in teachers(case)})
         _check(case, turns, batches, np.concatenate(plan))
 
 
-def _score_request(config: Config, batch: Batch) -> ScoreRequest:
+def _score_request(config: Config, batch: RolloutBatch) -> ScoreRequest:
     """As many probes as a step asks for."""
     size = min(config.monitor.num_probe_tokens, len(batch.token_ids))
     probes = np.linspace(0, len(batch.token_ids) - 1, size).astype(np.int32)
@@ -138,11 +138,11 @@ def _score_request(config: Config, batch: Batch) -> ScoreRequest:
     return ScoreRequest(batch.problems, batch.token_ids, batch.lengths, probes, top_k)
 
 
-def _batches(result: StepResult) -> list[Batch]:
+def _batches(result: StepResult) -> list[RolloutBatch]:
     return [lesson.batch for lesson in result.lessons[LEARNER]]
 
 
-def _check(case: Case, turns: Turns, batches: list[Batch], planned: np.ndarray) -> None:
+def _check(case: Case, turns: Turns, batches: list[RolloutBatch], planned: np.ndarray) -> None:
     lengths = np.concatenate([batch.lengths for batch in batches])
     assert (lengths == planned).all(), f"{case.name}: sampled lengths are not the planned ones"
     turns.sampled(int(lengths.sum()))

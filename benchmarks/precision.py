@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.cpu import processor
-from copd.run.evaluation import from_json
+from copd.monitor.results import from_json
 
 PRECISIONS = ("float32", "bfloat16")
 Run = Mapping[str, Any]
@@ -29,7 +29,7 @@ def train(config: Path, folder: Path, overrides: Sequence[str]) -> None:
     """One run to its end; one that is there already is resumed, which costs nothing if it ended."""
     started = (folder / "config.json").exists()
     words = ["resume", str(folder)] if started else ["train", str(config), *overrides]
-    command = [sys.executable, "-m", "copd.cli", *words]
+    command = [sys.executable, "-m", "copd", *words]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     with (folder.with_suffix(".log")).open("w", encoding="utf-8") as log:
         subprocess.run(command, check=True, env=environment, stdout=log, stderr=log)
@@ -44,7 +44,7 @@ def read_run(folder: Path) -> Run:
     results = from_json(json.loads((folder / "eval.json").read_text(encoding="utf-8")))
     return {
         "reward": [_mean_of(line, "rlvr/", "/reward") for line in lines],
-        "gap": [_mean_of(line, "rlvr/", "/sampler_gap") for line in lines],
+        "gap": [_mean_of(line, "rlvr/", "/train_inference_mismatch") for line in lines],
         "seconds": sum(timing["seconds"] for timing in timings),
         "accuracy": {
             model: statistics.mean(statistics.mean(d.accuracy) for d in domains.values())

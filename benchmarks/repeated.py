@@ -21,7 +21,7 @@ from benchmarks.turns import Turns
 from copd.config import LossConfig, OptimizerConfig
 from copd.functional import clipped_surrogate, group_relative
 from copd.policy.loading import load_model
-from copd.policy.render import Prompt, Renderer
+from copd.policy.rendering.render import Prompt, Renderer
 
 _MEDIA = ("pixel_values", "image_grid_thw", "pixel_values_videos", "video_grid_thw")
 

@@ -12,7 +12,7 @@ import torch
 from benchmarks.cases import Case, Shapes
 from benchmarks.turns import Turns
 from copd.policy import Draw, Policy, SharedPrefix
-from copd.policy.sampler import sample_tokens
+from copd.policy.sampling.sampler import sample_tokens
 
 ALL_ROWS, ONE_ROW = "all rows", "one row"
 NUM_STEPS = 24

@@ -32,7 +32,7 @@ from benchmarks.lengths import PlannedGenerate, control_tokens
 from benchmarks.turns import Turns
 from copd.config import OptimizerConfig
 from copd.policy.loading import quiet
-from copd.policy.render import Renderer
+from copd.policy.rendering.render import Renderer
 from copd.types import Image, Text
 
 _STEPS = 1000

@@ -16,11 +16,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from copd.config.study import Study
-from copd.run.directory import write_atomically
-from copd.run.evaluation import Estimate
-from copd.study import StudyResults, load_results, summarize
-from copd.study.moments import ORACLE
-from copd.study.results import OVERALL
+from copd.lab.study import StudyResults, load_results, summarize
+from copd.lab.study.moments import ORACLE
+from copd.lab.study.results import OVERALL
+from copd.monitor.results import Estimate
+from copd.storage import write_atomically
 
 WORLDS = ("agree", "conflict", "scarce")
 _SETTING = re.compile(r"(?P<method>.+?)_\d+e\d+(_.+)?")

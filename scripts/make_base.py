@@ -33,7 +33,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 from copd.domains.digits import MODALITIES, DigitsDomain
 from copd.domains.digits.question import Question
 from copd.policy import Policy
-from copd.policy.media import TorchVideoProcessor, build_processor, save_processor
+from copd.policy.rendering.processors import TorchVideoProcessor, build_processor, save_processor
 from copd.types import Image, Split, Text, Video
 
 PATCH, MERGE, TEMPORAL = 8, 2, 2

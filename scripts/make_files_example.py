@@ -18,7 +18,7 @@ import av
 from PIL import Image as Pillow
 
 from copd.domains.digits import MODALITIES, DigitsDomain
-from copd.types import Image, Part, Split, Text, Video
+from copd.types import ContentPart, Image, Split, Text, Video
 
 SIZES: dict[Split, int] = {"train": 2000, "validation": 128, "test": 512}
 
@@ -56,7 +56,7 @@ def write_domain(folder: Path, modality: str, sizes: dict[Split, int]) -> None:
                 file.write(json.dumps({key: value for key, value in line.items() if value}) + "\n")
 
 
-def _write_part(folder: Path, stem: str, part: Part, line: dict[str, list[str]]) -> str:
+def _write_part(folder: Path, stem: str, part: ContentPart, line: dict[str, list[str]]) -> str:
     """The part as it stands in the prompt; its file is written and listed."""
     match part:
         case Text(text):

@@ -24,7 +24,7 @@ from transformers import (
 )
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-from copd.policy.media import (
+from copd.policy.rendering.processors import (
     FrameVideoProcessor,
     TorchVideoProcessor,
     build_processor,

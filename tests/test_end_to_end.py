@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from copd.cli import main
-from copd.run.directory import read_lines
+from copd.storage import read_lines
 
 CONFIG = """
 output_dir = "{root}"

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from copd.cli import main
-from copd.run.directory import read_lines
+from copd.storage import read_lines
 from copd.types import Split
 from scripts.make_files_example import write_domain
 

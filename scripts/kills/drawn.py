@@ -14,10 +14,10 @@ alone, which its branches may outlive for some seconds; or the process stops for
 KINDS: tuple[Kind, ...] = ("process", "machine", "raylet", "hang")
 VERBS = ("sample", "score", "update", "evaluate", "save")
 RECOVERY = "recovery"
-"""What follows an earlier death; it is hit as often as a verb."""
+"""What follows an earlier death; it is hit as often as a method."""
 
 MERGE = "weights"
-"""The verb with which the merge begins; the last of several kills hits it."""
+"""The method with which the merge begins; the last of several kills hits it."""
 
 LONGEST_DELAY = {RECOVERY: 15.0}
 """Seconds after the first branch was asked; elsewhere half of one."""

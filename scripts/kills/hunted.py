@@ -58,8 +58,10 @@ class Hunted(RayEngine):
         self.deaths: list[Death] = []
         self.losses: list[str] = []
 
-    def each(self, verb: Callable[[Branch, Any], Any], inputs: Mapping[str, Any]) -> dict[str, Any]:
-        name = verb.__name__
+    def call(
+        self, method: Callable[[Branch, Any], Any], inputs: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        name = method.__name__
         stage = RECOVERY if name in RECOVERY_VERBS else name
         with self._lock:
             self._busy[name] += 1
@@ -68,7 +70,7 @@ class Hunted(RayEngine):
             if self._due and self._due[0].stage == stage and self._due[0].step <= self._step():
                 self._strike_later(self._due.pop(0))
         try:
-            return super().each(verb, inputs)
+            return super().call(method, inputs)
         except BranchLost as lost:
             with self._lock:
                 self._note_loss(str(lost))

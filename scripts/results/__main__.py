@@ -10,7 +10,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from copd.run.directory import write_atomically
+from copd.storage import write_atomically
 from scripts.results import figures, measured
 from scripts.results.keeping import keep
 from scripts.results.page import page

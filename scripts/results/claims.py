@@ -11,11 +11,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from copd.run.evaluation import Estimate
-from copd.study import Summary
-from copd.study.layout import percent, signed
-from copd.study.moments import ORACLE
-from copd.study.results import OVERALL
+from copd.lab.study import Summary
+from copd.lab.study.layout import percent, signed
+from copd.lab.study.moments import ORACLE
+from copd.lab.study.results import OVERALL
+from copd.monitor.results import Estimate
 
 Verdict = Literal["holds", "fails", "open", "in part"]
 

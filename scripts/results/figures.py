@@ -13,10 +13,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.typing import RcKeyType
 
-from copd.run.evaluation import Estimate
-from copd.study import Summary
-from copd.study.pilot import Correlation, Point
-from copd.study.results import OVERALL
+from copd.lab.study import Summary
+from copd.lab.study.pilot import Correlation, Point
+from copd.lab.study.results import OVERALL
+from copd.monitor.results import Estimate
 from scripts.results.measured import COUPLED, QUANTITIES
 from scripts.results.reading import Curve, over_seeds
 

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from copd.config import BASE
-from copd.run.directory import read_lines, write_atomically
-from copd.study import StudyResults, load_results, save_results
+from copd.lab.study import StudyResults, load_results, save_results
+from copd.storage import read_lines, write_atomically
 from scripts.results.reading import NAMES
 
 PLOTTED = {

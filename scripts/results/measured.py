@@ -8,8 +8,8 @@ from itertools import combinations
 
 import numpy as np
 
-from copd.run.evaluation import Estimate
-from copd.study.pilot import Correlation, Point, correlate, explain, read_points
+from copd.lab.study.pilot import Correlation, Point, correlate, explain, read_points
+from copd.monitor.results import Estimate
 from scripts.results.claims import Claim, Part, judge
 from scripts.results.reading import (
     Curve,

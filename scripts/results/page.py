@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from copd.study import to_markdown
-from copd.study.layout import DASH
-from copd.study.moments import ORACLE
-from copd.study.power import accuracy_error, minimal_difference, paired_variances
-from copd.study.results import OVERALL
+from copd.lab.study import to_markdown
+from copd.lab.study.layout import DASH
+from copd.lab.study.moments import ORACLE
+from copd.lab.study.power import accuracy_error, minimal_difference, paired_variances
+from copd.lab.study.results import OVERALL
 from scripts.results import claims, measured
 from scripts.results.claims import Claim, Part
 from scripts.results.reading import HALF, LONG, MAIN, NAMES, REMEDIES, WORLDS, Found

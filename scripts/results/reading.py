@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from copd.run.directory import read_lines
-from copd.run.evaluation import Estimate
-from copd.study import StudyResults, Summary, load_results, summarize
-from copd.study.power import quantile
+from copd.lab.study import StudyResults, Summary, load_results, summarize
+from copd.lab.study.power import quantile
+from copd.monitor.results import Estimate
+from copd.storage import read_lines
 
 WORLDS = {"agree": "world_agree", "conflict": "three_branches", "scarce": "world_scarce"}
 """World to the study of all methods in it."""

@@ -46,7 +46,7 @@ class Video:
     """Frames per second of `frames`."""
 
 
-Part = Text | Image | Video
+ContentPart = Text | Image | Video
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Message:
     """One chat turn, rendered later by the model's own template."""
 
     role: str
-    content: tuple[Part, ...]
+    content: tuple[ContentPart, ...]
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ class Completion:
 
 
 @dataclass(frozen=True, eq=False)
-class SampleRequest:
+class RolloutRequest:
     """One batch a branch is asked to sample: `group_size` completions for each of P problems."""
 
     action: str
@@ -108,7 +108,7 @@ class SampleRequest:
 
 
 @dataclass(frozen=True, eq=False)
-class Batch:
+class RolloutBatch:
     """The rollouts of one action in one step, packed: one flat token axis `N`, no padding.
 
     Rollouts are ordered problem by problem: `p * G + g` is completion g of problem p; `B = P * G`.
@@ -158,7 +158,7 @@ class ScoreRequest:
 
 
 @dataclass(frozen=True, eq=False)
-class Scores:
+class TeacherOutputs:
     """A teacher's answer, at temperature 1."""
 
     logprobs: NDArray[np.float32]
@@ -175,7 +175,7 @@ class Scores:
 
 
 @dataclass(frozen=True, eq=False)
-class Portrait:
+class ProbeRollouts:
     """How a policy behaves on P problems at temperature 1, for others to be compared with."""
 
     problems: tuple[ProblemId, ...]
@@ -208,7 +208,7 @@ class Portrait:
 
 
 @dataclass(frozen=True)
-class Likeness:
+class Agreement:
     """How like a portrait another policy is: means over the portrait's probes."""
 
     overlap: float
@@ -216,7 +216,7 @@ class Likeness:
 
 
 @dataclass(frozen=True, eq=False)
-class Contrast:
+class TokenDivergence:
     """Another policy at a portrait's probes, token by token; each of shape `M`."""
 
     overlap: NDArray[np.float32]
@@ -234,12 +234,12 @@ class Contrast:
 
 
 @dataclass(frozen=True, eq=False)
-class Lesson:
+class TrainingBatch:
     """One batch of an update: OPD from its scores, or RLVR from the rewards without them."""
 
     domain: str
-    batch: Batch
-    scores: Scores | None = None
+    batch: RolloutBatch
+    scores: TeacherOutputs | None = None
     ref_logprobs: NDArray[np.float32] | None = None
     """Shape `N`, under theta_0; only reward extrapolation asks for them."""
 
@@ -251,7 +251,7 @@ class Lesson:
 class UpdateRequest:
     """All lessons of a branch in one step; they make one optimizer update."""
 
-    lessons: tuple[Lesson, ...]
+    lessons: tuple[TrainingBatch, ...]
     position: str
     """Stage and step in words, for error messages."""
 
@@ -267,12 +267,12 @@ class EvaluationRequest:
     temperature: float
     max_completion_tokens: int
     seed: int
-    piece: tuple[int, int] | None = None
+    shard: tuple[int, int] | None = None
     """First and one past the last of the problems asked for now; the others' draws count, too."""
 
 
 @dataclass(frozen=True, eq=False)
-class Answers:
+class EvaluationRollouts:
     """The rewards of an evaluation; statistics are made of them elsewhere."""
 
     suites: tuple[str, ...]

@@ -5,8 +5,8 @@ from dataclasses import replace
 import pytest
 
 from benchmarks.cluster_fit import _NOTHING, Seen, fit
+from copd.planning.cluster import QWEN3_VL_4B, Lengths, Setup, Workload, seconds_by_method
 from copd.recipes import RLVR, Stage
-from copd.recipes.cluster import QWEN3_VL_4B, Lengths, Load, Setup, verbs_of
 
 TRUE = replace(
     _NOTHING,
@@ -23,16 +23,16 @@ TRUE = replace(
 def seen(prompts: int, tokens: int, length: float) -> Seen:
     widths = replace(QWEN3_VL_4B, num_layers=2 + prompts % 3, head=(tokens * 10, 300))
     setup = Setup(widths, 1000, 64)
-    load = Load(prompts, 4, tokens, (), Lengths(length, 1.2 * length**2, 1.5 * length))
+    load = Workload(prompts, 4, tokens, (), Lengths(length, 1.2 * length**2, 1.5 * length))
     work = {"a": [load]}
     stage = Stage("s", 1, (RLVR("a", "x"),))
-    return Seen(stage, setup, work, work, verbs_of(TRUE, setup, work, work))
+    return Seen(stage, setup, work, work, seconds_by_method(TRUE, setup, work, work))
 
 
 def test_known_rates_are_found():
     steps = [seen(4, 20, 24), seen(9, 50, 30), seen(5, 200, 12), seen(30, 33, 60)]
     machine = fit(steps)
     for step in steps:
-        found = verbs_of(machine, step.setup, step.sampled, step.asked)
-        for verb, seconds in step.seconds.items():
-            assert found[verb]["a"] == pytest.approx(seconds["a"], rel=1e-3), verb
+        found = seconds_by_method(machine, step.setup, step.sampled, step.asked)
+        for method, seconds in step.seconds.items():
+            assert found[method]["a"] == pytest.approx(seconds["a"], rel=1e-3), method

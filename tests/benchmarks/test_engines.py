@@ -20,7 +20,7 @@ from benchmarks.engines import (
 
 
 def turn(seconds: float, *walls: tuple[float, float]) -> Turn:
-    """Two steps whose verbs kept text and image busy for so long, and their CPUs for half of it."""
+    """Two steps whose methods kept text and image busy for so long, and their CPUs for half of it."""
     work, begin = [], 100.0
     for text, image in walls:
         work.append(Work("text", begin, begin + text, text / 2))
@@ -40,7 +40,7 @@ def test_intervals_that_overlap_or_lie_within_each_other_count_once():
 
 
 def test_a_table_has_medians_of_turns():
-    walls = ((1.0, 2.0), (1.5, 0.5))  # 5 s one after another, 3.5 s verb by verb, 2.5 s each
+    walls = ((1.0, 2.0), (1.5, 0.5))  # 5 s one after another, 3.5 s method by method, 2.5 s each
     ahead, alone = OTHERS
     turns = [
         {LOCAL: turn(5.0, *walls), ahead: turn(3.5, *walls), alone: turn(4.0, *walls)},

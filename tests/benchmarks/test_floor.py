@@ -13,8 +13,8 @@ from transformers import AutoConfig
 from benchmarks.cases import CASES, Shapes
 from benchmarks.floor import Group, groups_of, least_flops, least_of_step, take_turns
 from benchmarks.turns import Turns, flop_counter
+from copd.planning.cluster import Widths
 from copd.policy import Policy
-from copd.recipes.cluster import Widths
 
 TINY = Widths(
     text={"only": (2, 3)},

@@ -14,7 +14,7 @@ from benchmarks.cases import CASES, Case, planned_lengths
 from benchmarks.lengths import PlannedGenerate, control_tokens, end_as_planned
 from benchmarks.repeated import Repeated, generate
 from benchmarks.turns import Turns
-from copd.policy import sampler
+from copd.policy.sampling import sampler
 from copd.recipes import Stage
 from copd.run.step import Position, take_step
 

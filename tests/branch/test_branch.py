@@ -10,10 +10,10 @@ from copd.branch import Branch, Diverged
 from copd.functional import full_logprobs, symmetric_kl
 from copd.types import (
     EvaluationRequest,
-    Lesson,
     ProblemId,
-    SampleRequest,
+    RolloutRequest,
     ScoreRequest,
+    TrainingBatch,
     UpdateRequest,
 )
 
@@ -22,7 +22,7 @@ DOMAINS = ("text", "image", "video")
 
 def request(domain, seed=0, count=4, action=None):
     problems = tuple(ProblemId(domain, "train", i) for i in range(count))
-    return SampleRequest(action or f"rlvr/{domain}", problems, 1.0, seed, "step 1")
+    return RolloutRequest(action or f"rlvr/{domain}", problems, 1.0, seed, "step 1")
 
 
 def question(batch, top_k=0):
@@ -31,22 +31,22 @@ def question(batch, top_k=0):
 
 
 def sample(engine, name, domain, **options):
-    [batch] = engine.each(Branch.sample, {name: [request(domain, **options)]})[name]
+    [batch] = engine.call(Branch.sample, {name: [request(domain, **options)]})[name]
     return batch
 
 
 def score(engine, name, batch, **options):
-    [scores] = engine.each(Branch.score, {name: [question(batch, **options)]})[name]
+    [scores] = engine.call(Branch.score, {name: [question(batch, **options)]})[name]
     return scores
 
 
 def update(engine, name, *lessons):
     wanted = UpdateRequest(tuple(lessons), "stage test, step 1")
-    return engine.each(Branch.update, {name: wanted})[name]
+    return engine.call(Branch.update, {name: wanted})[name]
 
 
 def weights(engine, name):
-    return engine.each(Branch.weights, {name: None})[name]
+    return engine.call(Branch.weights, {name: None})[name]
 
 
 def differ(engine, name):
@@ -56,7 +56,7 @@ def differ(engine, name):
         key: value + 0.02 * torch.randn(value.shape, generator=generator)
         for key, value in weights(engine, name).items()
     }
-    engine.each(Branch.set_weights, {name: moved})
+    engine.call(Branch.set_weights, {name: moved})
 
 
 @pytest.mark.parametrize("domain", DOMAINS)
@@ -148,7 +148,9 @@ def test_a_mutual_step_is_the_hand_computed_combined_gradient(make_engine):
         return take()
 
     branch._optimizer.step = remember
-    metrics = update(engine, "a", Lesson("text", native), Lesson("image", cross, scores, beta=0.5))
+    metrics = update(
+        engine, "a", TrainingBatch("text", native), TrainingBatch("image", cross, scores, beta=0.5)
+    )
     for name, gradient in expected.items():
         assert torch.allclose(seen[name], gradient, rtol=1e-3, atol=1e-6), name
     norm = torch.cat([g.flatten() for g in expected.values()]).norm()
@@ -170,7 +172,9 @@ def test_micro_batches_do_not_change_the_update(make_engine, distill):
         differ(engine, "b")
         native, cross = sample(engine, "a", "text"), sample(engine, "a", "video")
         scores = score(engine, "b", cross, top_k=10 if distill["type"] == "topk" else 0)
-        metrics = update(engine, "a", Lesson("text", native), Lesson("video", cross, scores))
+        metrics = update(
+            engine, "a", TrainingBatch("text", native), TrainingBatch("video", cross, scores)
+        )
         after.append((weights(engine, "a"), metrics))
     (whole, whole_metrics), (parts, parts_metrics) = after
     assert whole_metrics.keys() == parts_metrics.keys()
@@ -192,7 +196,7 @@ def test_prompts_read_while_sampling_give_the_gradient_of_reading_them_again(mak
         passes = []
         hook = visual.register_forward_pre_hook(lambda *_, seen=passes: seen.append(1))
         requests = [request("image"), request("video", seed=1)]
-        native, cross = engine.each(Branch.sample, {"a": requests})["a"]
+        native, cross = engine.call(Branch.sample, {"a": requests})["a"]
         scores = score(engine, "b", cross)
         if again:
             branch._read.clear()
@@ -201,7 +205,7 @@ def test_prompts_read_while_sampling_give_the_gradient_of_reading_them_again(mak
         branch._optimizer.step = lambda seen=parameters: gradients.append(
             {name: p.grad for name, p in seen.items()}
         )
-        update(engine, "a", Lesson("image", native), Lesson("video", cross, scores))
+        update(engine, "a", TrainingBatch("image", native), TrainingBatch("video", cross, scores))
         hook.remove()
         assert bool(branch._book._entries) is again  # else nothing is rendered once more
         assert len(passes) == (4 if again else 2)
@@ -218,11 +222,11 @@ def test_a_changed_policy_forgets_what_it_has_read(make_engine, tmp_path):
     branch = engine._branches["a"]
     sample(engine, "a", "text")
     assert len(branch._read) == 1
-    engine.each(Branch.set_weights, {"a": weights(engine, "a")})
+    engine.call(Branch.set_weights, {"a": weights(engine, "a")})
     assert branch._read == {}
     sample(engine, "a", "text")
-    engine.each(Branch.save, {"a": tmp_path})
-    engine.each(Branch.restore, {"a": tmp_path})
+    engine.call(Branch.save, {"a": tmp_path})
+    engine.call(Branch.restore, {"a": tmp_path})
     assert branch._read == {}
 
 
@@ -235,7 +239,7 @@ def test_a_teacher_answers_several_students_in_one_pass(make_engine):
     teacher = engine._branches["b"]._policy.model.model.language_model
     hook = teacher.register_forward_pre_hook(lambda *_: passes.append(1))
     questions = [question(batch, top_k=3) for batch in batches]
-    together = engine.each(Branch.score, {"b": questions})["b"]
+    together = engine.call(Branch.score, {"b": questions})["b"]
     hook.remove()
     assert len(passes) == 2  # prompts, completions
     for one, other in zip(alone, together, strict=True):
@@ -248,13 +252,13 @@ def test_pair_metrics_are_those_of_the_two_distributions(make_engine):
     differ(engine, "b")
     batch = sample(engine, "a", "text")
     scores = score(engine, "b", batch)
-    metrics = update(engine, "a", Lesson("text", batch, scores))
+    metrics = update(engine, "a", TrainingBatch("text", batch, scores))
     delta = scores.logprobs - batch.logprobs
     key = "rlvr/text/"
     assert metrics[key + "delta_mean"] == pytest.approx(delta.mean(), abs=1e-6)
     assert metrics[key + "delta_min"] == pytest.approx(delta.min(), abs=1e-6)
     assert metrics[key + "delta_max"] == pytest.approx(delta.max(), abs=1e-6)
-    assert metrics[key + "sampler_gap"] < 1e-5
+    assert metrics[key + "train_inference_mismatch"] < 1e-5
     assert 0 < metrics[key + "overlap"] < 1
 
     fresh = make_engine("a", "b")
@@ -297,20 +301,22 @@ def test_every_distillation_loss_makes_the_student_behave_like_the_teacher(make_
             [float(text.startswith("C")) for text in batch.texts[i : i + 4]]
             for i in range(0, 32, 4)
         ]
-        update(engine, "b", Lesson("text", replace(batch, rewards=np.array(hasty, np.float32))))
+        update(
+            engine, "b", TrainingBatch("text", replace(batch, rewards=np.array(hasty, np.float32)))
+        )
     shares = []
     for step in range(10):
         batch = sample(engine, "a", "text", seed=100 + step, count=8)
         shares.append(np.mean([text.startswith("C") for text in batch.texts]))
         scores = score(engine, "b", batch, top_k=12 if distill["type"] == "topk" else 0)
-        update(engine, "a", Lesson("text", batch, scores))
+        update(engine, "a", TrainingBatch("text", batch, scores))
     assert np.mean(shares[-3:]) > shares[0] + 0.25
 
 
 def test_frozen_vision_stays_where_it_is(make_engine):
     engine = make_engine("a", model={"path": "tiny", "device": "cpu", "frozen_vision": True})
     before = weights(engine, "a")
-    update(engine, "a", Lesson("image", sample(engine, "a", "image")))
+    update(engine, "a", TrainingBatch("image", sample(engine, "a", "image")))
     after = weights(engine, "a")
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     assert changed
@@ -319,14 +325,14 @@ def test_frozen_vision_stays_where_it_is(make_engine):
 
 def test_saved_branches_come_back_with_their_optimizer(make_engine, tmp_path):
     engine = make_engine("a")
-    update(engine, "a", Lesson("text", sample(engine, "a", "text")))
-    engine.each(Branch.save, {"a": tmp_path / "here"})
+    update(engine, "a", TrainingBatch("text", sample(engine, "a", "text")))
+    engine.call(Branch.save, {"a": tmp_path / "here"})
     batch = sample(engine, "a", "text", seed=9)
-    update(engine, "a", Lesson("text", batch))
+    update(engine, "a", TrainingBatch("text", batch))
 
     other = make_engine("a")
-    other.each(Branch.restore, {"a": tmp_path / "here"})
-    update(other, "a", Lesson("text", batch))
+    other.call(Branch.restore, {"a": tmp_path / "here"})
+    update(other, "a", TrainingBatch("text", batch))
     a, b = weights(engine, "a"), weights(other, "a")
     assert all(torch.equal(a[name], b[name]) for name in a)
 
@@ -338,7 +344,7 @@ def test_a_loss_that_is_not_finite_stops_and_says_where(make_engine):
     scores.logprobs[3] = np.inf
     before = weights(engine, "a")
     with pytest.raises(Diverged, match=r"loss of branch 'a' on domain 'text' is .* at stage test"):
-        update(engine, "a", Lesson("text", batch, scores))
+        update(engine, "a", TrainingBatch("text", batch, scores))
     assert all(torch.equal(before[k], v) for k, v in weights(engine, "a").items())
 
 
@@ -348,14 +354,14 @@ def test_a_gradient_that_is_not_finite_stops_and_says_where(make_engine):
     parameter = next(engine._branches["a"]._policy.model.parameters())
     handle = parameter.register_hook(lambda grad: grad * float("nan"))
     with pytest.raises(Diverged, match=r"gradient of branch 'a' on domain 'image' is nan"):
-        update(engine, "a", Lesson("image", batch))
+        update(engine, "a", TrainingBatch("image", batch))
     handle.remove()
 
 
 def test_evaluation_repeats_and_counts(make_engine):
     engine = make_engine("a")
     wanted = EvaluationRequest("image", "test", 7, 3, 0.7, 30, seed=5)
-    first, again = (engine.each(Branch.evaluate, {"a": wanted})["a"] for _ in range(2))
+    first, again = (engine.call(Branch.evaluate, {"a": wanted})["a"] for _ in range(2))
     assert first.rewards.shape == first.lengths.shape == (7, 3)
     assert np.array_equal(first.rewards, again.rewards)
     assert first.suites == ("signed_sum", "extreme", "count") * 2 + ("signed_sum",)
@@ -364,10 +370,15 @@ def test_evaluation_repeats_and_counts(make_engine):
 def test_temperature_is_the_native_batches_own(make_engine):
     """Tempered samples are scored at their temperature in the update; a teacher never is."""
     engine, other = make_engine("a"), make_engine("a")
-    wanted = SampleRequest("rlvr/text", request("text").problems, 2.0, 0, "step 1")
-    [batch] = engine.each(Branch.sample, {"a": [wanted]})["a"]
+    wanted = RolloutRequest("rlvr/text", request("text").problems, 2.0, 0, "step 1")
+    [batch] = engine.call(Branch.sample, {"a": [wanted]})["a"]
     assert batch.temperature == 2.0
     assert np.abs(score(engine, "a", batch).logprobs - batch.logprobs).max() > 0.1
-    assert update(engine, "a", Lesson("text", batch))["rlvr/text/sampler_gap"] < 1e-5
+    assert (
+        update(engine, "a", TrainingBatch("text", batch))["rlvr/text/train_inference_mismatch"]
+        < 1e-5
+    )
     plain = replace(batch, temperature=1.0)
-    assert update(other, "a", Lesson("text", plain))["rlvr/text/sampler_gap"] > 0.1
+    assert (
+        update(other, "a", TrainingBatch("text", plain))["rlvr/text/train_inference_mismatch"] > 0.1
+    )

@@ -17,7 +17,7 @@ from copd.config import Config
 from copd.engine import LocalEngine
 from copd.recipes import build_plan
 from copd.run.step import Position, take_step
-from copd.types import Lesson, ProblemId, SampleRequest, ScoreRequest, UpdateRequest
+from copd.types import ProblemId, RolloutRequest, ScoreRequest, TrainingBatch, UpdateRequest
 from tests.conftest import READING_TEMPLATE, character_tokenizer
 
 LORA = {"path": "tiny", "device": "cpu", "branches": "lora", "lora": {"rank": 4}}
@@ -33,26 +33,26 @@ def engine(make_engine) -> LocalEngine:
 
 def batches(engine: LocalEngine, name: str, *domains: str):
     requests = [
-        SampleRequest(d, tuple(ProblemId(d, "train", i) for i in range(4)), 1.0, 5, "a test")
+        RolloutRequest(d, tuple(ProblemId(d, "train", i) for i in range(4)), 1.0, 5, "a test")
         for d in domains
     ]
-    return engine.each(Branch.sample, {name: requests})[name]
+    return engine.call(Branch.sample, {name: requests})[name]
 
 
 def scored(engine: LocalEngine, teacher: str, batch):
     question = ScoreRequest(batch.problems, batch.token_ids, batch.lengths, batch.lengths[:3], 4)
-    return engine.each(Branch.score, {teacher: [question]})[teacher][0]
+    return engine.call(Branch.score, {teacher: [question]})[teacher][0]
 
 
 def learn(engine: LocalEngine, student: str, teacher: str) -> None:
     native, cross = batches(engine, student, "text", "image")
-    lesson = Lesson("image", cross, scored(engine, teacher, cross))
-    request = UpdateRequest((Lesson("text", native), lesson), "a test")
-    engine.each(Branch.update, {student: request})
+    lesson = TrainingBatch("image", cross, scored(engine, teacher, cross))
+    request = UpdateRequest((TrainingBatch("text", native), lesson), "a test")
+    engine.call(Branch.update, {student: request})
 
 
 def weights(engine: LocalEngine, name: str) -> dict[str, torch.Tensor]:
-    return engine.each(Branch.weights, {name: None})[name]
+    return engine.call(Branch.weights, {name: None})[name]
 
 
 def test_an_update_moves_the_branch_and_nothing_else(engine):
@@ -91,7 +91,7 @@ def test_all_branches_live_in_one_model(engine):
 
 def test_a_checkpoint_is_the_adapter_and_its_optimizer(engine, make_engine, tmp_path):
     learn(engine, "a", "b")
-    engine.each(Branch.save, {"a": tmp_path})
+    engine.call(Branch.save, {"a": tmp_path})
     stored = load_file(tmp_path / "a" / "model.safetensors")
     assert stored.keys() == weights(engine, "a").keys()
     assert all(name.endswith(("lora_A", "lora_B")) for name in stored)
@@ -99,7 +99,7 @@ def test_a_checkpoint_is_the_adapter_and_its_optimizer(engine, make_engine, tmp_
     assert len(moments) == 1 + 2 * len(stored)
 
     again = make_engine("a", "b", model=LORA)
-    again.each(Branch.restore, {"a": tmp_path})
+    again.call(Branch.restore, {"a": tmp_path})
     for one in (engine, again):
         learn(one, "a", "b")
     ours, theirs = weights(engine, "a"), weights(again, "a")

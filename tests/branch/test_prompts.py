@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from copd.branch.prompts import PromptBook
+from copd.branch.prompts import PromptCache
 from copd.domains.digits import DigitsDomain
 from copd.types import Image, Message, ProblemId
 
@@ -16,13 +16,13 @@ def test_the_book_forgets_the_oldest_when_full(make_engine):
     book = engine._branches["a"]._book
     names = [ProblemId("image", "train", i) for i in range(4)]
     largest = max(prompt.num_bytes for prompt in book.prompts(names))
-    small = PromptBook(book.domains, book._render, max_bytes=2 * largest)
+    small = PromptCache(book.domains, book._render, max_bytes=2 * largest)
     first = small.prompts(names)
     assert len(first) == 4
     assert 1 <= len(small._entries) <= 3
     assert small.prompts(names[-1:])[0] is first[-1]
     assert small.prompts(names[:1])[0] is not first[0]
-    few = PromptBook(book.domains, book._render, size=2)
+    few = PromptCache(book.domains, book._render, size=2)
     few.prompts(names)
     assert list(few._entries) == names[-2:]
 
@@ -35,7 +35,7 @@ def test_a_verifier_renders_nothing(make_engine):
         rendered.extend(conversations)
         return book._render(conversations)
 
-    small = PromptBook(book.domains, render, size=1)
+    small = PromptCache(book.domains, render, size=1)
     names = [ProblemId("image", "train", i) for i in range(2)]
     small.prompts(names)
     answers = [book.problem(name).answer for name in names]
@@ -52,7 +52,7 @@ def test_a_prompt_that_is_asked_for_twice_is_rendered_once(make_engine):
         rendered.append(len(conversations))
         return book._render(conversations)
 
-    small = PromptBook(book.domains, render, size=20)
+    small = PromptCache(book.domains, render, size=20)
     names = [ProblemId("image", "train", i % 18) for i in range(40)]
     prompts = small.prompts(names)
     assert rendered == [16, 2]
@@ -85,7 +85,7 @@ def test_a_prompt_that_cannot_be_rendered_says_which(make_engine):
     domains = {name: Odd(**vars(domain)) for name, domain in book.domains.items()}
     names = [ProblemId("image", "train", i) for i in range(4)]
     with pytest.raises(ValueError, match="image pixels must be RGB") as caught:
-        PromptBook(domains, book._render).prompts(names)
+        PromptCache(domains, book._render).prompts(names)
     assert caught.value.__notes__ == ["raised when rendering train problem 2 of domain 'image'"]
 
 
@@ -99,7 +99,7 @@ def test_a_verifier_decodes_nothing(make_engine):
             return super().problem(split, index)
 
     domains = {name: Counting(**vars(domain)) for name, domain in book.domains.items()}
-    small = PromptBook(domains, book._render, size=1)
+    small = PromptCache(domains, book._render, size=1)
     names = [ProblemId("image", "train", i) for i in range(3)]
     small.prompts(names)
     answers = [small.problem(name).answer for name in names]

@@ -7,8 +7,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from copd.branch.sampling import cut_loops, sample_batches
-from copd.policy import Prompt, Wanted
+from copd.branch.sampling import plan_decode_loops, sample_batches
+from copd.policy import Prompt, SamplingRequest
 from copd.types import ProblemId
 
 
@@ -19,10 +19,12 @@ from copd.types import ProblemId
 )
 def test_loops_cover_every_prompt_once_in_order_within_the_limits(sizes, max_rows, max_tokens):
     batches = [
-        Wanted([Prompt(torch.zeros(n, dtype=torch.int64)) for n in own], 2 + index, 1.0, seed=0)
+        SamplingRequest(
+            [Prompt(torch.zeros(n, dtype=torch.int64)) for n in own], 2 + index, 1.0, seed=0
+        )
         for index, own in enumerate(sizes)
     ]
-    loops = list(cut_loops(batches, max_rows=max_rows, max_tokens=max_tokens))
+    loops = list(plan_decode_loops(batches, max_rows=max_rows, max_tokens=max_tokens))
     seen = [(i, place) for loop in loops for i, part in loop for place in range(100)[part]]
     assert seen == [(i, place) for i, own in enumerate(sizes) for place in range(len(own))]
     for loop in loops:
@@ -45,7 +47,7 @@ def batches(make_engine):
 
     def make():
         return [
-            Wanted(
+            SamplingRequest(
                 branch._book.prompts([ProblemId(domain, "train", i) for i in range(3)]),
                 group_size=4,
                 temperature=temperature,

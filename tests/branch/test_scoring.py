@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from copd.branch.scoring import join_requests, split_scores
-from copd.types import ProblemId, ScoreRequest, Scores
+from copd.branch.scoring import join_requests, split_outputs
+from copd.types import ProblemId, ScoreRequest, TeacherOutputs
 
 
 def request(index: int, lengths: list[int], probes: list[int]) -> ScoreRequest:
@@ -31,13 +31,13 @@ def test_questions_stand_end_to_end():
 
 def test_everyone_gets_the_answer_to_his_question():
     joined = join_requests(REQUESTS)
-    answer = Scores(
+    teacher_outputs = TeacherOutputs(
         logprobs=-joined.token_ids.astype(np.float32),
         probes=joined.probes,
         topk_ids=np.repeat(joined.token_ids[joined.probes], 2).reshape(3, 2),
         topk_logprobs=np.zeros((3, 2), dtype=np.float32),
     )
-    for asked, given in zip(REQUESTS, split_scores(answer, REQUESTS), strict=True):
+    for asked, given in zip(REQUESTS, split_outputs(teacher_outputs, REQUESTS), strict=True):
         assert given.logprobs.tolist() == (-asked.token_ids).tolist()
         assert given.probes.tolist() == asked.probes.tolist()
         assert given.topk_ids[:, 0].tolist() == asked.token_ids[asked.probes].tolist()

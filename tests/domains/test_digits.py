@@ -213,9 +213,9 @@ def test_the_verifier_reads_the_final_answer():
 @pytest.mark.parametrize(
     ("text", "reading"), [("A1,2#7", "7"), ("#1# 2\n", "2"), ("#", ""), ("7", ""), ("", "")]
 )
-def test_the_reading_is_what_was_verified(text, reading):
+def test_the_reading_is_what_was_verified(text, extract_answer):
     one = domain("text", "chain")
-    assert one.reading(one.problem("test", 0), text) == reading
+    assert one.extract_answer(one.problem("test", 0), text) == extract_answer
 
 
 def test_user_errors():

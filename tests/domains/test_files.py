@@ -398,7 +398,10 @@ def test_a_completion_is_verified_and_read(tmp_path: Path):
     rows = [{"prompt": "?", "answer": "#### 1,080"}]
     problem = only(domain := opened(write_lines(tmp_path / "a.jsonl", rows)))
     assert (domain.verify(problem, "so #1,080"), domain.verify(problem, "so 1,080")) == (1.0, 0.0)
-    assert (domain.reading(problem, "so # 7 "), domain.reading(problem, "so")) == ("7", "")
+    assert (domain.extract_answer(problem, "so # 7 "), domain.extract_answer(problem, "so")) == (
+        "7",
+        "",
+    )
     domain = opened(tmp_path / "a.jsonl", "--verifier", "{type = 'numeric', mark = ''}")
     assert domain.verify(problem, "it is $1080.00!") == 1.0
-    assert domain.reading(problem, "it is $1080.50!") == "1080.5"
+    assert domain.extract_answer(problem, "it is $1080.50!") == "1080.5"

@@ -19,7 +19,7 @@ from copd.domains.files import open_files
 from copd.domains.files.clips import ClipBudget, choose_frames, read_clip
 from copd.domains.files.draft import Kind, Media
 from copd.domains.files.media import MediaReader
-from copd.policy.render import Renderer, load_renderer
+from copd.policy.rendering.render import Renderer, load_renderer
 from copd.policy.tiny import resolve
 from copd.types import Image, Split, Video
 from scripts.make_files_example import write_clip, write_domain, write_picture

@@ -10,8 +10,8 @@ pytest.importorskip("reasoning_gym", reason="needs the extra gym")
 from copd.config import GymConfig, load_config
 from copd.domains import load_domains, with_sizes
 from copd.domains.base import Domain
-from copd.domains.verifiers.pool import pool_for
 from copd.types import Problem, Split
+from copd.verifiers.pool import pool_for
 
 NAMES = ("chain_sum", "isomorphic_strings", "spiral_matrix")
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
@@ -78,7 +78,7 @@ def test_its_own_scorer_judges_the_answer(gym):
     wrong = ("", sum_.answer, "<answer>", "<answer></answer>", "<answer>x</answer>")
     assert gym.verify_all([sum_] * 6, [right, *wrong]) == [1.0, 0, 0, 0, 0, 0]
     assert gym.verify(spiral, f"<answer>{spiral.answer}</answer>") == 1.0
-    assert gym.reading(sum_, right) == sum_.answer
+    assert gym.extract_answer(sum_, right) == sum_.answer
     assert gym.verify_all([spiral, sum_], [f"<answer>{spiral.answer}</answer>", right]) == [1, 1]
 
 

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 import torch
 
-from copd.engine.message import flat, narrow
+from copd.engine.message import narrow, reduce_array
 
 
 class Pickler(pickle.Pickler):
     def reducer_override(self, obj: Any) -> Any:
-        return flat(obj)
+        return reduce_array(obj)
 
 
 def message(value: object) -> bytes:

@@ -83,14 +83,16 @@ class ShortLived:
     def __init__(self, engine: Engine) -> None:
         self.spawn, self.drop = engine.spawn, engine.drop
         self.clear, self.close = engine.clear, engine.close
-        self._each, self._num_updates = engine.each, 0
+        self._call, self._num_updates = engine.call, 0
         self.is_parallel = engine.is_parallel
 
-    def each(self, verb: Callable[[Branch, Any], Any], inputs: Mapping[str, Any]) -> dict[str, Any]:
-        self._num_updates += verb is Branch.update
+    def call(
+        self, method: Callable[[Branch, Any], Any], inputs: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        self._num_updates += method is Branch.update
         if self._num_updates == 2:
             raise Stopped
-        return self._each(verb, inputs)
+        return self._call(method, inputs)
 
 
 @pytest.mark.ray
@@ -134,7 +136,7 @@ def test_a_run_goes_on_on_fewer_machines(tmp_path):
         try:
             with pytest.raises(Stopped):
                 Runner(config, engine, Console()).run()
-            assert len(set(inner.each(machine, {"text": None, "image": None}).values())) == 2
+            assert len(set(inner.call(machine, {"text": None, "image": None}).values())) == 2
         finally:
             engine.close()
     with machines(3) as address:

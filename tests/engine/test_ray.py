@@ -18,7 +18,7 @@ from rich.console import Console
 
 from copd.branch import Branch, Diverged
 from copd.config import Config, RayEngineConfig, load_config
-from copd.engine import BranchLost, LocalEngine, Task, create_engine, run_tasks, wait_for
+from copd.engine import BranchLost, BranchTask, LocalEngine, create_engine, run_tasks, wait_for
 from copd.run import commands, runner
 
 SETTINGS = {
@@ -81,18 +81,18 @@ def test_a_run_has_the_same_bits_on_both_engines(cluster, tmp_path, max_stalenes
     require_equal(end_state(tmp_path / "ray"), local)
 
 
-def deadly(verb: Callable[[Branch, Any], Any], victim: str, calls: tuple[int, ...], marks: Path):
-    """The verb, but its n-th calls kill the victim's process, counted over all its lives."""
+def deadly(method: Callable[[Branch, Any], Any], victim: str, calls: tuple[int, ...], marks: Path):
+    """The method, but its n-th calls kill the victim's process, counted over all its lives."""
 
     def wrapped(branch: Branch, value: Any) -> Any:
         if branch.name == victim:
-            call = len(list(marks.glob(f"{verb.__name__}*"))) + 1
-            (marks / f"{verb.__name__}{call}").touch()
+            call = len(list(marks.glob(f"{method.__name__}*"))) + 1
+            (marks / f"{method.__name__}{call}").touch()
             if call in calls:
                 os.kill(os.getpid(), signal.SIGKILL)
-        return verb(branch, value)
+        return method(branch, value)
 
-    wrapped.__name__ = verb.__name__
+    wrapped.__name__ = method.__name__
     return wrapped
 
 
@@ -110,9 +110,9 @@ def test_killed_branches_do_not_change_the_end(cluster, tmp_path, capsys, every)
     marks.mkdir()
 
     class Deadly(RayEngine):
-        def each(self, verb, inputs):
-            at = calls.get(verb.__name__)
-            return super().each(deadly(verb, "image", at, marks) if at else verb, inputs)
+        def call(self, method, inputs):
+            at = calls.get(method.__name__)
+            return super().call(deadly(method, "image", at, marks) if at else method, inputs)
 
     lora = {**SETTINGS["model"], "branches": "lora", "lora": {"rank": 2}}
     local = {"type": "local", "num_threads": 1}
@@ -127,8 +127,10 @@ def test_killed_branches_do_not_change_the_end(cluster, tmp_path, capsys, every)
     finally:
         engine.close()
     said = capsys.readouterr().out
-    for verb in calls:
-        assert f"was lost in {verb}: The actor is dead because its worker process has died" in said
+    for method in calls:
+        assert (
+            f"was lost in {method}: The actor is dead because its worker process has died" in said
+        )
     assert said.count("branch 'image' (process ") == len(calls)
     assert said.count(f"Beginning again after step {1 if every == 1 else 0}, ") == len(calls)
     require_equal(end_state(tmp_path / "ray"), end_state(tmp_path / "local"))
@@ -155,7 +157,7 @@ def test_what_crosses_stays_what_it_was(engine):
     engine.spawn("a", "tiny")
 
     def ask(work: Callable[[Any], Any], value: Any = None) -> Any:
-        return engine.each(lambda _, given: work(given), {"a": value})["a"]
+        return engine.call(lambda _, given: work(given), {"a": value})["a"]
 
     assert ask(lambda _: (torch.get_num_threads(), os.environ["OMP_NUM_THREADS"])) == (1, "1")
     assert ask(lambda _: str(Path.cwd())) == str(Path.cwd())
@@ -177,7 +179,7 @@ def test_what_crosses_stays_what_it_was(engine):
     first = ask(lambda _: os.getpid())
     engine.drop("a")
     engine.spawn("b", "tiny", frozen=True)
-    assert engine.each(lambda branch, _: (branch.name, os.getpid()), {"b": None}) == {
+    assert engine.call(lambda branch, _: (branch.name, os.getpid()), {"b": None}) == {
         "b": ("b", first)
     }
     engine.drop("b")
@@ -189,7 +191,7 @@ def test_a_wrong_model_is_the_same_sentence_on_both_engines(engine, tmp_path):
     for each in (LocalEngine(make_config(tmp_path)), engine):
         with pytest.raises((ValueError, OSError)) as caught:
             each.spawn("a", str(tmp_path))
-            each.each(lambda branch, _: None, {"a": None})
+            each.call(lambda branch, _: None, {"a": None})
         sentences.append((type(caught.value), str(caught.value)))
         each.clear()
     assert sentences[0] == sentences[1]
@@ -198,15 +200,15 @@ def test_a_wrong_model_is_the_same_sentence_on_both_engines(engine, tmp_path):
 @pytest.mark.ray
 def test_a_branch_that_hangs_is_lost_and_comes_back(engine, monkeypatch):
     engine.spawn("a", "tiny")
-    assert engine.each(lambda branch, _: branch.name, {"a": None}) == {"a": "a"}
+    assert engine.call(lambda branch, _: branch.name, {"a": None}) == {"a": "a"}
     limited = engine._settings.model_copy(update={"time_limit": 0.5})
     monkeypatch.setattr(engine, "_settings", limited)
     with pytest.raises(BranchLost, match=r"'a' \(process \d+ on .*did not answer within 0.5 s"):
-        engine.each(lambda _, seconds: time.sleep(seconds), {"a": 300.0})
+        engine.call(lambda _, seconds: time.sleep(seconds), {"a": 300.0})
     monkeypatch.undo()
     engine.clear()
     engine.spawn("a", "tiny")
-    assert engine.each(lambda branch, _: branch.name, {"a": None}) == {"a": "a"}
+    assert engine.call(lambda branch, _: branch.name, {"a": None}) == {"a": "a"}
     engine.drop("a")
 
 
@@ -224,8 +226,8 @@ def test_after_a_loss_nobody_is_waited_for_and_its_cause_is_told(engine):
     wait_for(engine, ["a", "b"])
     began = time.monotonic()
     tasks = {
-        ("sleep", "a"): Task("a", sleep, lambda _: 300.0),
-        ("die", "b"): Task("b", die, lambda _: 0.5),
+        ("sleep", "a"): BranchTask("a", sleep, lambda _: 300.0),
+        ("die", "b"): BranchTask("b", die, lambda _: 0.5),
     }
     with pytest.raises(BranchLost, match=r"'b' \(process \d+ on .*lost in die: .*has died"):
         list(run_tasks(engine, [tasks]))
@@ -239,7 +241,7 @@ def test_an_interrupted_run_leaves_no_process(tmp_path):
     """Its own cluster, relative paths, and Ctrl-C as a terminal sends it: to all processes."""
     pytest.importorskip("ray")
     (tmp_path / "config.json").write_text(json.dumps({**SETTINGS, "output_dir": "run"}))
-    command = [sys.executable, "-m", "copd.cli", "train", "config.json", "--engine.type", "ray"]
+    command = [sys.executable, "-m", "copd", "train", "config.json", "--engine.type", "ray"]
     words = [*command, "--recipe.rlvr_steps", "9999", "--evaluation.base", "false"]
     run = subprocess.Popen(
         words,

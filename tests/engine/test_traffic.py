@@ -26,7 +26,7 @@ LOWER_BOUND = 0.01
 
 @dataclass
 class Traffic:
-    """Bytes by verb, both ways, as Ray would carry them; tokens scored, and who asks about them."""
+    """Bytes by method, both ways, as Ray would carry them; tokens scored, and who asks about them."""
 
     num_bytes: Counter[str] = field(default_factory=Counter)
     num_scored: int = 0
@@ -40,16 +40,18 @@ class Weighing(LocalEngine):
         super().__init__(config)
         self._traffic = traffic
 
-    def each(self, verb: Callable[[Branch, Any], Any], inputs: Mapping[str, Any]) -> dict[str, Any]:
+    def call(
+        self, method: Callable[[Branch, Any], Any], inputs: Mapping[str, Any]
+    ) -> dict[str, Any]:
         from copd.engine.actor import pack
         from copd.engine.host import Host
 
-        answers = super().each(verb, inputs)
+        answers = super().call(method, inputs)
         for name, value in inputs.items():
-            question = pack((Host.apply, (verb, {name: value})))
+            question = pack((Host.apply, (method, {name: value})))
             answer = pack({name: answers[name]})
-            self._traffic.num_bytes[verb.__name__] += len(question) + len(answer)
-            if verb is Branch.score:
+            self._traffic.num_bytes[method.__name__] += len(question) + len(answer)
+            if method is Branch.score:
                 self._traffic.num_scored += sum(len(asked.token_ids) for asked in value)
                 self._traffic.num_named += sum(len(pack(asked.problems)) for asked in value)
         return answers
@@ -62,12 +64,12 @@ def mutual_step(*words: str) -> tuple[Mapping[str, Metrics], Traffic]:
     noise = torch.Generator().manual_seed(0)
     for name in plan.branches:
         engine.spawn(name, config.model.path)
-        [weights] = engine.each(Branch.weights, {name: None}).values()
+        [weights] = engine.call(Branch.weights, {name: None}).values()
         moved = {
             key: w + 0.05 * w.std(correction=0) * torch.randn(w.shape, generator=noise)
             for key, w in weights.items()
         }
-        engine.each(Branch.set_weights, {name: moved})
+        engine.call(Branch.set_weights, {name: moved})
     return take_step(engine, config, Position(4, 1, plan.stages[1])).metrics, traffic
 
 

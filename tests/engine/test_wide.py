@@ -13,17 +13,17 @@ import torch
 from safetensors.torch import load_file
 
 from copd.branch import Branch
-from copd.branch.learning import Record
-from copd.branch.ranks import ALONE, Ranks
+from copd.branch.learner import BatchRecord
+from copd.branch.ranks import SINGLE_RANK, Ranks
 from copd.config import Config, RayEngineConfig
 from copd.engine import BranchLost, LocalEngine
 from copd.run import commands
 from copd.types import (
     EvaluationRequest,
-    Lesson,
     ProblemId,
-    SampleRequest,
+    RolloutRequest,
     ScoreRequest,
+    TrainingBatch,
     UpdateRequest,
 )
 
@@ -70,19 +70,19 @@ def fresh(engines, tmp_path) -> list[Any]:
     """The same engines with the weights of the base and no updates."""
     base = LocalEngine(make_config(tmp_path))
     base.spawn("a", "tiny")
-    weights = base.each(Branch.weights, {"a": None})["a"]
+    weights = base.call(Branch.weights, {"a": None})["a"]
     for engine in engines:
-        engine.each(Branch.set_weights, {"a": weights})
+        engine.call(Branch.set_weights, {"a": weights})
     return engines
 
 
-def both(engines, verb, value: Any) -> list[Any]:
-    return [engine.each(verb, {"a": value})["a"] for engine in engines]
+def both(engines, method, value: Any) -> list[Any]:
+    return [engine.call(method, {"a": value})["a"] for engine in engines]
 
 
-def request(domain: str, count: int, seed: int = 5) -> SampleRequest:
+def request(domain: str, count: int, seed: int = 5) -> RolloutRequest:
     problems = tuple(ProblemId(domain, "train", i) for i in range(count))
-    return SampleRequest(f"rlvr/{domain}", problems, 1.0, seed, "step 1")
+    return RolloutRequest(f"rlvr/{domain}", problems, 1.0, seed, "step 1")
 
 
 def require_close(one: Any, other: Any) -> None:
@@ -105,7 +105,7 @@ def require_near(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -
 
 
 def saved(engine: Any, folder: Path) -> list[dict[str, torch.Tensor]]:
-    engine.each(Branch.save, {"a": folder})
+    engine.call(Branch.save, {"a": folder})
     return [load_file(folder / "a" / f"{x}.safetensors") for x in ("model", "optimizer")]
 
 
@@ -120,9 +120,9 @@ def teach(batches, scores) -> UpdateRequest:
     rewards = np.arange(first.rewards.size, dtype=np.float32).reshape(first.rewards.shape)
     moved = [replace(s, logprobs=s.logprobs + np.sin(np.arange(len(s.logprobs)))) for s in scores]
     moved = [replace(s, logprobs=s.logprobs.astype(np.float32)) for s in moved]
-    lessons = [Lesson("text", replace(first, rewards=rewards))]
+    lessons = [TrainingBatch("text", replace(first, rewards=rewards))]
     for i, (batch, told) in enumerate(zip(others, moved[1:], strict=True)):
-        lessons.append(Lesson("image", replace(batch, action=f"opd/{i}"), told))
+        lessons.append(TrainingBatch("image", replace(batch, action=f"opd/{i}"), told))
     return UpdateRequest(tuple(lessons), "step 1")
 
 
@@ -147,8 +147,8 @@ def test_two_ranks_sample_score_and_learn_as_one_process(fresh, tmp_path):
 
 def test_a_parameter_that_no_rank_touched_stays_as_it_is(fresh, tmp_path):
     """Text alone does not reach the tower: no moments, and no weight decay."""
-    [batch] = fresh[0].each(Branch.sample, {"a": [request("text", 3)]})["a"]
-    scores = fresh[0].each(Branch.score, {"a": [ask(batch)]})["a"]
+    [batch] = fresh[0].call(Branch.sample, {"a": [request("text", 3)]})["a"]
+    scores = fresh[0].call(Branch.score, {"a": [ask(batch)]})["a"]
     both(fresh, Branch.update, teach([batch], scores))
     one, two = (saved(e, tmp_path / str(i))[1] for i, e in enumerate(fresh))
     assert one.keys() == two.keys()
@@ -156,18 +156,18 @@ def test_a_parameter_that_no_rank_touched_stays_as_it_is(fresh, tmp_path):
 
 
 def test_a_branch_goes_on_with_another_number_of_ranks(fresh, tmp_path):
-    batches = fresh[0].each(Branch.sample, {"a": [request("text", 3)]})["a"]
-    scores = fresh[0].each(Branch.score, {"a": [ask(batch) for batch in batches]})["a"]
+    batches = fresh[0].call(Branch.sample, {"a": [request("text", 3)]})["a"]
+    scores = fresh[0].call(Branch.score, {"a": [ask(batch) for batch in batches]})["a"]
     lesson = teach(batches, scores)
     one, two = fresh
-    two.each(Branch.update, {"a": lesson})
+    two.call(Branch.update, {"a": lesson})
     begun = saved(two, tmp_path / "two")
-    one.each(Branch.restore, {"a": tmp_path / "two"})
+    one.call(Branch.restore, {"a": tmp_path / "two"})
     for mine, its in zip(saved(one, tmp_path / "one"), begun, strict=True):
         assert mine.keys() == its.keys()
         assert all(torch.equal(mine[name], its[name]) for name in its)
-    two.each(Branch.update, {"a": lesson})
-    two.each(Branch.restore, {"a": tmp_path / "one"})
+    two.call(Branch.update, {"a": lesson})
+    two.call(Branch.restore, {"a": tmp_path / "one"})
     assert both(fresh, Branch.update, lesson)[0]["update/grad_norm"] > 0
     for mine, its in zip(saved(one, tmp_path / "x"), saved(two, tmp_path / "y"), strict=True):
         require_near(mine, its)
@@ -177,14 +177,14 @@ def test_what_a_branch_tells_is_told_once(fresh, tmp_path):
     """Evaluations, portraits, weights, and folders with the same bits."""
     wanted = EvaluationRequest("text", "test", 3, 2, 0.7, 8, seed=1)
     for part in (None, (2, 3)):
-        require_close(*both(fresh, Branch.evaluate, replace(wanted, piece=part)))
-    [one], [two] = both(fresh, Branch.portray, [request("image", 2)])
+        require_close(*both(fresh, Branch.evaluate, replace(wanted, shard=part)))
+    [one], [two] = both(fresh, Branch.probe, [request("image", 2)])
     require_close(one, two)
     one, two = both(fresh, Branch.weights, None)
     assert all(torch.equal(one[name], two[name]) for name in one)
     folders = tmp_path / "one", tmp_path / "two"
     for engine, folder in zip(fresh, folders, strict=True):
-        engine.each(Branch.export, {"a": folder})
+        engine.call(Branch.export, {"a": folder})
     files = [{p.name: p.read_bytes() for p in folder.iterdir()} for folder in folders]
     assert files[0] == files[1] and "model.safetensors" in files[0]
 
@@ -207,7 +207,7 @@ def test_what_one_rank_raises_the_branch_raises(fresh):
     asked = request("text", 3)
     for rank in (0, 1):
         with pytest.raises(ValueError, match=f"rank {rank} cannot"):
-            fresh[1].each(spoiled, {"a": rank})
+            fresh[1].call(spoiled, {"a": rank})
     [one], [two] = both(fresh, Branch.sample, [asked])
     require_close(one, two)
 
@@ -221,10 +221,10 @@ def test_a_rank_that_dies_is_the_branch_that_is_lost(fresh):
             os.kill(os.getpid(), signal.SIGKILL)
         return Branch.update(branch, value)
 
-    batches = one.each(Branch.sample, {"a": [request("text", 3)]})["a"]
-    lesson = teach(batches, one.each(Branch.score, {"a": [ask(b) for b in batches]})["a"])
+    batches = one.call(Branch.sample, {"a": [request("text", 3)]})["a"]
+    lesson = teach(batches, one.call(Branch.score, {"a": [ask(b) for b in batches]})["a"])
     with pytest.raises(BranchLost, match=r"branch 'a' \(rank 1, process \d+ on .* in deadly"):
-        two.each(deadly, {"a": lesson})
+        two.call(deadly, {"a": lesson})
     two.clear()
     two.spawn("a", "tiny")
     [mine], [its] = both(fresh, Branch.sample, [request("text", 3)])
@@ -247,17 +247,21 @@ def test_a_run_ends_where_one_process_does(engines, tmp_path):
 
 def test_pieces_are_runs_that_cover_everything():
     for count in range(9):
-        pieces = [Ranks(rank, 4).piece(count) for rank in range(4)]
+        pieces = [Ranks(rank, 4).shard(count) for rank in range(4)]
         assert [i for piece in pieces for i in range(count)[piece]] == list(range(count))
         sizes = [piece.stop - piece.start for piece in pieces]
         assert max(sizes) - min(sizes) <= 1
-    assert ALONE.piece(3) == slice(0, 3) and ALONE.is_first and ALONE.together(lambda: 7) == [7]
+    assert (
+        SINGLE_RANK.shard(3) == slice(0, 3)
+        and SINGLE_RANK.is_first
+        and SINGLE_RANK.all_ranks(lambda: 7) == [7]
+    )
 
 
 def test_records_of_pieces_are_one_lessons():
     tensors = torch.arange(3.0).split(1)
-    pieces = [Record(0.5, [tensors[0]], clipped=1.0), Record(0.25, [*tensors[1:]])]
-    assert Record.join(pieces) == Record(0.75, [*tensors], clipped=1.0)
+    pieces = [BatchRecord(0.5, [tensors[0]], clipped=1.0), BatchRecord(0.25, [*tensors[1:]])]
+    assert BatchRecord.join(pieces) == BatchRecord(0.75, [*tensors], clipped=1.0)
 
 
 @pytest.mark.parametrize(

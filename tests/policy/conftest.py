@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from copd.policy import Policy, Prompt
-from copd.types import Image, Message, Part, Text, Video
+from copd.types import ContentPart, Image, Message, Text, Video
 
 KINDS = ("text", "image", "video", "mixed")
 
@@ -57,7 +57,7 @@ def clip(num_frames: int) -> Video:
     return Video(frames.astype(np.uint8), fps=2.0)
 
 
-MESSAGES: dict[str, list[tuple[Part, ...]]] = {
+MESSAGES: dict[str, list[tuple[ContentPart, ...]]] = {
     "text": [
         (Text("How many?"),),
         (Text("Name the largest of 3, 8 and 5."),),

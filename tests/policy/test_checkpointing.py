@@ -4,7 +4,12 @@ import pytest
 import torch
 
 from copd.policy import Adapters, Policy
-from tests.policy.test_packing import RAGGED, assert_same_gradients, gradients, packed_logprobs
+from tests.policy.readers.test_packed import (
+    RAGGED,
+    assert_same_gradients,
+    gradients,
+    packed_logprobs,
+)
 
 
 def saved_bytes(policy: Policy, prompts, completions) -> int:

@@ -13,8 +13,8 @@ from torch.utils._pytree import tree_leaves
 
 from copd.functional.logprobs import full_logprobs, token_logprobs
 from copd.policy import Policy
-from copd.policy.decoding import Decoding
-from copd.policy.flex import block_mask
+from copd.policy.readers.flex import block_mask
+from copd.policy.sampling.decoding import Decoding
 
 _COPIES = {torch.ops.aten._to_copy.default, torch.ops.aten.copy_.default}
 RAGGED = [[1, 9, 4], [6], [2, 3, 12, 1]]

@@ -16,14 +16,14 @@ from copd.functional import token_logprobs
 from copd.policy import Adapters, Policy
 from copd.types import Image, Message, Text, Video
 from tests.policy.conftest import KINDS
-from tests.policy.test_greedy import greedy
-from tests.policy.test_packing import (
+from tests.policy.readers.test_packed import (
     RAGGED,
     assert_same_gradients,
     gradients,
     packed_logprobs,
     padded_logprobs,
 )
+from tests.policy.sampling.test_greedy import greedy
 
 
 @pytest.fixture(scope="module")

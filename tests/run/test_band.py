@@ -7,8 +7,8 @@ import pytest
 from copd.config import BandConfig
 from copd.recipes import OPD, RLVR, Stage
 from copd.run import commands
-from copd.run.band import governed, mean_overlap
-from copd.run.directory import read_lines
+from copd.run.band import apply_band, mean_overlap
+from copd.storage import read_lines
 
 NATIVE = (RLVR("text", "text"), RLVR("image", "image"))
 CROSS = (OPD("text", "image", "image"), OPD("image", "text", "text"))
@@ -44,14 +44,14 @@ def test_the_overlap_is_that_of_students_with_teachers_on_the_taught_domain():
     ],
 )
 def test_teachers_begin_below_the_band_and_end_above_it(overlaps: list[float], is_taught: bool):
-    stage = governed(STAGE, [line(o, o) for o in overlaps])
+    stage = apply_band(STAGE, [line(o, o) for o in overlaps])
     assert stage.actions == (NATIVE + CROSS if is_taught else NATIVE)
     assert (stage.name, stage.steps) == ("mutual", 9)
 
 
 def test_a_stage_without_a_band_is_as_planned():
     plain = Stage("mutual", 2, NATIVE + CROSS)
-    assert governed(plain, [line(1.0, 1.0)]) == plain
+    assert apply_band(plain, [line(1.0, 1.0)]) == plain
 
 
 def test_a_run_is_taught_only_where_its_comparisons_say_so(make_config, tmp_path):

@@ -6,11 +6,11 @@ import torch
 from copd.branch import Branch
 from copd.engine import LocalEngine
 from copd.run import commands
-from copd.run.directory import read_lines
 from copd.run.dynamics import measure
 from copd.run.seeds import derive_seed
 from copd.run.step import REFERENCE
-from copd.types import ProblemId, SampleRequest
+from copd.storage import read_lines
+from copd.types import ProblemId, RolloutRequest
 
 MONITOR = {"every": 2, "num_problems": 2, "num_samples": 1}
 
@@ -23,20 +23,20 @@ def test_rows_speak_and_columns_compare(make_config, tmp_path):
         generator = torch.Generator().manual_seed(seed)
         moved = {
             key: value + 0.03 * (name != REFERENCE) * torch.randn(value.shape, generator=generator)
-            for key, value in engine.each(Branch.weights, {name: None})[name].items()
+            for key, value in engine.call(Branch.weights, {name: None})[name].items()
         }
-        engine.each(Branch.set_weights, {name: moved})
+        engine.call(Branch.set_weights, {name: moved})
     found = measure(engine, config, ("a", "b"), 7, "rlvr")["domains"]["image"]
     problems = tuple(ProblemId("image", "validation", i) for i in range(2))
     place = derive_seed(config.seed, "image", "dynamics")
-    wanted = SampleRequest("dynamics", problems, 1.0, place, "step 7")
+    wanted = RolloutRequest("dynamics", problems, 1.0, place, "step 7")
     models = ("a", "b", REFERENCE)
     for row, speaker in enumerate(("a", "b")):
-        [portrait] = engine.each(Branch.portray, {speaker: [wanted]})[speaker]
+        [portrait] = engine.call(Branch.probe, {speaker: [wanted]})[speaker]
         for column, judge in enumerate(models):
             if judge == speaker:
                 continue
-            [[likeness]] = engine.each(Branch.compare, {judge: [[portrait]]})[judge]
+            [[likeness]] = engine.call(Branch.measure_agreement, {judge: [[portrait]]})[judge]
             overlap, divergence = (found[name][row][column] for name in ("overlap", "symmetric_kl"))
             assert overlap == pytest.approx(likeness.overlap, abs=1e-6)
             assert divergence == pytest.approx(likeness.symmetric_kl, rel=1e-3)

@@ -8,20 +8,19 @@ import pytest
 from rich.console import Console
 
 from copd.engine import create_engine
-from copd.run.evaluation import (
+from copd.monitor.results import (
     DomainResult,
-    domain_result,
-    estimate,
-    evaluate,
     from_json,
     gain,
     gain_lines,
+    mean_interval,
     overall,
     pass_at_k,
     results_table,
     to_json,
 )
-from copd.types import Answers
+from copd.run.evaluation import domain_result, evaluate
+from copd.types import EvaluationRollouts
 
 
 def result(accuracy, suites=None):
@@ -44,20 +43,20 @@ def test_pass_at_k_is_the_chance_that_a_drawn_subset_has_a_correct_sample():
 
 
 def test_the_interval_is_over_problems_not_over_samples():
-    one = estimate([0.0, 1.0, 1.0, 0.0])
+    one = mean_interval([0.0, 1.0, 1.0, 0.0])
     half = 1.96 * math.sqrt((1 / 3) / 4)
     assert (one.mean, one.low, one.high) == pytest.approx((0.5, 0.5 - half, 0.5 + half), abs=1e-4)
 
 
 def test_one_problem_has_no_interval():
-    assert str(estimate([0.5])) == "50.0"
-    assert str(estimate([0.0, 1.0])).startswith("50.0 \u00b1")
+    assert str(mean_interval([0.5])) == "50.0"
+    assert str(mean_interval([0.0, 1.0])).startswith("50.0 \u00b1")
 
 
 def test_the_interval_covers_the_truth_about_95_times_in_100():
     rng = np.random.default_rng(0)
     draws = rng.random((2000, 100)) < 0.6
-    inside = [e.low <= 0.6 <= e.high for e in map(estimate, draws.astype(float))]
+    inside = [e.low <= 0.6 <= e.high for e in map(mean_interval, draws.astype(float))]
     assert 0.93 < np.mean(inside) < 0.97
 
 
@@ -77,7 +76,7 @@ def test_gains_are_paired():
 
 def test_rewards_become_accuracies():
     rewards = np.array([[1.0, 0.5], [0.0, 0.0]], dtype=np.float32)
-    answers = Answers(("a", "b"), rewards, np.array([[2, 4], [6, 8]], dtype=np.int32))
+    answers = EvaluationRollouts(("a", "b"), rewards, np.array([[2, 4], [6, 8]], dtype=np.int32))
     assert domain_result(answers) == DomainResult(("a", "b"), (0.5, 0.0), (1.0, 0.0), 5.0)
 
 
@@ -107,7 +106,7 @@ def test_pieces_do_not_change_what_is_measured(make_config, tmp_path, monkeypatc
     engine.spawn("other", "tiny")
     try:
         whole = evaluate(engine, config, ["one", "other"])
-        monkeypatch.setattr("copd.run.evaluation._PIECE", 3)
+        monkeypatch.setattr("copd.run.evaluation._CHUNK", 3)
         pieces = evaluate(engine, config, ["one", "other"])
     finally:
         engine.close()

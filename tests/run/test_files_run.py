@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from copd.run import commands
-from copd.run.directory import read_lines
+from copd.storage import read_lines
 from copd.types import Split
 from scripts.make_files_example import write_domain
 

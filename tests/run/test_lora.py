@@ -69,11 +69,11 @@ def test_a_run_leaves_adapters_and_small_checkpoints(finished):
 
 
 @pytest.mark.parametrize(
-    ("verb", "call"), [("update", 2), ("save", 5), ("score", 10), ("set_weights", 1)]
+    ("method", "call"), [("update", 2), ("save", 5), ("score", 10), ("set_weights", 1)]
 )
-def test_a_killed_run_ends_with_the_same_bits(make_config, tmp_path, finished, verb, call):
+def test_a_killed_run_ends_with_the_same_bits(make_config, tmp_path, finished, method, call):
     config = make_config(tmp_path / "run", model=LORA)
-    run_and_die(config, verb, call)
+    run_and_die(config, method, call)
     commands.resume(config.output_dir)
     mine, theirs = end_state(config.output_dir), end_state(finished)
     assert mine.keys() == theirs.keys()

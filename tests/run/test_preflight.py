@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from copd.branch import Branch
-from copd.branch.sampling import InProcess
+from copd.branch.sampling import InProcessSampler
 from copd.config import Config
 from copd.engine import LocalEngine
 from copd.policy import Policy
@@ -28,9 +28,9 @@ def test_equal_branches_pass(ready):
 
 def test_a_teacher_with_other_weights_is_refused(ready):
     engine, config, plan = ready
-    weights = engine.each(Branch.weights, {"video": None})["video"]
+    weights = engine.call(Branch.weights, {"video": None})["video"]
     weights["model.language_model.norm.weight"] += 0.1
-    engine.each(Branch.set_weights, {"video": weights})
+    engine.call(Branch.set_weights, {"video": weights})
     with pytest.raises(ValueError, match=r"'video' as a teacher of 'image'.*disagrees by"):
         check_teachers(engine, config, plan)
 
@@ -50,9 +50,9 @@ def test_a_teacher_in_training_mode_with_dropout_is_refused(ready):
 def test_a_uniform_teacher_is_refused(ready):
     engine, config, plan = ready
     for name in plan.branches:
-        weights = engine.each(Branch.weights, {name: None})[name]
+        weights = engine.call(Branch.weights, {name: None})[name]
         weights["model.language_model.norm.weight"] *= 0
-        engine.each(Branch.set_weights, {name: weights})
+        engine.call(Branch.set_weights, {name: weights})
     with pytest.raises(ValueError, match="gives every token the same probability"):
         check_teachers(engine, config, plan)
 
@@ -75,7 +75,7 @@ def test_a_sampler_with_other_weights_is_refused_by_branch_and_domain(ready, els
     with torch.no_grad():
         norm = other.parameters()["model.visual.merger.norm.weight"]
         norm += 0.5
-    branch._sampler = InProcess(other, branch._learning, max_rows=64)
+    branch._sampler = InProcessSampler(other, branch._learning, max_rows=64)
     said = r"vllm for branch 'image' on domain 'image' must be within 0\.001 nats.*most at token"
     seeing = elsewhere.model_copy(update={"domains": {"image": elsewhere.domains["image"]}})
     with pytest.raises(ValueError, match=said):
@@ -86,7 +86,7 @@ def test_a_sampler_with_other_weights_is_refused_by_branch_and_domain(ready, els
 def test_a_sampler_that_does_not_follow_is_refused(ready, elsewhere):
     engine = ready[0]
     branch = engine._branches["text"]
-    branch._sampler = InProcess(Policy.load(resolve("tiny")), branch._learning, max_rows=64)
+    branch._sampler = InProcessSampler(Policy.load(resolve("tiny")), branch._learning, max_rows=64)
     said = "vllm for branch 'text' on domain 'text' does not follow the policy"
     with pytest.raises(ValueError, match=said):
         check_samplers(engine, elsewhere, ["text"])

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 import pytest
 
 from copd.engine import BranchLost
-from copd.run.recovery import surviving
+from copd.run.recovery import retry_lost_branches
 
 
 class Doomed:
@@ -25,7 +25,7 @@ class Doomed:
         raise BranchLost("gone.")
 
     def run(self, max_failures: int) -> str:
-        return surviving(
+        return retry_lost_branches(
             self.work,
             lambda: "first",
             again=lambda: "again",
@@ -77,7 +77,7 @@ def test_a_loss_while_the_first_checkpoint_is_read_counts_like_any_other():
     def first() -> str:
         raise BranchLost("gone.")
 
-    ends = surviving(
+    ends = retry_lost_branches(
         str.upper, first, again=lambda: "end", progress=lambda: 4, max_failures=1, say=print
     )
     assert ends == "END"

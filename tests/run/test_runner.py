@@ -11,10 +11,10 @@ import torch
 from safetensors.torch import load_file
 
 from copd.branch import Branch
+from copd.monitor.results import from_json
 from copd.run import commands
 from copd.run.checkpoint import latest_checkpoint
-from copd.run.directory import read_lines
-from copd.run.evaluation import from_json
+from copd.storage import read_lines
 
 DETERMINISTIC = (
     "metrics.jsonl",
@@ -44,25 +44,25 @@ def newest(root: Path) -> Path:
     return checkpoint.folder
 
 
-def run_and_die(config, verb: str, call: int) -> None:
-    """Trains in a forked process that is killed at the n-th call of a verb."""
+def run_and_die(config, method: str, call: int) -> None:
+    """Trains in a forked process that is killed at the n-th call of a method."""
     pid = os.fork()
     if pid:
         _, status = os.waitpid(pid, 0)
         assert os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL, status
         return
     try:
-        original, calls = getattr(Branch, verb), [0]
+        original, calls = getattr(Branch, method), [0]
 
         def deadly(self, argument):
             calls[0] += 1
             if calls[0] == call:
-                if verb == "save":  # half-way through a checkpoint: some files are there
+                if method == "save":  # half-way through a checkpoint: some files are there
                     original(self, argument)
                 os.kill(os.getpid(), signal.SIGKILL)
             return original(self, argument)
 
-        setattr(Branch, verb, deadly)
+        setattr(Branch, method, deadly)
         commands.train(config)
     except BaseException:
         traceback.print_exc()
@@ -77,7 +77,7 @@ def undisturbed(make_config, tmp_path_factory) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize(
-    ("verb", "call"),
+    ("method", "call"),
     [
         ("evaluate", 2),  # while the base is measured
         ("sample", 6 + 5),  # rlvr stage, after the 6 of the preflight
@@ -91,9 +91,11 @@ def undisturbed(make_config, tmp_path_factory) -> dict[str, bytes]:
         ("evaluate", 3 + 2),  # the last evaluation
     ],
 )
-def test_killed_and_resumed_ends_with_the_same_bits(make_config, undisturbed, tmp_path, verb, call):
+def test_killed_and_resumed_ends_with_the_same_bits(
+    make_config, undisturbed, tmp_path, method, call
+):
     config = make_config(tmp_path / "run")
-    run_and_die(config, verb, call)
+    run_and_die(config, method, call)
     if (config.output_dir / "config.json").exists():
         commands.resume(config.output_dir)
     else:
@@ -135,7 +137,7 @@ def test_everybody_is_compared_with_everybody_and_the_base(measured):
 
 
 @pytest.mark.parametrize(
-    ("verb", "call"),
+    ("method", "call"),
     [
         ("update", 1),  # the start is measured, and nothing saved
         ("compare", 4 + 2),  # while the second step is measured
@@ -143,9 +145,9 @@ def test_everybody_is_compared_with_everybody_and_the_base(measured):
         ("save", 9),  # all is measured, the last checkpoint not yet renamed
     ],
 )
-def test_killed_while_it_measures(make_config, measured, tmp_path, verb, call):
+def test_killed_while_it_measures(make_config, measured, tmp_path, method, call):
     config = make_config(tmp_path / "run", monitor=MONITOR)
-    run_and_die(config, verb, call)
+    run_and_die(config, method, call)
     commands.resume(config.output_dir)
     assert end_state(config.output_dir) == measured
 
@@ -165,38 +167,38 @@ def make_governed(make_config):
 
 
 @pytest.fixture(scope="module")
-def governed(make_governed, tmp_path_factory) -> dict[str, bytes]:
-    return end_state(commands.train(make_governed(tmp_path_factory.mktemp("governed") / "run")))
+def apply_band(make_governed, tmp_path_factory) -> dict[str, bytes]:
+    return end_state(commands.train(make_governed(tmp_path_factory.mktemp("apply_band") / "run")))
 
 
 @pytest.mark.parametrize(
-    ("verb", "call"),
+    ("method", "call"),
     [
         ("save", 3),  # after the second step, compared and not yet kept
         ("update", 6 + 1),  # the fourth step, two steps after what made it a taught one
     ],
 )
 def test_a_killed_run_is_taught_by_what_it_measured_before(
-    make_governed, governed, tmp_path, verb, call
+    make_governed, apply_band, tmp_path, method, call
 ):
-    lines = [json.loads(line) for line in governed["metrics.jsonl"].splitlines()]
+    lines = [json.loads(line) for line in apply_band["metrics.jsonl"].splitlines()]
     taught = [any("opd/" in key for key in line["branches"]["text"]) for line in lines]
     assert taught == [False, False, True, True]
     config = make_governed(tmp_path / "run")
-    run_and_die(config, verb, call)
+    run_and_die(config, method, call)
     commands.resume(config.output_dir)
     ended = end_state(config.output_dir)
-    assert ended.keys() == governed.keys()
-    assert [name for name in ended if ended[name] != governed[name]] == []
+    assert ended.keys() == apply_band.keys()
+    assert [name for name in ended if ended[name] != apply_band[name]] == []
 
 
 def test_a_run_killed_again_and_again_still_ends_the_same(make_config, undisturbed, tmp_path):
     config = make_config(tmp_path / "run")
     run_and_die(config, "update", 5)
-    for verb, call in (("sample", 2), ("save", 2), ("update", 4)):
+    for method, call in (("sample", 2), ("save", 2), ("update", 4)):
         pid = os.fork()
         if not pid:
-            original, calls = getattr(Branch, verb), [0]
+            original, calls = getattr(Branch, method), [0]
 
             def deadly(self, argument, call=call, original=original, calls=calls):
                 calls[0] += 1
@@ -204,7 +206,7 @@ def test_a_run_killed_again_and_again_still_ends_the_same(make_config, undisturb
                     os.kill(os.getpid(), signal.SIGKILL)
                 return original(self, argument)
 
-            setattr(Branch, verb, deadly)
+            setattr(Branch, method, deadly)
             try:
                 commands.resume(config.output_dir)
             finally:

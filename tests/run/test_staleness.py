@@ -16,7 +16,7 @@ from copd.recipes import OPD, build_plan
 from copd.run import commands
 from copd.run.step import StepResult, _score_request, take_steps
 from copd.run.windows import positions_of
-from copd.types import Scores
+from copd.types import TeacherOutputs
 
 DOMAINS = ("text", "image")
 LORA = {"path": "tiny", "device": "cpu", "branches": "lora", "lora": {"rank": 2}}
@@ -42,7 +42,7 @@ def run(config: Config) -> tuple[LocalEngine, list[StepResult], list[dict[str, A
     for name in plan.branches:
         engine.spawn(name, "tiny")
     for position in positions_of(plan, range(1, plan.total_steps + 1), ()):
-        before.append(engine.each(Branch.weights, dict.fromkeys(DOMAINS)))
+        before.append(engine.call(Branch.weights, dict.fromkeys(DOMAINS)))
         found += take_steps(engine, config, [position])
     return engine, found, before
 
@@ -81,9 +81,9 @@ def test_scores_are_those_of_the_weights_that_were_kept(model: dict[str, Any]):
             (lesson,) = (one for one in result.lessons[student] if one.batch.action == key)
             request = _score_request(config, position, action, lesson.batch)
 
-            def score(weights: dict[str, torch.Tensor], request: Any = request) -> Scores:
-                engine.each(Branch.set_weights, {"then": weights})
-                return engine.each(Branch.score, {"then": [request]})["then"][0]
+            def score(weights: dict[str, torch.Tensor], request: Any = request) -> TeacherOutputs:
+                engine.call(Branch.set_weights, {"then": weights})
+                return engine.call(Branch.score, {"then": [request]})["then"][0]
 
             assert lesson.scores is not None
             then, now = (

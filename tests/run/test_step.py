@@ -11,7 +11,7 @@ from copd.engine import LocalEngine
 from copd.recipes import build_plan
 from copd.run.step import REFERENCE, take_steps
 from copd.run.windows import positions_of
-from copd.types import Lesson
+from copd.types import TrainingBatch
 
 DOMAINS = ("text", "image")
 SETTINGS: dict[str, Any] = {
@@ -42,7 +42,7 @@ def steps(engine: LocalEngine, config: Config) -> list[tuple[dict, dict]]:
     return [(dict(result.metrics), dict(result.lessons)) for result in found]
 
 
-def numbers(lessons: tuple[Lesson, ...]) -> list[np.ndarray]:
+def numbers(lessons: tuple[TrainingBatch, ...]) -> list[np.ndarray]:
     told = [lesson.scores.logprobs for lesson in lessons if lesson.scores is not None]
     base = [lesson.ref_logprobs for lesson in lessons if lesson.ref_logprobs is not None]
     return [*(lesson.batch.token_ids for lesson in lessons), *told, *base]

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from copd.lab.study import Outcome, StudyResults, save_results
+from copd.monitor.results import DomainResult
 from copd.run.cost import COUNTS
-from copd.run.evaluation import DomainResult
-from copd.study import Outcome, StudyResults, save_results
 
 SEEDS = (0, 1, 2)
 NUM = 200

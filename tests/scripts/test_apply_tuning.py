@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from copd.config.study import load_study
+from copd.lab.study import Outcome, StudyResults, save_results
+from copd.monitor.results import DomainResult
 from copd.run.cost import COUNTS
-from copd.run.evaluation import DomainResult
-from copd.study import Outcome, StudyResults, save_results
 from scripts.apply_tuning import apply, at_the_edge, chosen, main, tried
 
 STUDIES = Path(__file__).parents[2] / "configs" / "studies"

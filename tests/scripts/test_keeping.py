@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from copd.study import StudyResults, load_results
+from copd.lab.study import StudyResults, load_results
 from scripts.results.__main__ import main
 from scripts.results.keeping import in_order, join, keep
 from scripts.results.measured import mean_cosines

@@ -9,10 +9,10 @@ from xml.etree import ElementTree
 import pytest
 
 from copd.cli import main as copd_main
-from copd.compare.jobs import study_jobs
-from copd.compare.work import work
 from copd.config.study import load_study
-from copd.run.evaluation import Estimate
+from copd.lab.compare.jobs import study_jobs
+from copd.lab.compare.work import work
+from copd.monitor.results import Estimate
 from scripts.results.__main__ import main
 from scripts.results.claims import NEAR, Claim, Part, judge, world_limits
 from scripts.results.measured import dynamics_claims, mean_cosines, pilot

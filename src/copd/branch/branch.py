@@ -1,4 +1,4 @@
-"""The branch: a policy with its optimizer, and the verbs an engine applies to it.
+"""The branch: a policy with its optimizer, and the methods an engine applies to it.
 
 Plain arrays go in and come out.
 """
@@ -12,35 +12,47 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from copd.branch.cosine import Gradients
-from copd.branch.diverged import naming, require_finite
-from copd.branch.kept import Kept
-from copd.branch.learning import Learning, Record, lesson_metrics
-from copd.branch.lesson import token_advantages
+from copd.branch.advantages import token_advantages
+from copd.branch.diverged import annotate_divergence, require_finite
+from copd.branch.fsdp import ShardedModel
+from copd.branch.gradients import Gradients
+from copd.branch.learner import BatchRecord, Learner, batch_metrics
 from copd.branch.optimizer import build_optimizer, update
-from copd.branch.portrait import compare, contrast, portray
-from copd.branch.prompts import PromptBook
-from copd.branch.ranks import ALONE, Ranks
-from copd.branch.rollouts import join_answers, join_batches, pack_answers, pack_batch, verified
+from copd.branch.probe import measure_agreement, probe, token_divergences
+from copd.branch.prompts import PromptCache
+from copd.branch.ranks import SINGLE_RANK, Ranks
+from copd.branch.rollouts import (
+    join_batches,
+    join_evaluations,
+    pack_batch,
+    pack_evaluation,
+    verify_probes,
+)
 from copd.branch.sampler_check import SamplerCheck, check_sampler
-from copd.branch.sampling import InProcess
-from copd.branch.scoring import Told, answer, join_requests, split_scores, tell
-from copd.branch.shards import Shards
+from copd.branch.sampling import InProcessSampler
+from copd.branch.scoring import (
+    PolicyOutputs,
+    join_requests,
+    score_completions,
+    split_outputs,
+    teacher_outputs,
+)
+from copd.branch.snapshot import WeightSnapshot
 from copd.branch.state import load_optimizer, load_weights, optimizer_state, save_state
 from copd.config import Config
-from copd.policy import Policy, Sampler, SharedPrefix, Vocabulary, Wanted, vocabulary_of
+from copd.policy import Policy, Sampler, SamplingRequest, SharedPrefix, Vocabulary, vocabulary_of
 from copd.types import (
-    Answers,
-    Batch,
-    Contrast,
+    Agreement,
     EvaluationRequest,
-    Likeness,
+    EvaluationRollouts,
     Metrics,
-    Portrait,
+    ProbeRollouts,
     ProblemId,
-    SampleRequest,
+    RolloutBatch,
+    RolloutRequest,
     ScoreRequest,
-    Scores,
+    TeacherOutputs,
+    TokenDivergence,
     UpdateRequest,
 )
 
@@ -48,18 +60,18 @@ from copd.types import (
 class Branch:
     """theta_k with its optimizer.
 
-    Every verb takes one value and returns one, so an engine can carry it anywhere. A verb of a
+    Every method takes one value and returns one, so an engine can carry it anywhere. A method of a
     branch of several ranks is called on all of them, each time with the same value, inside
-    `gathered`; what the first rank returns counts.
+    `unsharded`; what the first rank returns counts.
     """
 
     def __init__(
         self,
         name: str,
         policy: Policy,
-        book: PromptBook,
+        book: PromptCache,
         config: Config,
-        ranks: Ranks = ALONE,
+        ranks: Ranks = SINGLE_RANK,
         sampler: Sampler | None = None,
     ) -> None:
         self.name = name
@@ -68,77 +80,83 @@ class Branch:
         self._rollout = config.rollout
         self._optimizer_config = config.optimizer
         self._merged_rank = config.model.lora.merged_rank
-        self._learning = Learning(
+        self._learning = Learner(
             loss=config.loss,
             distill=config.distill,
             monitor=config.monitor,
             micro_batch_tokens=config.optimizer.micro_batch_tokens,
             precision=config.model.dtype,
         )
-        self._sampler = sampler or InProcess(policy, self._learning, config.rollout.max_rows)
+        self._sampler = sampler or InProcessSampler(policy, self._learning, config.rollout.max_rows)
         policy.set_vision_trainable(not config.model.frozen_vision)
         if config.model.gradient_checkpointing:
             policy.checkpoint()
         self._ranks = ranks
-        self._shards = None if ranks.mesh is None else Shards(policy.model, ranks.mesh)
+        self._shards = None if ranks.mesh is None else ShardedModel(policy.model, ranks.mesh)
         self._optimizer = build_optimizer(self._owned(), config.optimizer)
         self._num_updates = 0
-        self._kept = Kept()
+        self._snapshot = WeightSnapshot()
         self._read: dict[tuple[ProblemId, ...], SharedPrefix] = {}  # from sampling to update
 
-    def gathered(self) -> AbstractContextManager[None]:
-        """Here a rank's policy has all its weights: what verbs need."""
-        return nullcontext() if self._shards is None else self._shards.gathered()
+    def unsharded(self) -> AbstractContextManager[None]:
+        """Here a rank's policy has all its weights: what methods need."""
+        return nullcontext() if self._shards is None else self._shards.unsharded()
 
-    def sample(self, requests: Sequence[SampleRequest]) -> list[Batch]:
+    def sample(self, requests: Sequence[RolloutRequest]) -> list[RolloutBatch]:
         """A batch of rollouts per request, verified.
 
         The prompts as they were read stay for the next update, if one micro-batch holds them all.
         """
-        found = self._ranks.together(lambda: self._roll_out(requests))
+        found = self._ranks.all_ranks(lambda: self._sample_shard(requests))
         return [join_batches(pieces) for pieces in zip(*found, strict=True)]
 
-    def score(self, requests: Sequence[ScoreRequest]) -> list[Scores]:
+    def score(self, requests: Sequence[ScoreRequest]) -> list[TeacherOutputs]:
         """What this branch, as a teacher at temperature 1, says about its students' tokens."""
         if not requests:
             return []
         joined = join_requests(requests)
-        told = self._ranks.together(lambda: self._tell(joined))
-        return split_scores(answer([piece for piece in told if piece], joined), requests)
+        told = self._ranks.all_ranks(lambda: self._score_own(joined))
+        return split_outputs(teacher_outputs([piece for piece in told if piece], joined), requests)
 
-    def keep(self, _: None = None) -> None:
-        """Remembers its weights as they are now, for `score_kept`."""
-        self._kept.take(self._owned())
+    def snapshot(self, _: None = None) -> None:
+        """Remembers its weights as they are now, for `score_with_snapshot`."""
+        self._snapshot.take(self._owned())
 
-    def score_kept(self, requests: Sequence[ScoreRequest]) -> list[Scores]:
+    def score_with_snapshot(self, requests: Sequence[ScoreRequest]) -> list[TeacherOutputs]:
         """`score`, with the weights that were kept last."""
-        with self._kept.standing_in(self._owned()):
+        with self._snapshot.swapped_in(self._owned()):
             return self.score(requests)
 
-    def portray(self, requests: Sequence[SampleRequest]) -> list[Portrait]:
+    def probe(self, requests: Sequence[RolloutRequest]) -> list[ProbeRollouts]:
         """How this branch answers held-out problems; what training has read stays as it is."""
         limit = self._rollout.max_completion_tokens
         prompts = [self._book.aside.prompts(request.problems) for request in requests]
-        with naming(self.name, requests):
-            return portray(self._policy, self._learning, self._sampler, requests, prompts, limit)
+        with annotate_divergence(self.name, requests):
+            return probe(self._policy, self._learning, self._sampler, requests, prompts, limit)
 
-    def compare(self, portraits: Sequence[Sequence[Portrait]]) -> list[list[Likeness]]:
+    def measure_agreement(
+        self, portraits: Sequence[Sequence[ProbeRollouts]]
+    ) -> list[list[Agreement]]:
         """How like others this branch is: their portraits, a sequence per set of problems."""
         read = self._book.aside.prompts
         return [
-            compare(self._policy, self._learning, own, read(own[0].problems)) for own in portraits
+            measure_agreement(self._policy, self._learning, own, read(own[0].problems))
+            for own in portraits
         ]
 
-    def contrast(self, portraits: Sequence[Portrait]) -> list[Contrast]:
+    def token_divergences(self, portraits: Sequence[ProbeRollouts]) -> list[TokenDivergence]:
         """Where and how others differ from this branch, token by token."""
         read = self._book.aside.prompts
-        return [contrast(self._policy, self._learning, [p], read(p.problems))[0] for p in portraits]
+        return [
+            token_divergences(self._policy, self._learning, [p], read(p.problems))[0]
+            for p in portraits
+        ]
 
-    def verify(self, portraits: Sequence[Portrait]) -> list[Answers]:
+    def verify(self, portraits: Sequence[ProbeRollouts]) -> list[EvaluationRollouts]:
         """What portraits' completions earn."""
-        return [verified(portrait, self._book.aside) for portrait in portraits]
+        return [verify_probes(portrait, self._book.aside) for portrait in portraits]
 
-    def check_sampler(self, requests: Sequence[SampleRequest]) -> list[SamplerCheck]:
+    def check_sampler(self, requests: Sequence[RolloutRequest]) -> list[SamplerCheck]:
         """How far its sampler is from its policy, before and after a change of weights."""
         prompts = [self._book.aside.prompts(request.problems) for request in requests]
         return check_sampler(self._policy, self._learning, self._sampler, requests, prompts)
@@ -152,13 +170,13 @@ class Branch:
         signals = token_advantages(request.lessons, self._learning.loss, self._learning.distill)
         trained = [p for p in self._owned().values() if p.requires_grad]
         apart = Gradients(trained) if self._learning.monitor.gradient_cosine else None
-        found = self._ranks.together(lambda: self._learn(request, signals, apart))
+        found = self._ranks.all_ranks(lambda: self._backward(request, signals, apart))
         metrics: dict[str, float] = {}
         for lesson, advantages, *pieces in zip(request.lessons, signals, *found, strict=True):
-            measured = lesson_metrics(lesson, Record.join(pieces), advantages)
+            measured = batch_metrics(lesson, BatchRecord.join(pieces), advantages)
             metrics |= {f"{lesson.batch.action}/{key}": value for key, value in measured.items()}
         if apart:
-            metrics |= apart.give_back()
+            metrics |= apart.restore_sum()
         if self._shards is not None:
             self._shards.collect_gradients()
         self._num_updates += 1
@@ -166,10 +184,10 @@ class Branch:
         self._sampler.refresh()
         return metrics
 
-    def evaluate(self, request: EvaluationRequest) -> Answers:
+    def evaluate(self, request: EvaluationRequest) -> EvaluationRollouts:
         """Rewards of `num_samples` completions for the first problems of a split, or a piece."""
-        found = self._ranks.together(lambda: self._answers(request))
-        return join_answers([piece for piece in found if piece])
+        found = self._ranks.all_ranks(lambda: self._evaluate_shard(request))
+        return join_evaluations([piece for piece in found if piece])
 
     def weights(self, _: None = None) -> dict[str, Tensor]:
         """The float32 master weights, or those of the adapter, copied to the CPU."""
@@ -189,7 +207,7 @@ class Branch:
         kept = optimizer_state(self._owned(), self._optimizer, self._num_updates)
         if self._ranks.is_first:
             save_state(self._policy.parameters(), kept, folder / self.name)
-            self._kept.save(folder / self.name)
+            self._snapshot.save(folder / self.name)
 
     def restore(self, folder: Path) -> None:
         """The inverse of `save`."""
@@ -198,7 +216,7 @@ class Branch:
         owned = self._owned()
         load_weights(owned, source / "model.safetensors")
         self._sampler.refresh()
-        self._kept.load(source, owned)
+        self._snapshot.load(source, owned)
         self._num_updates = load_optimizer(owned, self._optimizer, source / "optimizer.safetensors")
 
     def export(self, folder: Path) -> None:
@@ -210,12 +228,12 @@ class Branch:
         """The adapter as a folder for PEFT."""
         self._policy.save_adapter(folder, rank=self._merged_rank)
 
-    def _roll_out(self, requests: Sequence[SampleRequest]) -> list[Batch | None]:
+    def _sample_shard(self, requests: Sequence[RolloutRequest]) -> list[RolloutBatch | None]:
         """This rank's pieces of batches; none of those that have fewer problems than ranks."""
-        pieces = [self._ranks.piece(len(request.problems)) for request in requests]
+        pieces = [self._ranks.shard(len(request.problems)) for request in requests]
         own = {i: piece for i, piece in enumerate(pieces) if piece.start < piece.stop}
         wanted = {
-            i: Wanted(
+            i: SamplingRequest(
                 self._book.prompts(requests[i].problems[piece]),
                 self._rollout.group_size,
                 requests[i].temperature,
@@ -228,38 +246,38 @@ class Branch:
         self._read = {}
         # with adapters all branches live in the memory of one, and their graphs would not
         keep_graph, limit = self._policy.owns_model, self._rollout.max_completion_tokens
-        with naming(self.name, requests):
+        with annotate_divergence(self.name, requests):
             sampled = self._sampler.sample([*wanted.values()], limit, keep_graph=keep_graph)
         if keep_graph and sampled.prefixes is not None:
             problems = [requests[i].problems for i in own]
             self._read = dict(zip(problems, sampled.prefixes, strict=True))
-        batches: list[Batch | None] = [None] * len(requests)
+        batches: list[RolloutBatch | None] = [None] * len(requests)
         for i, groups in zip(own, sampled.groups, strict=True):
             request = replace(requests[i], problems=requests[i].problems[own[i]])
             batches[i] = pack_batch(request, wanted[i].prompts, groups, self._book)
         return batches
 
-    def _tell(self, question: ScoreRequest) -> Told | None:
+    def _score_own(self, question: ScoreRequest) -> PolicyOutputs | None:
         """What this rank says about its piece of a question."""
-        piece = self._ranks.piece(len(question.problems))
+        piece = self._ranks.shard(len(question.problems))
         if piece.start == piece.stop:
             return None
         prompts = self._book.prompts(question.problems[piece])
-        return tell(self._policy, self._learning, prompts, question, first=piece.start)
+        return score_completions(self._policy, self._learning, prompts, question, first=piece.start)
 
-    def _learn(
+    def _backward(
         self,
         request: UpdateRequest,
         signals: Sequence[Tensor | None],
         apart: Gradients | None,
-    ) -> list[Record]:
+    ) -> list[BatchRecord]:
         """The gradient of this rank's pieces of the lessons, onto the policy's parameters."""
-        parameters, records = self._policy.parameters().values(), list[Record]()
+        parameters, records = self._policy.parameters().values(), list[BatchRecord]()
         for parameter in parameters:
             parameter.grad = None
         for lesson, advantages in zip(request.lessons, signals, strict=True):
             problems = lesson.batch.problems
-            piece = self._ranks.piece(len(problems))
+            piece = self._ranks.shard(len(problems))
             record = self._learning.backward(
                 self._policy,
                 lesson,
@@ -277,14 +295,14 @@ class Branch:
         self._read = {}
         return records
 
-    def _answers(self, request: EvaluationRequest) -> Answers | None:
+    def _evaluate_shard(self, request: EvaluationRequest) -> EvaluationRollouts | None:
         """This rank's piece of an evaluation."""
-        first, end = request.piece or (0, request.num_problems)
+        first, end = request.shard or (0, request.num_problems)
         names = [ProblemId(request.domain, request.split, i) for i in range(first, end)]
-        piece = self._ranks.piece(len(names))
+        piece = self._ranks.shard(len(names))
         if piece.start == piece.stop:
             return None
-        wanted = Wanted(
+        wanted = SamplingRequest(
             self._book.prompts(names[piece]),
             request.num_samples,
             request.temperature,
@@ -293,7 +311,7 @@ class Branch:
             num_prompts=request.num_problems,
         )
         (groups,) = self._sampler.sample([wanted], request.max_completion_tokens).groups
-        return pack_answers(names[piece], groups, self._book)
+        return pack_evaluation(names[piece], groups, self._book)
 
     def _owned(self) -> dict[str, nn.Parameter]:
         """What the optimizer updates: this rank's shares of the parameters, or all of them."""

@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-from copd.types import Lesson, SampleRequest, UpdateRequest
+from copd.types import RolloutRequest, TrainingBatch, UpdateRequest
 
 
 class Diverged(FloatingPointError):
@@ -12,7 +12,7 @@ class Diverged(FloatingPointError):
 
 
 @contextmanager
-def naming(branch: str, requests: Sequence[SampleRequest]) -> Iterator[None]:
+def annotate_divergence(branch: str, requests: Sequence[RolloutRequest]) -> Iterator[None]:
     """For sampling from a policy that may give nan."""
     try:
         yield
@@ -25,7 +25,7 @@ def naming(branch: str, requests: Sequence[SampleRequest]) -> Iterator[None]:
 
 
 def require_finite(
-    branch: str, what: str, value: float, lesson: Lesson, request: UpdateRequest
+    branch: str, what: str, value: float, lesson: TrainingBatch, request: UpdateRequest
 ) -> None:
     """For the loss and the gradient of a lesson."""
     if not math.isfinite(value):

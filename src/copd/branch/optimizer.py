@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from copd.branch.shards import whole
+from copd.branch.fsdp import full_tensor
 from copd.config import OptimizerConfig
 
 
@@ -44,7 +44,7 @@ def update(
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)  # other branches need the memory meanwhile
     return {
-        "update/grad_norm": float(whole(norm)),
+        "update/grad_norm": float(full_tensor(norm)),
         "update/learning_rate": config.learning_rate * warm,
     }
 

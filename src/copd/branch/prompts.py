@@ -24,7 +24,7 @@ _NUM_PROBLEMS = 2**16
 """Problems remembered for their verifiers; each is a few hundred bytes of text."""
 
 
-class PromptBook:
+class PromptCache:
     """Rebuilds problems from their names, and keeps the latest ones while there is room.
 
     Branches of one base share a book, so a picture is prepared once for all, and seen once by a
@@ -47,9 +47,9 @@ class PromptBook:
         self._problems: OrderedDict[ProblemId, Problem] = OrderedDict()
 
     @cached_property
-    def aside(self) -> PromptBook:
+    def aside(self) -> PromptCache:
         """A book for measurements: what it remembers displaces nothing that training reads."""
-        return PromptBook(self.domains, self._render, size=self._size, max_bytes=self._max_bytes)
+        return PromptCache(self.domains, self._render, size=self._size, max_bytes=self._max_bytes)
 
     def problem(self, name: ProblemId) -> Problem:
         """A problem as its verifier needs it, without messages: those hold decoded pixels.

@@ -1,4 +1,4 @@
-"""The processes that make one branch, and what they do together. Knows no model and no verb."""
+"""The processes that make one branch, and what they do together. Knows no model and no method."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ class Ranks:
         """The first one writes files."""
         return self.rank == 0
 
-    def piece(self, count: int) -> slice:
+    def shard(self, count: int) -> slice:
         """This rank's part of so many problems: a run of them, equally many on all, or one less."""
         return slice(self.rank * count // self.size, (self.rank + 1) * count // self.size)
 
-    def together(self, work: Callable[[], Result]) -> list[Result]:
+    def all_ranks(self, work: Callable[[], Result]) -> list[Result]:
         """What every rank's work returns, on every rank and in their order.
 
         What one raises all raise, so nobody waits for a rank that has given up: `work` itself must
@@ -56,7 +56,7 @@ class Ranks:
         return found
 
 
-ALONE = Ranks()
+SINGLE_RANK = Ranks()
 """A branch in one process."""
 
 

@@ -6,20 +6,27 @@ from typing import Any
 
 import numpy as np
 
-from copd.branch.prompts import PromptBook
+from copd.branch.prompts import PromptCache
 from copd.policy import Prompt
-from copd.types import Answers, Batch, Completion, Portrait, ProblemId, SampleRequest
+from copd.types import (
+    Completion,
+    EvaluationRollouts,
+    ProbeRollouts,
+    ProblemId,
+    RolloutBatch,
+    RolloutRequest,
+)
 
 
 def pack_batch(
-    request: SampleRequest,
+    request: RolloutRequest,
     prompts: Sequence[Prompt],
     groups: Sequence[Sequence[Completion]],
-    book: PromptBook,
-) -> Batch:
+    book: PromptCache,
+) -> RolloutBatch:
     """The answer to a request: one flat token axis, and the verifier's rewards."""
     completions = [completion for group in groups for completion in group]
-    return Batch(
+    return RolloutBatch(
         action=request.action,
         problems=request.problems,
         prompt_lengths=np.array([len(prompt.input_ids) for prompt in prompts], dtype=np.int32),
@@ -33,30 +40,30 @@ def pack_batch(
     )
 
 
-def pack_answers(
-    names: Sequence[ProblemId], groups: Sequence[Sequence[Completion]], book: PromptBook
-) -> Answers:
+def pack_evaluation(
+    names: Sequence[ProblemId], groups: Sequence[Sequence[Completion]], book: PromptCache
+) -> EvaluationRollouts:
     """What an evaluation asked for, from the completions of each problem."""
-    return Answers(
+    return EvaluationRollouts(
         suites=tuple(book.problem(name).suite for name in names),
         rewards=book.verify_groups(names, groups),
         lengths=np.array([[len(c.token_ids) for c in group] for group in groups], dtype=np.int32),
     )
 
 
-def verified(portrait: Portrait, book: PromptBook) -> Answers:
+def verify_probes(portrait: ProbeRollouts, book: PromptCache) -> EvaluationRollouts:
     """What the completions of a portrait earn, as an evaluation would have it."""
     num_samples = len(portrait.lengths) // len(portrait.problems)
     names = [name for name in portrait.problems for _ in range(num_samples)]
     rewards = [book.verify(name, text) for name, text in zip(names, portrait.texts, strict=True)]
-    return Answers(
+    return EvaluationRollouts(
         suites=tuple(book.problem(name).suite for name in portrait.problems),
         rewards=np.array(rewards, dtype=np.float32).reshape(-1, num_samples),
         lengths=portrait.lengths.reshape(-1, num_samples),
     )
 
 
-def join_batches(pieces: Sequence[Batch | None]) -> Batch:
+def join_batches(pieces: Sequence[RolloutBatch | None]) -> RolloutBatch:
     """One batch from those of its pieces in their order."""
     parts = [piece for piece in pieces if piece]
     if len(parts) == 1:
@@ -74,9 +81,9 @@ def join_batches(pieces: Sequence[Batch | None]) -> Batch:
     )
 
 
-def join_answers(parts: Sequence[Answers]) -> Answers:
+def join_evaluations(parts: Sequence[EvaluationRollouts]) -> EvaluationRollouts:
     """One evaluation from those of its pieces in their order."""
-    return Answers(
+    return EvaluationRollouts(
         suites=tuple(suite for part in parts for suite in part.suites),
         rewards=np.concatenate([part.rewards for part in parts]),
         lengths=np.concatenate([part.lengths for part in parts]),

@@ -13,12 +13,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from copd.branch.learning import Learning
-from copd.branch.lesson import completions_of, micro_batches
+from copd.branch.advantages import completions_of, micro_batches
+from copd.branch.learner import Learner
 from copd.branch.precision import autocast
 from copd.functional import token_logprobs
-from copd.policy import Policy, Prompt, Sampler, Wanted
-from copd.types import Completion, ProblemId, SampleRequest, ScoreRequest
+from copd.policy import Policy, Prompt, Sampler, SamplingRequest
+from copd.types import Completion, ProblemId, RolloutRequest, ScoreRequest
 
 _GROUP = 2
 _MAX_TOKENS = 64
@@ -28,7 +28,7 @@ of the embedded base move by 0.02 to 1.6 nats; in bfloat16 two passes differ by 
 
 
 @dataclass(frozen=True)
-class Gap:
+class LogprobMismatch:
     """|Sampler's - policy's log-probability| over the tokens of some completions."""
 
     mean: float
@@ -45,9 +45,9 @@ class Gap:
 class SamplerCheck:
     """What a sampler does on a few problems of a domain."""
 
-    gap: Gap
+    gap: LogprobMismatch
     """With the weights as they are."""
-    moved: Gap
+    moved: LogprobMismatch
     """With weights that were changed since, which the sampler was told of."""
     stale: float
     """The same completions' mean gap to the weights from before: far larger in a sampler that
@@ -56,23 +56,25 @@ class SamplerCheck:
 
 def check_sampler(
     policy: Policy,
-    learning: Learning,
+    learning: Learner,
     sampler: Sampler,
-    requests: Sequence[SampleRequest],
+    requests: Sequence[RolloutRequest],
     prompts: Sequence[Sequence[Prompt]],
 ) -> list[SamplerCheck]:
     """Samples, changes some weights, samples again, and gives the weights back to the bit."""
 
-    def sample() -> list[_Said]:
+    def sample() -> list[_Sampled]:
         wanted = [
-            Wanted(own, _GROUP, request.temperature, request.seed)
+            SamplingRequest(own, _GROUP, request.temperature, request.seed)
             for request, own in zip(requests, prompts, strict=True)
         ]
         groups = sampler.sample(wanted, _MAX_TOKENS).groups
         batches = zip(requests, groups, strict=True)
-        return [_Said.of(request, [c for group in own for c in group]) for request, own in batches]
+        return [
+            _Sampled.of(request, [c for group in own for c in group]) for request, own in batches
+        ]
 
-    def score(said: Sequence[_Said]) -> list[NDArray[np.float32]]:
+    def score(said: Sequence[_Sampled]) -> list[NDArray[np.float32]]:
         return [
             _own_logprobs(policy, learning, own, one)
             for own, one in zip(prompts, said, strict=True)
@@ -90,7 +92,7 @@ def check_sampler(
 
 
 @dataclass(frozen=True, eq=False)
-class _Said:
+class _Sampled:
     """Completions, and what the sampler says of their tokens."""
 
     question: ScoreRequest
@@ -98,7 +100,7 @@ class _Said:
     logprobs: NDArray[np.float32]
 
     @classmethod
-    def of(cls, request: SampleRequest, completions: Sequence[Completion]) -> _Said:
+    def of(cls, request: RolloutRequest, completions: Sequence[Completion]) -> _Sampled:
         question = ScoreRequest(
             problems=request.problems,
             token_ids=np.concatenate([c.token_ids for c in completions]),
@@ -109,13 +111,13 @@ class _Said:
         logprobs = np.concatenate([c.logprobs for c in completions])
         return cls(question, request.temperature, logprobs)
 
-    def gap(self, own: NDArray[np.float32]) -> Gap:
+    def gap(self, own: NDArray[np.float32]) -> LogprobMismatch:
         """To these log-probabilities of the same tokens."""
         apart = np.abs(self.logprobs - own)
         worst = int(apart.argmax())
         ends = np.cumsum(self.question.lengths)
         row = int(np.searchsorted(ends, worst, side="right"))
-        return Gap(
+        return LogprobMismatch(
             mean=float(apart.mean()),
             problem=self.question.problems[row // _GROUP],
             completion=row % _GROUP,
@@ -127,7 +129,7 @@ class _Said:
 
 @torch.no_grad()
 def _own_logprobs(
-    policy: Policy, learning: Learning, prompts: Sequence[Prompt], said: _Said
+    policy: Policy, learning: Learner, prompts: Sequence[Prompt], said: _Sampled
 ) -> NDArray[np.float32]:
     """As an update computes them: the same pass, the same precision."""
     found = []

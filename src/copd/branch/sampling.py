@@ -8,23 +8,27 @@ from dataclasses import dataclass
 
 import torch
 
-from copd.branch.learning import Learning
+from copd.branch.learner import Learner
 from copd.branch.precision import Precision, autocast
-from copd.policy import Draw, Policy, Sampled, SharedPrefix, Wanted
+from copd.policy import Draw, Policy, SamplingRequest, SamplingResult, SharedPrefix
 from copd.types import Completion
 
 
 @dataclass(frozen=True, eq=False)
-class InProcess:
+class InProcessSampler:
     """The policy samples by itself, from the weights it has: there is nothing to hand over."""
 
     policy: Policy
-    learning: Learning
+    learning: Learner
     max_rows: int
 
     def sample(
-        self, batches: Sequence[Wanted], max_completion_tokens: int, *, keep_graph: bool = False
-    ) -> Sampled:
+        self,
+        batches: Sequence[SamplingRequest],
+        max_completion_tokens: int,
+        *,
+        keep_graph: bool = False,
+    ) -> SamplingResult:
         """As `sample_batches` does."""
         return sample_batches(
             self.policy,
@@ -42,21 +46,21 @@ class InProcess:
 
 def sample_batches(
     policy: Policy,
-    batches: Sequence[Wanted],
+    batches: Sequence[SamplingRequest],
     *,
     max_completion_tokens: int,
     max_prompt_tokens: int,
     max_rows: int,
     precision: Precision,
     keep_graph: bool = False,
-) -> Sampled:
+) -> SamplingResult:
     """Completions for all batches, in as few loops as `max_prompt_tokens` and `max_rows` allow.
 
     With `keep_graph` the prefixes of a single loop can carry a gradient: a first update on these
     completions needs no second pass over the prompts.
     """
     groups: list[list[list[Completion]]] = [[] for _ in batches]
-    loops = list(cut_loops(batches, max_rows=max_rows, max_tokens=max_prompt_tokens))
+    loops = list(plan_decode_loops(batches, max_rows=max_rows, max_tokens=max_prompt_tokens))
     keep_graph = keep_graph and len(loops) == 1
     prefixes: list[SharedPrefix] = []
     for loop in loops:
@@ -70,10 +74,10 @@ def sample_batches(
             sampled = policy.sample_together(draws, max_tokens=max_completion_tokens)
         for (index, _), found in zip(loop, sampled, strict=True):
             groups[index] += found
-    return Sampled(groups, prefixes if len(loops) == 1 else None)
+    return SamplingResult(groups, prefixes if len(loops) == 1 else None)
 
 
-def _draw(wanted: Wanted, policy: Policy, prefix: SharedPrefix, part: slice) -> Draw:
+def _draw(wanted: SamplingRequest, policy: Policy, prefix: SharedPrefix, part: slice) -> Draw:
     """What is asked of the policy for some of the prompts."""
     return Draw(
         prefix,
@@ -85,8 +89,8 @@ def _draw(wanted: Wanted, policy: Policy, prefix: SharedPrefix, part: slice) -> 
     )
 
 
-def cut_loops(
-    batches: Sequence[Wanted], *, max_rows: int, max_tokens: int
+def plan_decode_loops(
+    batches: Sequence[SamplingRequest], *, max_rows: int, max_tokens: int
 ) -> Iterator[list[tuple[int, slice]]]:
     """Runs of prompts, as (batch, prompts), that share a loop: one prompt at least."""
     loop: list[tuple[int, slice]] = []

@@ -9,16 +9,16 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from copd.branch.learning import Learning
-from copd.branch.lesson import completions_of, micro_batches
+from copd.branch.advantages import completions_of, micro_batches
+from copd.branch.learner import Learner
 from copd.branch.precision import autocast
 from copd.functional import token_logprobs, topk_logprobs
 from copd.policy import Policy, Prompt, SharedPrefix
-from copd.types import ScoreRequest, Scores
+from copd.types import ScoreRequest, TeacherOutputs
 
 
 @dataclass(frozen=True, eq=False)
-class Told:
+class PolicyOutputs:
     """A policy's own view of completions, at temperature 1, on the CPU."""
 
     logprobs: Float[Tensor, "N"]
@@ -28,15 +28,15 @@ class Told:
 
 
 @torch.no_grad()
-def tell(
+def score_completions(
     policy: Policy,
-    learning: Learning,
+    learning: Learner,
     prompts: Sequence[Prompt],
     request: ScoreRequest,
     prefix: SharedPrefix | None = None,
     *,
     first: int = 0,
-) -> Told:
+) -> PolicyOutputs:
     """Every token's log-probability and entropy, and the top tokens at the probes.
 
     Takes the prompts as they were read before, with `prefix`, or else reads them. Where they are
@@ -64,12 +64,12 @@ def tell(
         entropies.append(of_all.cpu())
         told.append(values.cpu())
         ids.append(tokens.int().cpu())
-    return Told(torch.cat(logprobs), torch.cat(entropies), torch.cat(ids), torch.cat(told))
+    return PolicyOutputs(torch.cat(logprobs), torch.cat(entropies), torch.cat(ids), torch.cat(told))
 
 
-def answer(told: Sequence[Told], request: ScoreRequest) -> Scores:
+def teacher_outputs(told: Sequence[PolicyOutputs], request: ScoreRequest) -> TeacherOutputs:
     """What was told of all pieces of a question, as a teacher's answer to it."""
-    return Scores(
+    return TeacherOutputs(
         logprobs=np.concatenate([part.logprobs.numpy() for part in told]),
         probes=request.probes,
         topk_ids=np.concatenate([part.topk_ids.numpy() for part in told]),
@@ -92,14 +92,15 @@ def join_requests(requests: Sequence[ScoreRequest]) -> ScoreRequest:
     )
 
 
-def split_scores(scores: Scores, requests: Sequence[ScoreRequest]) -> list[Scores]:
+def split_outputs(scores: TeacherOutputs, requests: Sequence[ScoreRequest]) -> list[TeacherOutputs]:
     """The answer to `join_requests`, question by question."""
     tokens = _starts([len(request.token_ids) for request in requests])
     probes = _starts([len(request.probes) for request in requests])
     logprobs = np.split(scores.logprobs, tokens[1:])
     ids, told = np.split(scores.topk_ids, probes[1:]), np.split(scores.topk_logprobs, probes[1:])
     return [
-        Scores(logprobs[i], request.probes, ids[i], told[i]) for i, request in enumerate(requests)
+        TeacherOutputs(logprobs[i], request.probes, ids[i], told[i])
+        for i, request in enumerate(requests)
     ]
 
 

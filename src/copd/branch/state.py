@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from copd.branch.shards import share_like, whole
+from copd.branch.fsdp import full_tensor, shard_like
 
 Parameters = Mapping[str, nn.Parameter]
 
@@ -46,7 +46,7 @@ def load_weights(parameters: Parameters, source: Path | Mapping[str, Tensor]) ->
                 f"weights do not fit the model: {name} is {tuple(weights[name].shape)}, "
                 f"expected {tuple(parameter.shape)}. Use weights made from the same base model."
             )
-        parameter.copy_(share_like(parameter, weights[name]))
+        parameter.copy_(shard_like(parameter, weights[name]))
 
 
 def optimizer_state(
@@ -62,7 +62,7 @@ def optimizer_state(
     for name, parameter in parameters.items():
         for key, kept in optimizer.state.get(parameter, {}).items():
             if key != "step":
-                tensors[f"{key}/{name}"] = whole(kept).cpu()
+                tensors[f"{key}/{name}"] = full_tensor(kept).cpu()
             elif int(kept) != num_updates:
                 tensors[f"step/{name}"] = torch.tensor(int(kept))
     return tensors
@@ -91,7 +91,7 @@ def load_optimizer(parameters: Parameters, optimizer: torch.optim.Optimizer, pat
             state["step"] = _steps(optimizer, int(kept), device)
             continue
         state.setdefault("step", _steps(optimizer, num_updates, device))
-        state[moment] = share_like(parameters[name], kept.to(device))
+        state[moment] = shard_like(parameters[name], kept.to(device))
     return num_updates
 
 

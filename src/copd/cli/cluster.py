@@ -14,9 +14,9 @@ from copd.cli.numbers import count
 
 if TYPE_CHECKING:
     from copd.config import Config
+    from copd.planning.cluster import Machine, Widths, Workload
+    from copd.planning.cluster.table import Cluster
     from copd.recipes import Plan
-    from copd.recipes.cluster import Load, Machine, Widths
-    from copd.recipes.cluster.table import Cluster
 
 OWN_OPTIONS = ("--cluster", "--gpus", "--assume")
 GPUS = ("a100", "h100", "h200")
@@ -50,8 +50,8 @@ def cluster_of(arguments: argparse.Namespace, config: Config, plan: Plan) -> Clu
                 "--gpus and --assume are about a cluster: got no --cluster. Add --cluster."
             )
         return None
-    from copd.recipes.cluster import MACHINES, Setup
-    from copd.recipes.cluster.table import Cluster
+    from copd.planning.cluster import MACHINES, Setup
+    from copd.planning.cluster.table import Cluster
 
     wanted = _assumed(arguments.assume or ())
     widths, model = _widths(config.model.path), config.model
@@ -79,14 +79,14 @@ def cluster_of(arguments: argparse.Namespace, config: Config, plan: Plan) -> Clu
 
 def describe(cluster: Cluster, arguments: argparse.Namespace) -> str:
     """The prediction as text."""
-    from copd.recipes.cluster import describe_cluster
+    from copd.planning.cluster import describe_cluster
 
     return describe_cluster(cluster, _gpus(arguments, cluster.plan))
 
 
 def to_list(cluster: Cluster, arguments: argparse.Namespace) -> list[dict[str, Any]]:
     """The prediction as plain values."""
-    from copd.recipes.cluster.table import predicted
+    from copd.planning.cluster.table import predicted
 
     return predicted(cluster, _gpus(arguments, cluster.plan))
 
@@ -130,9 +130,9 @@ def _machine(machine: Machine, wanted: dict[str, float]) -> Machine:
 
 def _load(
     config: Config, domain: str, widths: Widths, wanted: dict[str, float], mean: float
-) -> Load:
+) -> Workload:
     """Takes from `wanted` what belongs to a domain."""
-    from copd.recipes.cluster import Lengths, Load
+    from copd.planning.cluster import Lengths, Workload
 
     names = ("text_tokens", "visual_tokens", "pictures")
     usual = dict(zip(names, _usual(config, domain), strict=True))
@@ -145,7 +145,7 @@ def _load(
     frames = (patches // pictures,) * pictures if pictures else ()
     rollout = config.rollout
     tokens = int(own["text_tokens"] + own["visual_tokens"])
-    return Load(rollout.num_prompts, rollout.group_size, max(1, tokens), frames, lengths)
+    return Workload(rollout.num_prompts, rollout.group_size, max(1, tokens), frames, lengths)
 
 
 def _usual(config: Config, domain: str) -> tuple[int, int, int]:
@@ -161,7 +161,7 @@ def _usual(config: Config, domain: str) -> tuple[int, int, int]:
 
 
 def _widths(model: str) -> Widths:
-    from copd.recipes.cluster import QWEN3_VL_4B, Widths
+    from copd.planning.cluster import QWEN3_VL_4B, Widths
 
     if model == "Qwen/Qwen3-VL-4B-Instruct":
         return QWEN3_VL_4B

@@ -22,7 +22,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> None:
     """Exit code 1 if a run failed, 130 if interrupted; in both cases the rest is kept."""
-    from copd.compare import command
+    from copd.lab.compare import command
 
     if arguments.plan:
         command.show_plan(arguments.study, overrides)

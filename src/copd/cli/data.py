@@ -51,7 +51,7 @@ def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> None:
     from copd.domains.files import open_files
 
     domain = open_files(name, config)
-    from copd.run.inspection import describe_data, inspect
+    from copd.lab.data.inspection import describe_data, inspect
 
     report = inspect(domain, arguments.model, arguments.show)
     print(json.dumps(report, indent=2) if arguments.json else describe_data(report))
@@ -108,7 +108,7 @@ def _pass_rates(arguments: argparse.Namespace, overrides: Sequence[str]) -> None
     if rates is None and arguments.out is not None:
         rates = arguments.out.with_name(f"{arguments.out.name}.rates")
     from copd.cli import Stopped
-    from copd.run.pass_rate import pass_rates
+    from copd.lab.data.pass_rate import pass_rates
 
     try:
         pass_rates(

@@ -37,7 +37,7 @@ def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> None:
     config = load_config(arguments.config, overrides)
     if arguments.seed is not None:
         config = config.model_copy(update={"seed": arguments.seed})
-    from copd.diagnose import diagnose
+    from copd.lab.diagnose import diagnose
 
     diagnose(
         arguments.student,

@@ -39,8 +39,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> None:
     """Print it; nothing is loaded."""
     from copd.config import load_config
-    from copd.memory import memory_report, parse_size
-    from copd.recipes import build_plan, describe, plan_cost, to_dict
+    from copd.planning import memory_report, parse_size
+    from copd.planning.cost import describe, plan_cost
+    from copd.recipes import build_plan, to_dict
 
     config = load_config(arguments.config, overrides)
     plan = build_plan(config)

@@ -20,7 +20,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace, _: Sequence[str]) -> None:
     """Writes the page, and shows it if asked."""
-    from copd.report import write_report
+    from copd.lab.report import write_report
 
     out = write_report(arguments.runs, arguments.out)
     print(f"report: {out}")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from pydantic.fields import FieldInfo
 
-from copd.config.schema import Table, tables, type_of, type_text
+from copd.config.schema import SettingsTable, tables, type_of, type_text
 from copd.config.tree import Config
 
 _WIDTH = 100
@@ -21,7 +21,7 @@ def describe_settings() -> str:
     return "\n\n".join(_describe(table) for table in shown)
 
 
-def _describe(table: Table) -> str:
+def _describe(table: SettingsTable) -> str:
     title = f"[{table.path}]" if table.path else "(top of the file)"
     kind = type_of(table.model)
     chosen = f'  type = "{kind}"' if kind else ""

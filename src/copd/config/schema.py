@@ -12,7 +12,7 @@ from pydantic.fields import FieldInfo
 
 
 @dataclass(frozen=True)
-class Table:
+class SettingsTable:
     """One table of the configuration file, in one of its variants."""
 
     path: str
@@ -43,9 +43,9 @@ class Place:
         return ".".join(self.keys)
 
 
-def tables(model: type[BaseModel], path: str = "") -> Iterator[Table]:
+def tables(model: type[BaseModel], path: str = "") -> Iterator[SettingsTable]:
     """Every table below `model`, depth first; variants follow each other."""
-    yield Table(path, model)
+    yield SettingsTable(path, model)
     for key, field in model.model_fields.items():
         below = f"{path}.{key}".lstrip(".") + (".NAME" if _is_dict(field.annotation) else "")
         for variant in models_in(field.annotation):

@@ -46,6 +46,6 @@ class Domain(Protocol):
         """`verify` of many at once, in their order."""
         ...
 
-    def reading(self, problem: Problem, text: str) -> str:
+    def extract_answer(self, problem: Problem, text: str) -> str:
         """What `verify` took for the answer in a completion's text; "" where it found none."""
         ...

@@ -12,10 +12,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from copd.config import GymConfig, num_problems
-from copd.domains.verifiers import final_answer
-from copd.domains.verifiers.pool import Call, Pool, Task, pool_for
-from copd.domains.verifiers.remote import MEMORY_BYTES, check_installed
 from copd.types import Message, Problem, ProblemId, Split, Text
+from copd.verifiers import final_answer
+from copd.verifiers.pool import Call, Pool, WorkerSpec, pool_for
+from copd.verifiers.remote import MEMORY_BYTES, check_installed
 
 _SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 _SPAN = 2**29
@@ -74,7 +74,7 @@ class GymDomain:
         values = dict(zip(calls, self._pool().run(list(calls.values())), strict=True))
         return [values.get(i) or 0.0 for i in range(len(problems))]
 
-    def reading(self, problem: Problem, text: str) -> str:
+    def extract_answer(self, problem: Problem, text: str) -> str:
         return final_answer(text, self.config.mark) or ""
 
     def check(self) -> None:
@@ -95,7 +95,7 @@ class GymDomain:
         key = f"domains.{self.name}"
         remedy = f"Correct {key}.dataset or {key}.config, or lower its numbers of problems."
         seconds = self.config.timeout_seconds
-        return pool_for(Task("gym", json.dumps(settings), seconds, MEMORY_BYTES, remedy))
+        return pool_for(WorkerSpec("gym", json.dumps(settings), seconds, MEMORY_BYTES, remedy))
 
 
 def load_gym(name: str, config: GymConfig) -> GymDomain:

@@ -1,13 +1,21 @@
-"""Where branches live: one verb, `each`, applied to many of them."""
+"""Where branches live: one method, `call`, applied to many of them."""
 
 from __future__ import annotations
 
 from copd.config import Config, LocalEngineConfig, RayEngineConfig
 from copd.engine.base import BranchLost, Engine, wait_for
-from copd.engine.flow import Task, run_tasks
 from copd.engine.local import LocalEngine
+from copd.engine.tasks import BranchTask, run_tasks
 
-__all__ = ["BranchLost", "Engine", "LocalEngine", "Task", "create_engine", "run_tasks", "wait_for"]
+__all__ = [
+    "BranchLost",
+    "BranchTask",
+    "Engine",
+    "LocalEngine",
+    "create_engine",
+    "run_tasks",
+    "wait_for",
+]
 
 
 def create_engine(config: Config) -> Engine:

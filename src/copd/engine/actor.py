@@ -14,7 +14,7 @@ from typing import Any
 from ray.cloudpickle.cloudpickle import Pickler as CloudPickler
 
 from copd.engine.host import Host
-from copd.engine.message import flat
+from copd.engine.message import reduce_array
 
 
 @dataclass(frozen=True)
@@ -51,10 +51,10 @@ def pack(value: object) -> bytes:
 
 
 class _Pickler(CloudPickler):
-    """Functions by name or by value; tensors and integers as `flat` has them."""
+    """Functions by name or by value; tensors and integers as `reduce_array` has them."""
 
     def reducer_override(self, obj: Any) -> Any:
-        as_flat = flat(obj)
+        as_flat = reduce_array(obj)
         return super().reducer_override(obj) if as_flat is NotImplemented else as_flat
 
 

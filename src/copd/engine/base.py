@@ -1,4 +1,4 @@
-"""The engine's whole interface: bring branches to life and apply a verb to many of them.
+"""The engine's whole interface: bring branches to life and apply a method to many of them.
 
 Knows no recipe.
 """
@@ -28,13 +28,13 @@ class Engine(Protocol):
     """
 
     is_parallel: bool
-    """Whether `each` may be called from several threads, for different branches at a time."""
+    """Whether `call` may be called from several threads, for different branches at a time."""
 
     def spawn(self, name: str, model: str, *, frozen: bool = False) -> None:
         """A fresh branch with the weights of a model: a folder, a hub name, or "tiny".
 
         A frozen one is only asked, never trained. An engine may return before it is there; what is
-        wrong then shows in the first `each`.
+        wrong then shows in the first `call`.
         """
         ...
 
@@ -42,8 +42,8 @@ class Engine(Protocol):
         """Forgets a branch and frees what it held."""
         ...
 
-    def each(
-        self, verb: Callable[[Branch, Input], Output], inputs: Mapping[str, Input]
+    def call(
+        self, method: Callable[[Branch, Input], Output], inputs: Mapping[str, Input]
     ) -> dict[str, Output]:
         """Applies a Branch method to the named branches; returns when all are done.
 
@@ -62,7 +62,7 @@ class Engine(Protocol):
 
 def wait_for(engine: Engine, names: Sequence[str]) -> None:
     """Until branches that were spawned are there; what is wrong with them is raised here."""
-    engine.each(arrive, dict.fromkeys(names))
+    engine.call(arrive, dict.fromkeys(names))
 
 
 def arrive(branch: Branch, _: None) -> None:

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import TypeVar
 
 from copd.branch import Branch
-from copd.branch.ranks import ALONE
+from copd.branch.ranks import SINGLE_RANK
 from copd.config import Config
 from copd.engine.local import LocalEngine, choose_device
-from copd.engine.meeting import Seat
+from copd.engine.rendezvous import RankSpec
 
 Input = TypeVar("Input")
 Output = TypeVar("Output")
@@ -32,7 +32,7 @@ class Host:
         name: str,
         model: str,
         frozen: bool,
-        seat: Seat | None,
+        seat: RankSpec | None,
     ) -> str:
         """Whatever was here before is forgotten; returns where the branch is, for people.
 
@@ -40,18 +40,18 @@ class Host:
         """
         if self._engine is None:
             _enter(folder)
-            ranks = ALONE if seat is None else seat.take(choose_device(config.model.device))
+            ranks = SINGLE_RANK if seat is None else seat.take(choose_device(config.model.device))
             self._engine, self._is_first = LocalEngine(config, ranks), ranks.is_first
         self._engine.clear()
         self._engine.spawn(name, model, frozen=frozen)
         return f"process {os.getpid()} on {platform.node()}"
 
     def apply(
-        self, verb: Callable[[Branch, Input], Output], inputs: Mapping[str, Input]
+        self, method: Callable[[Branch, Input], Output], inputs: Mapping[str, Input]
     ) -> dict[str, Output]:
-        """What a verb returns, by branch; of several ranks only the first one says it."""
+        """What a method returns, by branch; of several ranks only the first one says it."""
         assert self._engine is not None, "a branch is spawned first"
-        outputs = self._engine.each(verb, inputs)
+        outputs = self._engine.call(method, inputs)
         return outputs if self._is_first else {}
 
     def clear(self) -> None:

@@ -12,27 +12,27 @@ import torch
 
 from copd.branch import Branch
 from copd.branch.precision import keep_few_kernels
-from copd.branch.prompts import PromptBook
-from copd.branch.ranks import ALONE, Ranks
+from copd.branch.prompts import PromptCache
+from copd.branch.ranks import SINGLE_RANK, Ranks
 from copd.config import Config, ModelConfig
 from copd.domains import Domain, load_domains
 from copd.policy import Adapters, Policy, Sampler
+from copd.policy.sampling.vllm import VllmEngine, VllmSampler, require_vllm
 from copd.policy.tiny import resolve
-from copd.policy.vllm import VllmEngine, VllmSampler, require_vllm
 
 Input = TypeVar("Input")
 Output = TypeVar("Output")
 
 
 class LocalEngine:
-    """Branches in a dictionary; `each` is a loop over it.
+    """Branches in a dictionary; `call` is a loop over it.
 
     In a process that is one rank of several, of each branch it holds what is that rank's.
     """
 
     is_parallel = False
 
-    def __init__(self, config: Config, ranks: Ranks = ALONE) -> None:
+    def __init__(self, config: Config, ranks: Ranks = SINGLE_RANK) -> None:
         if config.engine.num_threads is not None:
             torch.set_num_threads(config.engine.num_threads)
         self._config = config
@@ -40,7 +40,7 @@ class LocalEngine:
         self._domains = load_domains(config.domains)
         self._branches: dict[str, Branch] = {}
         self._bases: dict[str, tuple[Policy, Adapters]] = {}
-        self._book: PromptBook | None = None
+        self._book: PromptCache | None = None
         self._vllm = VllmEngine(config.rollout, config.model.dtype)
 
     def spawn(self, name: str, model: str, *, frozen: bool = False) -> None:
@@ -55,7 +55,7 @@ class LocalEngine:
         for domain in self._domains.values():
             require_readable(domain, policy, model)
         if self._book is None:
-            self._book = PromptBook(self._domains, policy.render_all)
+            self._book = PromptCache(self._domains, policy.render_all)
         sampler = None if frozen else self._sampler(policy)
         self._branches[name] = Branch(name, policy, self._book, self._config, self._ranks, sampler)
 
@@ -65,10 +65,10 @@ class LocalEngine:
             if name in adapters:
                 adapters.remove(name)
 
-    def each(
-        self, verb: Callable[[Branch, Input], Output], inputs: Mapping[str, Input]
+    def call(
+        self, method: Callable[[Branch, Input], Output], inputs: Mapping[str, Input]
     ) -> dict[str, Output]:
-        return {name: self._apply(verb, name, value) for name, value in inputs.items()}
+        return {name: self._apply(method, name, value) for name, value in inputs.items()}
 
     def clear(self) -> None:
         self._branches.clear()
@@ -77,10 +77,10 @@ class LocalEngine:
     def close(self) -> None:
         self.clear()
 
-    def _apply(self, verb: Callable[[Branch, Input], Output], name: str, value: Input) -> Output:
+    def _apply(self, method: Callable[[Branch, Input], Output], name: str, value: Input) -> Output:
         branch = self._branches[name]
-        with branch.gathered():
-            return verb(branch, value)
+        with branch.unsharded():
+            return method(branch, value)
 
     def _sampler(self, policy: Policy) -> Sampler | None:
         """Who samples for a policy, if not the policy itself."""

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 
-def flat(value: object) -> Any:
+def reduce_array(value: object) -> Any:
     """What pickle shall write in the place of a tensor or of an array of integers.
 
     Nothing is lost: the receiver gets an array of the same type and numbers of its own. For any

@@ -24,7 +24,7 @@ from copd.config import Config, RayEngineConfig
 from copd.engine.actor import Actor, Failure, pack
 from copd.engine.base import BranchLost
 from copd.engine.host import Host
-from copd.engine.meeting import Lobby
+from copd.engine.rendezvous import Rendezvous
 
 Input = TypeVar("Input")
 Output = TypeVar("Output")
@@ -37,7 +37,7 @@ END_SECONDS = 60.0
 
 
 class RayEngine:
-    """One actor per rank of a branch; `each` asks all of them at once and waits for all.
+    """One actor per rank of a branch; `call` asks all of them at once and waits for all.
 
     A cluster that was started here ends with `close`, or with this process. The processes of
     dropped branches are kept for the next ones, unless they are ranks of several.
@@ -61,10 +61,10 @@ class RayEngine:
         self._num_asking, self._asked = 0, threading.Condition()
         self._loss: str | None = None
         address, size = ray.util.get_node_ip_address(), settings.ranks_per_branch
-        self._lobby = Lobby(address, size, settings.time_limit)
+        self._lobby = Rendezvous(address, size, settings.time_limit)
 
     def spawn(self, name: str, model: str, *, frozen: bool = False) -> None:
-        """Returns at once: branches come to life side by side, and the next `each` waits."""
+        """Returns at once: branches come to life side by side, and the next `call` waits."""
         assert name not in self._hosts, f"branch {name!r} exists already"
         self._hosts[name], self._coming[name] = [], []
         for seat in self._lobby.seats():
@@ -80,16 +80,16 @@ class RayEngine:
         for host in self._hosts.pop(name):
             self._keep(host)
 
-    def each(
-        self, verb: Callable[[Branch, Input], Output], inputs: Mapping[str, Input]
+    def call(
+        self, method: Callable[[Branch, Input], Output], inputs: Mapping[str, Input]
     ) -> dict[str, Output]:
         with self._asking():
             self._arrive(list(inputs))
             asked = {}
             for name, value in inputs.items():
-                message = pack((Host.apply, (verb, {name: value})))
+                message = pack((Host.apply, (method, {name: value})))
                 asked[name] = [host.serve.remote(message) for host in self._hosts[name]]
-            answers = self._collect(asked, verb.__name__, self._settings.time_limit)
+            answers = self._collect(asked, method.__name__, self._settings.time_limit)
         return {name: of_ranks[0][name] for name, of_ranks in answers.items()}
 
     def clear(self) -> None:
@@ -166,7 +166,7 @@ class RayEngine:
         self._places |= self._collect(coming, "spawn", self._settings.start_limit)
 
     def _collect(
-        self, asked: Mapping[str, Sequence[Any]], verb: str, limit: float
+        self, asked: Mapping[str, Sequence[Any]], method: str, limit: float
     ) -> dict[str, list[Any]]:
         """All answers in the order of `asked`; the first loss, or else the first error, ends it."""
         places = [(ref, (name, i)) for name, refs in asked.items() for i, ref in enumerate(refs)]
@@ -176,18 +176,18 @@ class RayEngine:
         while waiting:
             ready, _ = ray.wait(list(waiting), timeout=max(0.0, deadline - time.monotonic()))
             if not ready:
-                raise self._lost(*next(iter(waiting.values())), verb, _late(limit, verb))
+                raise self._lost(*next(iter(waiting.values())), method, _late(limit, method))
             place = waiting.pop(ready[0])
             try:
                 answers[place] = pickle.loads(ray.get(ready[0]))
             except RayError as error:
-                raise self._lost(*place, verb, _cause(error)) from None
+                raise self._lost(*place, method, _cause(error)) from None
         for _, place in places:
             if isinstance(answers[place], Failure):
                 raise answers[place].error
         return {name: [answers[name, rank] for rank in range(len(asked[name]))] for name in asked}
 
-    def _lost(self, name: str, rank: int, verb: str, why: str) -> BranchLost:
+    def _lost(self, name: str, rank: int, method: str, why: str) -> BranchLost:
         """Ends all branches, so that nobody is waited for and one that is late writes no more.
 
         Whoever waits for another branch meanwhile is told of the first loss, the cause of theirs.
@@ -196,7 +196,7 @@ class RayEngine:
             if self._loss is None:
                 places = self._places.get(name, ["no process yet"] * (rank + 1))
                 where = places[rank] if len(places) == 1 else f"rank {rank}, {places[rank]}"
-                self._loss = f"branch {name!r} ({where}) was lost in {verb}: {why}."
+                self._loss = f"branch {name!r} ({where}) was lost in {method}: {why}."
                 for host in self._all_hosts():
                     ray.kill(host)
             return BranchLost(self._loss)
@@ -235,8 +235,8 @@ def join(settings: RayEngineConfig) -> bool:
     return True
 
 
-def _late(limit: float, verb: str) -> str:
-    if verb == "spawn":
+def _late(limit: float, method: str) -> str:
+    if method == "spawn":
         total = ray.cluster_resources()
         return (
             f"it found no place, or did not load its model, within engine.start_limit = {limit:g} "

@@ -1,11 +1,11 @@
 """Policies: models that are asked, sampled, trained. Only this package knows transformers."""
 
 from copd.policy.adapters import Adapters
-from copd.policy.packing import PackedStates, SharedPrefix
 from copd.policy.policy import Policy
-from copd.policy.render import Prompt
-from copd.policy.sampler import Draw
-from copd.policy.samplers import Sampled, Sampler, Wanted
+from copd.policy.readers.packed import PackedStates, SharedPrefix
+from copd.policy.rendering.render import Prompt
+from copd.policy.sampling.protocol import Sampler, SamplingRequest, SamplingResult
+from copd.policy.sampling.sampler import Draw
 from copd.policy.vocabulary import Vocabulary, require_same, vocabulary_of
 
 __all__ = [
@@ -14,11 +14,11 @@ __all__ = [
     "PackedStates",
     "Policy",
     "Prompt",
-    "Sampled",
     "Sampler",
+    "SamplingRequest",
+    "SamplingResult",
     "SharedPrefix",
     "Vocabulary",
-    "Wanted",
     "require_same",
     "vocabulary_of",
 ]

@@ -12,15 +12,13 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torch.nn.functional import scaled_dot_product_attention
 from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from copd.policy.attention import RowAttention, install
-from copd.policy.media import MODEL_TYPES
-from copd.policy.render import Prompt
-from copd.policy.text_layers import TextLayers, turn
-from copd.policy.vision import Vision
+from copd.policy.readers.attention import RowAttention, install
+from copd.policy.rendering.processors import MODEL_TYPES
+from copd.policy.rendering.render import Prompt
+from copd.policy.rendering.vision import Vision
 
 _SIZES = ("image_grid_thw", "video_grid_thw", "second_per_grid_ts")
 _MOST_LAYOUTS = 256
@@ -186,34 +184,6 @@ class Backbone:
             )
         self._check_layers(layers)
         return output.last_hidden_state[0]
-
-    def written_out(self) -> TextLayers | None:
-        """The text layers as they are now in fewer operations, for passes without gradient."""
-        layers = TextLayers.build(self.body)
-        return layers if layers is not None and self._is_written_right else None
-
-    @cached_property
-    def _is_written_right(self) -> bool:
-        """Whether layers that look like those of `TextLayers` give the numbers they do."""
-        layers = TextLayers.build(self.body)
-        assert layers is not None, "asked about layers that were written out"
-        tokens, positions = torch.arange(9), self.on_axes(torch.arange(9))
-        turns = layers.turns(positions)
-
-        def attention(_: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
-            mixed = scaled_dot_product_attention(
-                query, key, value, is_causal=True, scale=scale, enable_gqa=True
-            )
-            return mixed.transpose(1, 2)
-
-        def attend(layer: int, turning: Tensor, values: Tensor) -> Tensor:
-            heads = turn(turning, turns)[None].transpose(1, 2)
-            query, key = heads.tensor_split((-layers.num_key_heads,), dim=1)
-            return attention(layer, query, key, values.transpose(0, 1)[None], 1.0)[0].flatten(1)
-
-        plain = self.forward(tokens, positions, attention)
-        written = layers.forward(tokens, attend)
-        return bool((plain - written).norm() <= 1e-4 * plain.norm())
 
     def _check_mode(self) -> None:
         """In training mode there may be dropout, and checkpointing may lose kept keys' gradient.

@@ -15,15 +15,15 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from copd.policy.adapters import Adapters
 from copd.policy.backbone import Backbone
 from copd.policy.loading import find_model, find_tokenizer, load_model, quiet
-from copd.policy.packing import (
+from copd.policy.readers.packed import (
     PackedStates,
     SharedPrefix,
     check_exact,
     read_completions,
     read_prompts,
 )
-from copd.policy.render import Prompt, Renderer
-from copd.policy.sampler import Draw, Samples, sample_tokens
+from copd.policy.rendering.render import Prompt, Renderer
+from copd.policy.sampling.sampler import Draw, Samples, sample_tokens
 from copd.policy.tokens import banned_tokens, end_token_ids
 from copd.types import Completion, Message
 

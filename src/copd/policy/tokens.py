@@ -18,7 +18,7 @@ from transformers import (
 )
 
 from copd.policy.loading import find_model
-from copd.policy.media import MODEL_TYPES
+from copd.policy.rendering.processors import MODEL_TYPES
 
 
 def end_token_ids(

@@ -12,7 +12,6 @@ from copd.config import (
     PilotConfig,
 )
 from copd.recipes.copd import copd
-from copd.recipes.cost import Cost, PlanCost, describe, plan_cost
 from copd.recipes.experts import experts
 from copd.recipes.mixed import mixed
 from copd.recipes.mopd import mopd
@@ -24,14 +23,10 @@ __all__ = [
     "OPD",
     "RLVR",
     "Action",
-    "Cost",
     "Merge",
     "Plan",
-    "PlanCost",
     "Stage",
     "build_plan",
-    "describe",
-    "plan_cost",
     "to_dict",
 ]
 

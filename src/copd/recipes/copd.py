@@ -31,8 +31,8 @@ def copd(branches: Mapping[str, str], config: CoPDConfig) -> Plan:
     )
     if config.band:
         steps = config.rounds * (config.rlvr_steps + config.opd_steps)
-        governed = Stage("mutual", steps, native + cross, config.band, config.max_staleness)
-        return finish(tuple(trains), (governed,), config.merge)
+        apply_band = Stage("mutual", steps, native + cross, config.band, config.max_staleness)
+        return finish(tuple(trains), (apply_band,), config.merge)
     stages = (
         Stage("rlvr", config.rlvr_steps, native),
         Stage("mutual", config.opd_steps, native + cross, max_staleness=config.max_staleness),

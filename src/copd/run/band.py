@@ -9,11 +9,11 @@ import numpy as np
 
 from copd.recipes import OPD, Stage
 
-Line = Mapping[str, Any]
+DynamicsLine = Mapping[str, Any]
 """Of dynamics.jsonl."""
 
 
-def governed(stage: Stage, lines: Iterable[Line]) -> Stage:
+def apply_band(stage: Stage, lines: Iterable[DynamicsLine]) -> Stage:
     """The stage as it is in the next step: without its teachers where its band lets them rest.
 
     They begin at an overlap of `low` or less and end at `high` or more; in between the last one of
@@ -32,7 +32,7 @@ def governed(stage: Stage, lines: Iterable[Line]) -> Stage:
     return stage if is_taught else stage.untaught
 
 
-def mean_overlap(line: Line, stage: Stage) -> float:
+def mean_overlap(line: DynamicsLine, stage: Stage) -> float:
     """The mean over the stage's lessons of student and teacher, on the student's completions."""
     place = {name: index for index, name in enumerate(line["models"])}
     return float(

@@ -12,7 +12,7 @@ from copd.branch import Branch
 from copd.config import CheckpointConfig
 from copd.engine import Engine
 from copd.run.cost import no_cost
-from copd.run.directory import make_folder_atomically, write_atomically
+from copd.storage import make_folder_atomically, write_atomically
 
 _STATE = "state.json"
 
@@ -41,7 +41,7 @@ def save_checkpoint(
     """Writes `root/step_<step>`, then forgets all but the newest `keep` and the milestones."""
 
     def fill(folder: Path) -> None:
-        engine.each(Branch.save, dict.fromkeys(branches, folder))
+        engine.call(Branch.save, dict.fromkeys(branches, folder))
         _write_state(folder, step, cost)
 
     root.mkdir(parents=True, exist_ok=True)
@@ -65,7 +65,7 @@ def adopt_checkpoint(
     def fill(folder: Path) -> None:
         for name in shared:
             shutil.copytree(source.folder / name, folder / name)
-        engine.each(Branch.save, dict.fromkeys(fresh, folder))
+        engine.call(Branch.save, dict.fromkeys(fresh, folder))
         _write_state(folder, source.step, cost)
 
     root.mkdir(parents=True, exist_ok=True)

@@ -12,14 +12,15 @@ from copd.branch.state import load_weights
 from copd.config import Config, MergeConfig, load_run
 from copd.domains import with_sizes
 from copd.engine import create_engine
+from copd.monitor.results import results_table
 from copd.policy import Policy
 from copd.policy.tiny import resolve
-from copd.run.directory import make_folder_atomically
 from copd.run.evaluation import evaluate as evaluate_branches
-from copd.run.evaluation import evaluation_request, results_table
+from copd.run.evaluation import evaluation_request
 from copd.run.merge import merge_weights
 from copd.run.preflight import check_samplers
 from copd.run.runner import Runner
+from copd.storage import make_folder_atomically
 from copd.types import Split
 
 

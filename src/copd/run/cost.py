@@ -5,22 +5,24 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from copd.recipes import OPD, Stage
-from copd.types import Lesson
+from copd.types import TrainingBatch
 
 COUNTS = ("steps", "prompts", "completions", "sampled_tokens", "trained_tokens", "scored_tokens")
 
-Cost = dict[str, dict[str, int]]
+CostCounts = dict[str, dict[str, int]]
 """`COUNTS` by branch."""
 
 
-def no_cost(branches: tuple[str, ...]) -> Cost:
+def no_cost(branches: tuple[str, ...]) -> CostCounts:
     """All counts of all branches at zero."""
     return {branch: dict.fromkeys(COUNTS, 0) for branch in branches}
 
 
 def add_step(
-    cost: Mapping[str, Mapping[str, int]], stage: Stage, lessons: Mapping[str, tuple[Lesson, ...]]
-) -> Cost:
+    cost: Mapping[str, Mapping[str, int]],
+    stage: Stage,
+    lessons: Mapping[str, tuple[TrainingBatch, ...]],
+) -> CostCounts:
     """The cost after one more step.
 
     Tokens are completion tokens; scoring counts for the teacher.

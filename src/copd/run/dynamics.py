@@ -13,9 +13,9 @@ from copd.config import BASE, Config, num_problems
 from copd.engine import Engine
 from copd.run.seeds import derive_seed
 from copd.run.step import REFERENCE
-from copd.types import Likeness, Portrait, ProblemId, SampleRequest
+from copd.types import Agreement, ProbeRollouts, ProblemId, RolloutRequest
 
-_ITSELF = Likeness(overlap=1.0, symmetric_kl=0.0)
+_ITSELF = Agreement(overlap=1.0, symmetric_kl=0.0)
 
 
 def measure(
@@ -28,14 +28,14 @@ def measure(
     """
     domains = tuple(config.domains)
     requests = [_request(config, domain, f"stage {stage}, step {step}") for domain in domains]
-    portraits = engine.each(Branch.portray, dict.fromkeys(branches, requests))
+    portraits = engine.call(Branch.probe, dict.fromkeys(branches, requests))
     asked = {
         judge: [list(of_domain.values()) for of_domain in _others(portraits, judge)]
         for judge in (*branches, REFERENCE)
         if set(branches) - {judge}
     }
-    answers = engine.each(Branch.compare, asked)
-    likenesses: list[dict[tuple[str, str], Likeness]] = [{} for _ in domains]
+    answers = engine.call(Branch.measure_agreement, asked)
+    likenesses: list[dict[tuple[str, str], Agreement]] = [{} for _ in domains]
     for judge, said in answers.items():
         for found, others, answer in zip(likenesses, _others(portraits, judge), said, strict=True):
             found |= {(name, judge): a for name, a in zip(others, answer, strict=True)}
@@ -51,13 +51,13 @@ def measure(
     }
 
 
-def _request(config: Config, domain: str, position: str) -> SampleRequest:
+def _request(config: Config, domain: str, position: str) -> RolloutRequest:
     """The same problems and the same seed at all times and for all branches.
 
     A change from line to line is then one of the policies, not of the draw.
     """
     count = min(config.monitor.num_problems, num_problems(config.domains[domain], "validation"))
-    return SampleRequest(
+    return RolloutRequest(
         action="dynamics",
         problems=tuple(ProblemId(domain, "validation", index) for index in range(count)),
         temperature=1.0,
@@ -66,7 +66,9 @@ def _request(config: Config, domain: str, position: str) -> SampleRequest:
     )
 
 
-def _others(portraits: Mapping[str, Sequence[Portrait]], judge: str) -> list[dict[str, Portrait]]:
+def _others(
+    portraits: Mapping[str, Sequence[ProbeRollouts]], judge: str
+) -> list[dict[str, ProbeRollouts]]:
     """What a model is compared with, a table per domain: every branch's portrait but its own."""
     names = [name for name in portraits if name != judge]
     return [
@@ -77,7 +79,7 @@ def _others(portraits: Mapping[str, Sequence[Portrait]], judge: str) -> list[dic
 
 def _matrices(
     branches: Sequence[str],
-    likenesses: Mapping[tuple[str, str], Likeness],
+    likenesses: Mapping[tuple[str, str], Agreement],
     entropies: Sequence[float],
 ) -> dict[str, Any]:
     """One domain's numbers as rows of plain values, None where nothing was measured."""

@@ -33,8 +33,8 @@ from copd.functional import (
     task_arithmetic,
     ties,
 )
+from copd.monitor.results import Results, overall
 from copd.recipes import Merge
-from copd.run.evaluation import Results, overall
 
 Weights = Mapping[str, Tensor]
 
@@ -48,20 +48,20 @@ def merge_branches(
     each branch's share where the method has one.
     """
     engine.spawn(merge.into, model.path)
-    base = engine.each(Branch.weights, {merge.into: None})[merge.into]
+    base = engine.call(Branch.weights, {merge.into: None})[merge.into]
 
     def accuracy(weights: Weights) -> float:
-        engine.each(Branch.set_weights, {merge.into: weights})
+        engine.call(Branch.set_weights, {merge.into: weights})
         return overall(validate(merge.into)).mean
 
-    branches: dict[str, dict[str, Tensor]] = engine.each(
+    branches: dict[str, dict[str, Tensor]] = engine.call(
         Branch.weights, dict.fromkeys(merge.branches, None)
     )
     if model.branches == "lora":
         weights, shares = merge_adapters(merge.method, branches, accuracy)
     else:
         weights, shares = merge_weights(merge.method, branches, lambda: base, accuracy)
-    engine.each(Branch.set_weights, {merge.into: weights})
+    engine.call(Branch.set_weights, {merge.into: weights})
     return shares
 
 

@@ -12,7 +12,7 @@ from copd.config import Config, num_problems
 from copd.engine import Engine
 from copd.recipes import OPD, Plan
 from copd.run.seeds import derive_seed
-from copd.types import ProblemId, SampleRequest, ScoreRequest
+from copd.types import ProblemId, RolloutRequest, ScoreRequest
 
 TOLERANCE = {"float32": 1e-4, "bfloat16": 0.1}
 """|log-probability difference| of two branches with the same weights, at most: of every token in
@@ -30,7 +30,7 @@ def check_samplers(engine: Engine, config: Config, branches: Sequence[str]) -> N
     if config.rollout.sampler == "internal":
         return
     requests = [
-        SampleRequest(
+        RolloutRequest(
             "preflight",
             _first_problems(config, domain),
             config.rollout.temperature,
@@ -39,14 +39,14 @@ def check_samplers(engine: Engine, config: Config, branches: Sequence[str]) -> N
         )
         for domain in config.domains
     ]
-    found = engine.each(Branch.check_sampler, dict.fromkeys(branches, requests))
+    found = engine.call(Branch.check_sampler, dict.fromkeys(branches, requests))
     for name, checks in found.items():
         for domain, check in zip(config.domains, checks, strict=True):
             where = f"{config.rollout.sampler} for branch {name!r} on domain {domain!r}"
-            require_alike(check, config.rollout.vllm.tolerance, where)
+            require_agreement(check, config.rollout.vllm.tolerance, where)
 
 
-def require_alike(check: SamplerCheck, tolerance: float, where: str) -> None:
+def require_agreement(check: SamplerCheck, tolerance: float, where: str) -> None:
     """Refuses a sampler that is further from its policy, or that follows it worse, than that."""
     if not check.gap.mean <= tolerance:
         worst = check.gap
@@ -81,12 +81,12 @@ def check_teachers(engine: Engine, config: Config, plan: Plan) -> None:
     for student, teacher, domain in sorted(pairs):
         problems = _first_problems(config, domain)
         seed = derive_seed(config.seed, student, teacher, domain, "preflight")
-        request = SampleRequest("preflight", problems, 1.0, seed, "the check")
-        [batch] = engine.each(Branch.sample, {student: [request]})[student]
+        request = RolloutRequest("preflight", problems, 1.0, seed, "the check")
+        [batch] = engine.call(Branch.sample, {student: [request]})[student]
         probes = np.arange(1, dtype=np.int32)
         question = ScoreRequest(batch.problems, batch.token_ids, batch.lengths, probes, 1)
-        [first] = engine.each(Branch.score, {teacher: [question]})[teacher]
-        [again] = engine.each(Branch.score, {teacher: [question]})[teacher]
+        [first] = engine.call(Branch.score, {teacher: [question]})[teacher]
+        [again] = engine.call(Branch.score, {teacher: [question]})[teacher]
         where = f"branch {teacher!r} as a teacher of {student!r} on domain {domain!r}"
         _require(
             bool((first.logprobs == again.logprobs).all()),

@@ -14,7 +14,7 @@ Start = TypeVar("Start")
 Result = TypeVar("Result")
 
 
-def surviving(
+def retry_lost_branches(
     work: Callable[[Start], Result],
     first: Callable[[], Start],
     *,

@@ -9,15 +9,17 @@ from typing import Any
 
 import numpy as np
 
-from copd.types import Lesson
+from copd.types import TrainingBatch
 
 
-def rollout_records(step: int, lessons: Mapping[str, tuple[Lesson, ...]]) -> list[dict[str, Any]]:
+def rollout_records(
+    step: int, lessons: Mapping[str, tuple[TrainingBatch, ...]]
+) -> list[dict[str, Any]]:
     """The first group of each batch; of a scored one with the teacher's `delta_t` per token."""
     return [_record(step, branch, lesson) for branch, own in lessons.items() for lesson in own]
 
 
-def _record(step: int, branch: str, lesson: Lesson) -> dict[str, Any]:
+def _record(step: int, branch: str, lesson: TrainingBatch) -> dict[str, Any]:
     batch, group_size = lesson.batch, lesson.batch.rewards.shape[1]
     ends = np.cumsum(batch.lengths[:group_size])
     spans = [

@@ -15,35 +15,28 @@ from copd.branch import Branch
 from copd.config import Config
 from copd.domains import with_sizes
 from copd.engine import Engine, wait_for
+from copd.monitor.history import History, zero_variance_warnings
+from copd.monitor.progress import RunProgress
+from copd.monitor.results import Results, from_json, gain_lines, results_table, to_json
+from copd.monitor.trackers import Trackers, check_installed, evaluation_values, step_values
 from copd.recipes import Plan, build_plan, to_dict
 from copd.run.checkpoint import latest_checkpoint, save_checkpoint, saved_steps
-from copd.run.cost import Cost, add_step, no_cost
-from copd.run.directory import (
+from copd.run.cost import CostCounts, add_step, no_cost
+from copd.run.dynamics import measure
+from copd.run.evaluation import evaluate, measured_models
+from copd.run.merge import merge_branches
+from copd.run.preflight import check_samplers, check_teachers
+from copd.run.recovery import retry_lost_branches
+from copd.run.rollouts import rollout_records
+from copd.run.step import REFERENCE, Position, StepResult, needs_reference, take_steps
+from copd.run.windows import compares, evaluates, positions_of, saves, windows
+from copd.storage import (
     append_lines,
     make_folder_atomically,
     read_lines,
     truncate_lines,
     write_atomically,
 )
-from copd.run.dynamics import measure
-from copd.run.evaluation import (
-    Results,
-    evaluate,
-    from_json,
-    gain_lines,
-    measured_models,
-    results_table,
-    to_json,
-)
-from copd.run.history import History, silence_lines
-from copd.run.merge import merge_branches
-from copd.run.preflight import check_samplers, check_teachers
-from copd.run.progress import RunProgress
-from copd.run.recovery import surviving
-from copd.run.rollouts import rollout_records
-from copd.run.step import REFERENCE, Position, StepResult, asks_base, take_steps
-from copd.run.trackers import Trackers, check_installed, evaluation_values, step_values
-from copd.run.windows import compares, evaluates, positions_of, saves, windows
 from copd.types import Split
 
 BASE = "base"
@@ -73,7 +66,7 @@ class Runner:
         check_installed(self.config.tracking)
         for name in self.plan.branches:
             self.engine.spawn(name, self.config.model.path)
-        if asks_base(self.config) or self.config.monitor.every:
+        if needs_reference(self.config) or self.config.monitor.every:
             self.engine.spawn(REFERENCE, self.config.model.path, frozen=True)
         wait_for(self.engine, self.plan.branches)
 
@@ -90,7 +83,7 @@ class Runner:
         sent = max((line["step"] for line in read_lines(self.root / "timings.jsonl")), default=0)
         self._forget_undone()
         with self.trackers.opened(sent), self.progress:
-            results = surviving(
+            results = retry_lost_branches(
                 lambda start: self._walk(*start, measure=measure),
                 self._restore,
                 again=self._begin_again,
@@ -101,7 +94,7 @@ class Runner:
         if results is not None:
             self._report(results)
 
-    def _walk(self, done: int, cost: Cost, *, measure: bool) -> dict[str, Results] | None:
+    def _walk(self, done: int, cost: CostCounts, *, measure: bool) -> dict[str, Results] | None:
         """From a checkpoint to the end, unless a branch is lost on the way."""
         check_samplers(self.engine, self.config, self.plan.branches)
         if done == 0:
@@ -110,7 +103,7 @@ class Runner:
         self._train(done, cost)
         return self._finish(base) if measure else None
 
-    def _begin_again(self) -> tuple[int, Cost]:
+    def _begin_again(self) -> tuple[int, CostCounts]:
         """All branches anew, as they were in the newest checkpoint."""
         self.engine.clear()
         self.prepare()
@@ -145,15 +138,15 @@ class Runner:
         lines = (read_lines(self.root / name) for name in ("metrics.jsonl", "timings.jsonl"))
         self.history.read(*lines)
 
-    def _restore(self) -> tuple[int, Cost]:
+    def _restore(self) -> tuple[int, CostCounts]:
         checkpoint = latest_checkpoint(self.root / "checkpoints")
         if checkpoint is None:
             return 0, no_cost(self.plan.branches)
-        self.engine.each(Branch.restore, dict.fromkeys(self.plan.branches, checkpoint.folder))
+        self.engine.call(Branch.restore, dict.fromkeys(self.plan.branches, checkpoint.folder))
         self.console.print(f"continuing after step {checkpoint.step} of {self.plan.total_steps}")
         return checkpoint.step, checkpoint.cost
 
-    def _train(self, done: int, cost: Cost) -> None:
+    def _train(self, done: int, cost: CostCounts) -> None:
         if done == 0:
             self._measure_sometimes(0, "start")
         for window in () if self._is_spent(cost) else windows(self.config, self.plan, done):
@@ -166,7 +159,9 @@ class Runner:
             if self._is_spent(cost):
                 break
 
-    def _end_step(self, position: Position, result: StepResult, cost: Cost, started: float) -> Cost:
+    def _end_step(
+        self, position: Position, result: StepResult, cost: CostCounts, started: float
+    ) -> CostCounts:
         """Writes and measures what follows a step; returns the cost so far."""
         step = position.step
         cost = add_step(cost, position.stage, result.lessons)
@@ -183,12 +178,12 @@ class Runner:
             save_checkpoint(root, self.engine, self.plan.branches, step, cost, settings=settings)
         return cost
 
-    def _is_spent(self, cost: Cost) -> bool:
+    def _is_spent(self, cost: CostCounts) -> bool:
         """True once all branches together have sampled the tokens they may."""
         limit = self.config.max_tokens
         return limit is not None and sum(c["sampled_tokens"] for c in cost.values()) >= limit
 
-    def _log(self, position: Position, result: StepResult, cost: Cost) -> dict[str, Any]:
+    def _log(self, position: Position, result: StepResult, cost: CostCounts) -> dict[str, Any]:
         line = {
             "step": position.step,
             "stage": position.stage.name,
@@ -262,10 +257,10 @@ class Runner:
         self._export_each(places, final, Branch.export)
 
     def _export_each(
-        self, places: dict[str, Path], folder: Path, verb: Callable[[Branch, Path], None]
+        self, places: dict[str, Path], folder: Path, method: Callable[[Branch, Path], None]
     ) -> None:
         def fill(aside: Path) -> None:
-            self.engine.each(verb, {name: aside / place for name, place in places.items()})
+            self.engine.call(method, {name: aside / place for name, place in places.items()})
 
         make_folder_atomically(folder, fill)
 
@@ -291,5 +286,5 @@ class Runner:
         for model in [self.plan.final] if self.plan.final else self.plan.branches:
             for line in gain_lines(results, model, BASE) if BASE in results else ():
                 self.console.print(line)
-        for line in [*silence_lines(self.history), f"final model: {self.root / 'final'}"]:
+        for line in [*zero_variance_warnings(self.history), f"final model: {self.root / 'final'}"]:
             self.console.print(line)

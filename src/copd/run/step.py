@@ -13,13 +13,21 @@ import numpy as np
 
 from copd.branch import Branch
 from copd.config import Config, SampledDistill, TopKDistill, num_problems
-from copd.engine import Engine, Task, run_tasks
+from copd.engine import BranchTask, Engine, run_tasks
 from copd.recipes import OPD, RLVR, Action, Stage
 from copd.run.seeds import derive_seed, draw_problems
-from copd.types import Batch, Lesson, Metrics, SampleRequest, ScoreRequest, Scores, UpdateRequest
+from copd.types import (
+    Metrics,
+    RolloutBatch,
+    RolloutRequest,
+    ScoreRequest,
+    TeacherOutputs,
+    TrainingBatch,
+    UpdateRequest,
+)
 
-Answers = Mapping[tuple[str, str], Any]
-"""By verb and branch."""
+Outputs = Mapping[tuple[str, str], Any]
+"""By method and branch."""
 
 REFERENCE = "theta_0"
 """The frozen copy of the base that is asked and compared with; no branch may have this name."""
@@ -51,7 +59,7 @@ class StepResult:
     metrics: Mapping[str, Metrics]
     """Branch to its metrics."""
 
-    lessons: Mapping[str, tuple[Lesson, ...]]
+    lessons: Mapping[str, tuple[TrainingBatch, ...]]
     """Branch to its batches and what teachers said of them."""
 
 
@@ -95,44 +103,50 @@ class _Step:
         asked: dict[str, list[OPD]] = defaultdict(list)
         for action in cross:
             asked[action.teacher].append(action)
-        if asks_base(config) and cross:
+        if needs_reference(config) and cross:
             asked[REFERENCE] = cross
         return cls(config, position, actions, dict(asked))
 
-    def tasks(self) -> dict[tuple[str, str], Task]:
+    def tasks(self) -> dict[tuple[str, str], BranchTask]:
         """Sampling, scoring and update of every branch, with what each needs."""
-        tasks: dict[tuple[str, str], Task] = {}
+        tasks: dict[tuple[str, str], BranchTask] = {}
         for name in self.actions:
-            tasks["sample", name] = Task(name, Branch.sample, partial(self.sample, name))
+            tasks["sample", name] = BranchTask(name, Branch.sample, partial(self.sample, name))
         for name in self.actions if self._keeps else ():
             needs = (("sample", name),)
-            tasks["keep", name] = Task(name, Branch.keep, _nothing, needs, is_aside=True)
+            tasks["snapshot", name] = BranchTask(
+                name, Branch.snapshot, _nothing, needs, is_asynchronous=True
+            )
         for name, about in self.asked.items():
             is_stale = self._is_stale(name)
             needs = tuple(dict.fromkeys(("sample", action.branch) for action in about))
-            verb = Branch.score_kept if is_stale else Branch.score
+            method = Branch.score_with_snapshot if is_stale else Branch.score
             request = partial(self.score, name)
-            tasks["score", name] = Task(name, verb, request, needs, is_aside=is_stale)
+            tasks["score", name] = BranchTask(
+                name, method, request, needs, is_asynchronous=is_stale
+            )
         for name in self.actions:
             scorers = [s for s, about in self.asked.items() if name in {a.branch for a in about}]
             needs = tuple(("score", scorer) for scorer in scorers)
-            needs += (("keep", name),) if self._keeps else ()
-            tasks["update", name] = Task(name, Branch.update, partial(self.update, name), needs)
+            needs += (("snapshot", name),) if self._keeps else ()
+            tasks["update", name] = BranchTask(
+                name, Branch.update, partial(self.update, name), needs
+            )
         return tasks
 
-    def sample(self, name: str, _: Answers) -> list[SampleRequest]:
+    def sample(self, name: str, _: Outputs) -> list[RolloutRequest]:
         return [_sample_request(self.config, self.position, each) for each in self.actions[name]]
 
-    def score(self, name: str, answers: Answers) -> list[ScoreRequest]:
+    def score(self, name: str, answers: Outputs) -> list[ScoreRequest]:
         return [
             _score_request(self.config, self.position, action, self._batch(action, answers))
             for action in self.asked[name]
         ]
 
-    def update(self, name: str, answers: Answers) -> UpdateRequest:
+    def update(self, name: str, answers: Outputs) -> UpdateRequest:
         return UpdateRequest(self.lessons(name, answers), str(self.position))
 
-    def result(self, answers: Answers) -> StepResult:
+    def result(self, answers: Outputs) -> StepResult:
         return StepResult(
             {name: {**answers["update", name], **self._ages(name)} for name in self.actions},
             {name: self.lessons(name, answers) for name in self.actions},
@@ -152,39 +166,43 @@ class _Step:
         stale = [a for a in self.actions[name] if isinstance(a, OPD) and self._is_stale(a.teacher)]
         return {f"{action.key}/staleness": self.position.staleness for action in stale}
 
-    def lessons(self, name: str, answers: Answers) -> tuple[Lesson, ...]:
+    def lessons(self, name: str, answers: Outputs) -> tuple[TrainingBatch, ...]:
         """A branch's batches, with what was said of the cross batches."""
         lessons = []
         for action in self.actions[name]:
-            lesson = Lesson(action.domain, self._batch(action, answers))
+            lesson = TrainingBatch(action.domain, self._batch(action, answers))
             if isinstance(action, OPD):
-                base = self._told(REFERENCE, action, answers) if REFERENCE in self.asked else None
+                base = (
+                    self._teacher_outputs(REFERENCE, action, answers)
+                    if REFERENCE in self.asked
+                    else None
+                )
                 lesson = replace(
                     lesson,
-                    scores=self._told(action.teacher, action, answers),
+                    scores=self._teacher_outputs(action.teacher, action, answers),
                     ref_logprobs=base.logprobs if base else None,
                     beta=action.beta,
                 )
             lessons.append(lesson)
         return tuple(lessons)
 
-    def _batch(self, action: Action, answers: Answers) -> Batch:
+    def _batch(self, action: Action, answers: Outputs) -> RolloutBatch:
         return answers["sample", action.branch][self.actions[action.branch].index(action)]
 
-    def _told(self, scorer: str, action: OPD, answers: Answers) -> Scores:
+    def _teacher_outputs(self, scorer: str, action: OPD, answers: Outputs) -> TeacherOutputs:
         return answers["score", scorer][self.asked[scorer].index(action)]
 
 
-def _nothing(_: Answers) -> None:
-    """For verbs that are asked without any."""
+def _nothing(_: Outputs) -> None:
+    """For methods that are asked without any."""
 
 
-def asks_base(config: Config) -> bool:
+def needs_reference(config: Config) -> bool:
     """True when the distillation signal needs theta_0's log-probabilities."""
     return isinstance(config.distill, SampledDistill) and config.distill.extrapolation != 1.0
 
 
-def _sample_request(config: Config, position: Position, action: Action) -> SampleRequest:
+def _sample_request(config: Config, position: Position, action: Action) -> RolloutRequest:
     """A batch's problems and seed.
 
     Distillation samples at temperature 1: its signal compares untempered policies.
@@ -198,7 +216,7 @@ def _sample_request(config: Config, position: Position, action: Action) -> Sampl
         count=config.rollout.num_prompts,
     )
     native = isinstance(action, RLVR)
-    return SampleRequest(
+    return RolloutRequest(
         action=action.key,
         problems=problems,
         temperature=action.temperature or config.rollout.temperature if native else 1.0,
@@ -207,7 +225,9 @@ def _sample_request(config: Config, position: Position, action: Action) -> Sampl
     )
 
 
-def _score_request(config: Config, position: Position, action: OPD, batch: Batch) -> ScoreRequest:
+def _score_request(
+    config: Config, position: Position, action: OPD, batch: RolloutBatch
+) -> ScoreRequest:
     """A few probed tokens for diagnostics, or every token where distributions are compared."""
     monitor, distill, num_tokens = config.monitor, config.distill, len(batch.token_ids)
     top_k = monitor.probe_top_k

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from copd.config import Config
 from copd.recipes import Plan
-from copd.run.band import Line, governed
+from copd.run.band import DynamicsLine, apply_band
 from copd.run.step import Position
 
 
@@ -45,11 +45,11 @@ def windows(config: Config, plan: Plan, done: int) -> Iterator[range]:
             first = step + 1
 
 
-def positions_of(plan: Plan, steps: Sequence[int], lines: Iterable[Line]) -> list[Position]:
+def positions_of(plan: Plan, steps: Sequence[int], lines: Iterable[DynamicsLine]) -> list[Position]:
     """A window's steps in their stages; lines of dynamics.jsonl decide for all what a band says."""
     measured, found = list(lines), []
     for step in steps:
         index, step_in_stage = plan.locate(step - 1)
-        stage = governed(plan.stages[index], measured)
+        stage = apply_band(plan.stages[index], measured)
         found.append(Position(step, index, stage, step_in_stage))
     return found

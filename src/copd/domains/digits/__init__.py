@@ -13,8 +13,8 @@ import numpy as np
 
 from copd.domains.digits import image, text, video
 from copd.domains.digits.question import Generator, Question
-from copd.domains.verifiers import exact, final_answer
 from copd.types import Message, Problem, ProblemId, Split
+from copd.verifiers import exact, final_answer
 
 MODALITIES: Mapping[str, Mapping[str, Generator]] = {
     "text": text.SUITES,
@@ -65,7 +65,7 @@ class DigitsDomain:
     def verify_all(self, problems: Sequence[Problem], texts: Sequence[str]) -> list[float]:
         return [self.verify(*each) for each in zip(problems, texts, strict=True)]
 
-    def reading(self, problem: Problem, text: str) -> str:
+    def extract_answer(self, problem: Problem, text: str) -> str:
         return final_answer(text) or ""
 
     def question(self, split: Split, index: int) -> Question:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from copd.types import Part, Split
+from copd.types import ContentPart, Split
 
 
 @dataclass(frozen=True, eq=False)
@@ -17,7 +17,7 @@ class Question:
     The two work-outs are written down only to teach the embedded base its habits.
     """
 
-    parts: tuple[Part, ...]
+    parts: tuple[ContentPart, ...]
     answer: str
     worked: str
     """Steps of a sound procedure; they lead to `answer`."""

@@ -18,8 +18,8 @@ from copd.domains.files.index import Index, Source, build_index
 from copd.domains.files.media import MediaReader
 from copd.domains.files.sources import SUFFIXES, Tables, find_tables
 from copd.domains.files.tables import Table
-from copd.domains.verifiers import Verifier, check_functions, load_verifier
-from copd.types import Message, Part, Problem, ProblemId, Split, Text
+from copd.types import ContentPart, Message, Problem, ProblemId, Split, Text
+from copd.verifiers import Verifier, check_functions, load_verifier
 
 NUM_SHOWN = 5
 """Bad rows that an error message lists."""
@@ -81,9 +81,9 @@ class FilesDomain:
         pairs = [(text, p.answer) for p, text in zip(problems, texts, strict=True)]
         return self.verifier.rewards(pairs)
 
-    def reading(self, problem: Problem, text: str) -> str:
+    def extract_answer(self, problem: Problem, text: str) -> str:
         """What the verifier takes for the answer."""
-        return self.verifier.reading(text)
+        return self.verifier.extract_answer(text)
 
     def _messages(self, draft: Draft, reader: MediaReader) -> Iterator[Message]:
         """The turns with their media loaded, and what the configuration adds to them."""
@@ -91,7 +91,7 @@ class FilesDomain:
         if system is not None and draft.turns[0].role != "system":
             yield Message("system", (Text(system),))
         for turn in draft.turns:
-            parts: list[Part] = [
+            parts: list[ContentPart] = [
                 Text(p) if isinstance(p, str) else reader.read(p) for p in turn.content
             ]
             if suffix and turn is draft.turns[-1]:
@@ -99,7 +99,7 @@ class FilesDomain:
             yield Message(turn.role, tuple(parts))
 
 
-def _extended(parts: list[Part], suffix: str) -> list[Part]:
+def _extended(parts: list[ContentPart], suffix: str) -> list[ContentPart]:
     last = parts[-1] if parts else None
     if isinstance(last, Text):
         return [*parts[:-1], Text(last.text + suffix)]

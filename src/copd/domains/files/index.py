@@ -17,8 +17,8 @@ from copd.config import FilesConfig
 from copd.domains.files.draft import Draft, read_draft
 from copd.domains.files.media import MediaReader
 from copd.domains.files.tables import Row, Table
-from copd.domains.verifiers import Verifier
 from copd.types import Split
+from copd.verifiers import Verifier
 
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 MAX_SUITES = 100
@@ -117,8 +117,10 @@ def _examine(
     if isinstance(row, ValueError):
         raise row
     draft = read_draft(row, config.columns)
-    if objection := verifier.objection(draft.answer):
-        raise ValueError(f"{objection}: the verifier {config.verifier.type!r} could never match it")
+    if reference_error := verifier.reference_error(draft.answer):
+        raise ValueError(
+            f"{reference_error}: the verifier {config.verifier.type!r} could never match it"
+        )
     key = draft.key(reader.identify)
     if config.check_media:
         for media in draft.media:

@@ -1,8 +1,0 @@
-"""`python -m copd.cli` is `copd`."""
-
-import sys
-
-from copd.cli import main
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,5 +1,0 @@
-"""Can this student learn from this teacher by on-policy distillation? Measures, trains none."""
-
-from copd.diagnose.command import diagnose
-
-__all__ = ["diagnose"]

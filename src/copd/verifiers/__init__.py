@@ -1,0 +1,76 @@
+"""Verifiers: from a completion's text and the reference answer to a reward. No model."""
+
+from __future__ import annotations
+
+from copd.config import (
+    BoxVerifier,
+    ChoiceVerifier,
+    ExactVerifier,
+    FormatVerifier,
+    FunctionVerifier,
+    IntervalVerifier,
+    MathVerifier,
+    MixtureVerifier,
+    NumericVerifier,
+    VerifierConfig,
+)
+from copd.verifiers.answers import (
+    ANSWER_MARK,
+    Exact,
+    Numeric,
+    exact,
+    final_answer,
+    last_number,
+    numeric,
+)
+from copd.verifiers.base import Pair, Verifier
+from copd.verifiers.mixture import Format, Mixture
+from copd.verifiers.regions import Box, Choice, Interval
+from copd.verifiers.remote import Function, Math, check_installed
+
+__all__ = [
+    "ANSWER_MARK",
+    "Pair",
+    "Verifier",
+    "check_functions",
+    "exact",
+    "final_answer",
+    "last_number",
+    "load_verifier",
+    "numeric",
+]
+
+
+def load_verifier(config: VerifierConfig) -> Verifier:
+    """The configured verifier; starts no process until it is asked."""
+    match config:
+        case ExactVerifier():
+            return Exact(config.mark)
+        case NumericVerifier():
+            return Numeric(config.mark, config.tolerance)
+        case ChoiceVerifier():
+            return Choice(config.mark, config.letters)
+        case MathVerifier():
+            check_installed("math_verify", "the verifier 'math'", "math")
+            return Math(config.mark, config.timeout_seconds)
+        case IntervalVerifier():
+            return Interval(config.mark, config.threshold)
+        case BoxVerifier():
+            return Box(config.mark, config.form, config.threshold)
+        case FormatVerifier():
+            return Format(config.tags)
+        case FunctionVerifier():
+            return Function(config.name, config.timeout_seconds, config.memory_gib)
+        case MixtureVerifier():
+            parts = tuple(load_verifier(part.verifier) for part in config.parts)
+            return Mixture(tuple(part.weight for part in config.parts), parts)
+
+
+def check_functions(verifier: Verifier) -> None:
+    """Loads the user's functions, so that a wrong name is found before training."""
+    match verifier:
+        case Function():
+            verifier.check()
+        case Mixture():
+            for part in verifier.parts:
+                check_functions(part)

@@ -1,0 +1,102 @@
+"""Verifiers whose work is expensive or not ours: they ask worker processes.
+
+Nothing of a completion is evaluated here.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+
+from copd.verifiers.answers import final_answer
+from copd.verifiers.base import Pair
+from copd.verifiers.pool import Pool, WorkerSpec, pool_for
+
+MEMORY_BYTES = 2**32
+"""Address space for evaluating a completion, beyond what the libraries take."""
+
+
+@dataclass(frozen=True)
+class Math:
+    """Equality as math-verify finds it."""
+
+    mark: str
+    timeout_seconds: float
+
+    def reward(self, text: str, answer: str) -> float:
+        return self.rewards([(text, answer)])[0]
+
+    def rewards(self, pairs: Sequence[Pair]) -> list[float]:
+        calls = [("reward", self._answer(text), answer) for text, answer in pairs]
+        return [value or 0.0 for value in self._pool().run(calls)]
+
+    def extract_answer(self, text: str) -> str:
+        [value] = self._pool().run([("reading", self._answer(text), "")])
+        return value or ""
+
+    def reference_error(self, answer: str) -> str:
+        [is_unreadable] = self._pool().run([("reference_error", "", answer)])
+        if is_unreadable is None:
+            return f"answer {answer[:40]!r} takes more than {self.timeout_seconds:g} s to read"
+        return f"answer {answer[:40]!r} cannot be read as mathematics" if is_unreadable else ""
+
+    def format_reference(self, answer: str) -> str:
+        return self.mark + answer if self.mark else f"\\boxed{{{answer}}}"
+
+    def _answer(self, text: str) -> str:
+        """What follows the mark as a formula, for math-verify looks only where one may be."""
+        if not self.mark:
+            return text
+        found = final_answer(text, self.mark) or ""
+        is_marked = any(mark in found for mark in ("$", "\\boxed", "\\(", "\\["))
+        return found if is_marked or not found else f"${found}$"
+
+    def _pool(self) -> Pool:
+        remedy = "Try `python -c 'import math_verify'`."
+        return pool_for(WorkerSpec("math", "{}", self.timeout_seconds, MEMORY_BYTES, remedy))
+
+
+@dataclass(frozen=True)
+class Function:
+    """The user's own function, by its dotted name."""
+
+    name: str
+    timeout_seconds: float
+    memory_gib: float | None
+
+    def reward(self, text: str, answer: str) -> float:
+        return self.rewards([(text, answer)])[0]
+
+    def rewards(self, pairs: Sequence[Pair]) -> list[float]:
+        return [value or 0.0 for value in self._pool().run(list(pairs))]
+
+    def extract_answer(self, text: str) -> str:
+        """A function returns a reward and does not say what it read."""
+        return ""
+
+    def reference_error(self, answer: str) -> str:
+        return ""
+
+    def format_reference(self, answer: str) -> str:
+        return answer
+
+    def check(self) -> None:
+        """Loads the function, so that a wrong name is found before training."""
+        self._pool().check()
+
+    def _pool(self) -> Pool:
+        memory = None if self.memory_gib is None else int(self.memory_gib * 2**30)
+        settings = json.dumps({"name": self.name})
+        remedy = f"Correct the function, or name another one than {self.name!r} in the verifier."
+        return pool_for(WorkerSpec("function", settings, self.timeout_seconds, memory, remedy))
+
+
+def check_installed(module: str, what: str, extra: str) -> None:
+    """An optional package that is not there is named with the extra that has it."""
+    if find_spec(module) is None:
+        raise ValueError(
+            f"{what} needs the package {module}: it is not installed. "
+            f"Install it with `pip install 'copd[{extra}]'`."
+        )

@@ -1,0 +1,71 @@
+"""Files that a crash or a full disk cannot half write."""
+
+import errno
+from pathlib import Path
+
+import pytest
+
+from copd.storage import (
+    append_lines,
+    make_folder_atomically,
+    read_lines,
+    truncate_lines,
+    write_atomically,
+)
+
+
+def test_a_line_cut_off_by_a_crash_is_left_out(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    append_lines(path, [{"step": 1, "loss": 0.1 + 0.2}])
+    append_lines(path, [{"step": 2, "loss": float("1e-300")}])
+    path.write_text(path.read_text() + '{"step": 3, "lo')
+    assert list(read_lines(path)) == [{"step": 1, "loss": 0.1 + 0.2}, {"step": 2, "loss": 1e-300}]
+    truncate_lines(path, lambda record: record["step"] <= 1)
+    assert path.read_text() == '{"step": 1, "loss": 0.30000000000000004}\n'
+
+
+def test_a_folder_is_there_complete_or_not_at_all(tmp_path):
+    target = tmp_path / "step_1"
+
+    def fill(folder: Path) -> None:
+        (folder / "a").mkdir()
+        (folder / "a" / "weights").write_text("new")
+
+    def fail(folder: Path) -> None:
+        fill(folder)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(OSError, match="No space left"):
+        make_folder_atomically(target, fail)
+    assert list(tmp_path.iterdir()) == []
+    make_folder_atomically(target, fill)
+    with pytest.raises(OSError, match="No space left"):
+        make_folder_atomically(target, fail)
+    assert (target / "a" / "weights").read_text() == "new"
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_leftovers_of_a_crash_do_not_disturb(tmp_path):
+    """Nor does somebody who does not know that his attempt was given up, and still writes."""
+    target, places = tmp_path / "step_[1]", []
+    make_folder_atomically(target, places.append)
+    places[0].mkdir()
+    (places[0] / "half").write_text("old")
+
+    def fill(folder: Path) -> None:
+        places.append(folder)
+        assert not places[0].exists() and list(folder.iterdir()) == []
+
+    make_folder_atomically(target, fill)
+    assert places[0] != places[1]
+    assert list(tmp_path.iterdir()) == [target] and list(target.iterdir()) == []
+
+
+def test_a_file_keeps_its_old_text_when_the_disk_is_full(small_disk):
+    path = small_disk("64k") / "eval.json"
+    write_atomically(path, "old")
+    with pytest.raises(OSError) as caught:
+        write_atomically(path, "x" * 200_000)
+    assert caught.value.errno == errno.ENOSPC
+    assert path.read_text() == "old"
+    assert list(path.parent.iterdir()) == [path]
