@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from copd.storage import (
+    RENAMED_METRICS,
     append_lines,
     make_folder_atomically,
     read_lines,
@@ -22,6 +23,30 @@ def test_a_line_cut_off_by_a_crash_is_left_out(tmp_path):
     assert list(read_lines(path)) == [{"step": 1, "loss": 0.1 + 0.2}, {"step": 2, "loss": 1e-300}]
     truncate_lines(path, lambda record: record["step"] <= 1)
     assert path.read_text() == '{"step": 1, "loss": 0.30000000000000004}\n'
+
+
+def test_metrics_under_their_former_names_are_read_under_the_current_ones(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    former = {f"rlvr/a/{name}": 0.5 for name in RENAMED_METRICS}
+    former |= {"clipped": 1.0, "opd/from_b/b/clip_low": 0.1, "rlvr/a/reward": 0.2}
+    append_lines(path, [{"step": 1, "branches": {"a": former}, "clipped": 3}, {"step": 2}])
+    assert list(read_lines(path)) == [
+        {
+            "step": 1,
+            "branches": {
+                "a": {
+                    **{f"rlvr/a/{name}": 0.5 for name in RENAMED_METRICS.values()},
+                    "clip_ratio": 1.0,
+                    "opd/from_b/b/clip_low": 0.1,
+                    "rlvr/a/reward": 0.2,
+                }
+            },
+            "clipped": 3,
+        },
+        {"step": 2},
+    ]
+    path.write_text('[]\n{"branches": [3]}\n{"branches": {"a": 3}}\n')
+    assert list(read_lines(path)) == [[], {"branches": [3]}, {"branches": {"a": 3}}]
 
 
 def test_a_folder_is_there_complete_or_not_at_all(tmp_path):

@@ -92,7 +92,7 @@ def read_lines(path: Path) -> Iterator[dict[str, Any]]:
 
 def _with_current_names(record: dict[str, Any]) -> dict[str, Any]:
     """Rename the metrics that an earlier version of copd wrote under another name."""
-    branches = record.get("branches")
+    branches = record.get("branches") if isinstance(record, dict) else None  # may be damaged
     if not isinstance(branches, dict):
         return record
     renamed = {branch: _renamed(metrics) for branch, metrics in branches.items()}
