@@ -14,7 +14,7 @@ from copd.recipes import build_plan
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.toml"))
 CONFIGS = [path for path in CONFIGS if path.stem != "cluster"]  # files and machines of the user
-PILOT = Path(__file__).parents[2] / "configs" / "studies" / "pilot.toml"
+PILOT = Path(__file__).parents[2] / "paper" / "studies" / "pilot.toml"
 
 MINIMAL = """
 [model]

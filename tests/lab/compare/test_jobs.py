@@ -12,7 +12,7 @@ from copd.lab.compare.jobs import Job, expert_columns, study_jobs
 from copd.lab.compare.progress import check_unchanged, work
 from copd.lab.compare.sharing import Start
 
-STUDIES = Path(__file__).parents[3] / "configs" / "studies"
+STUDIES = Path(__file__).parents[3] / "paper" / "studies"
 LONGER = """
 [methods.opd_long]
 recipe = { type = "opd", student = "image", teacher = "text", expert_steps = 5, opd_steps = 1 }

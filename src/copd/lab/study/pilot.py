@@ -69,7 +69,7 @@ def read_points(root: Path) -> list[Point]:
     if not isinstance(recipe, PilotConfig):
         raise ValueError(
             f'the pilot needs runs of recipe.type = "pilot": {root} has {recipe.type!r}. '
-            "Run copd compare configs/studies/pilot.toml, and name its run of each seed."
+            "Run copd compare paper/studies/pilot.toml, and name its run of each seed."
         )
     at, domain = recipe.taught_from, recipe.domain
     dynamics = _line(root, "dynamics.jsonl", at)

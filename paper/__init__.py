@@ -1,0 +1,1 @@
+"""paper/results.md from the folders of studies, whichever are finished."""

@@ -1,1 +1,0 @@
-"""docs/results.md from the folders of studies, whichever are finished."""
