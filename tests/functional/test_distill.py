@@ -64,11 +64,11 @@ def test_the_policy_gradient_on_delta_lowers_the_exact_reverse_kl(with_control_v
     logits = random_logits(15, seed=0).double().requires_grad_()
     student, teacher = logits.log_softmax(-1), random_logits(15, seed=1).double().log_softmax(-1)
     exact = reverse_kl(student[None], teacher[None])
-    (wanted,) = torch.autograd.grad(exact.sum(), logits, retain_graph=True)
+    (expected,) = torch.autograd.grad(exact.sum(), logits, retain_graph=True)
     signal = sampled_reverse_kl(student_logprobs=student, teacher_logprobs=teacher)
     if with_control_variate:
         signal = control_variate(signal, exact.expand(15))
-    torch.testing.assert_close(expected_gradient(logits, signal), wanted)
+    torch.testing.assert_close(expected_gradient(logits, signal), expected)
     assert not signal.requires_grad
 
 
@@ -147,9 +147,9 @@ def test_at_the_full_vocabulary_value_and_gradient_are_the_full_ones(form: Diver
     }[form]
     loss = divergence_loss(student, *teacher_topk(teacher, 9), form=form, jsd_beta=0.3)
     torch.testing.assert_close(loss, full)
-    (wanted,) = torch.autograd.grad(full.sum(), logits, retain_graph=True)
+    (expected,) = torch.autograd.grad(full.sum(), logits, retain_graph=True)
     (got,) = torch.autograd.grad(loss.sum(), logits)
-    torch.testing.assert_close(got, wanted, atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(got, expected, atol=1e-6, rtol=1e-5)
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -179,8 +179,8 @@ def test_banned_tokens_contribute_nothing_at_any_k(form: DivergenceForm, k: int)
     )
     torch.testing.assert_close(loss, allowed)
     (gradient,) = torch.autograd.grad(loss.sum(), logits, retain_graph=True)
-    (wanted,) = torch.autograd.grad(allowed.sum(), logits)
-    torch.testing.assert_close(gradient, wanted, atol=1e-6, rtol=1e-5)
+    (expected,) = torch.autograd.grad(allowed.sum(), logits)
+    torch.testing.assert_close(gradient, expected, atol=1e-6, rtol=1e-5)
     assert torch.equal(gradient[:, banned], torch.zeros(6, 2))
     assert bool((gradient[:, ~banned] != 0).all())
 
@@ -267,23 +267,23 @@ def test_chunks_change_neither_loss_nor_gradient(form: DivergenceForm, chunk_siz
     )
     torch.testing.assert_close(chunked, plain)
     weights = torch.linspace(0.5, 2, 10)
-    wanted = torch.autograd.grad((weights * plain).sum(), (hidden, head))
+    expected = torch.autograd.grad((weights * plain).sum(), (hidden, head))
     got = torch.autograd.grad((weights * chunked).sum(), (hidden, head))
-    torch.testing.assert_close(got, wanted, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-4)
 
 
 def test_chunks_keep_no_logits_for_the_backward_pass():
     hidden, head = random_logits(64, 5, seed=0).requires_grad_(), random_logits(90, 5, seed=1)
     top = topk_logprobs(hidden, head, k=4)
-    kept: list[int] = []
+    saved: list[int] = []
 
     def pack(tensor: Tensor) -> Tensor:
-        kept.append(tensor.numel())
+        saved.append(tensor.numel())
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         loss = chunked_divergence_loss(hidden, head, *top, form="reverse", chunk_size=16)
-    assert max(kept, default=0) < 16 * 90
+    assert max(saved, default=0) < 16 * 90
     assert bool(loss.isfinite().all())
 
 

@@ -105,9 +105,9 @@ def test_bfloat16_inputs_get_a_float32_softmax_and_bfloat16_gradients():
     assert logprobs.dtype == entropy.dtype == torch.float32
     torch.testing.assert_close(logprobs, expected)
     got = torch.autograd.grad(logprobs.sum(), (hidden, head))
-    wanted = torch.autograd.grad(expected.sum(), (hidden, head))
+    expected_gradients = torch.autograd.grad(expected.sum(), (hidden, head))
     assert [gradient.dtype for gradient in got] == [torch.bfloat16] * 2
-    torch.testing.assert_close(got, wanted, atol=0.05, rtol=0.02)
+    torch.testing.assert_close(got, expected_gradients, atol=0.05, rtol=0.02)
 
 
 def test_autocast_multiplies_in_bfloat16_and_returns_float32_gradients():
@@ -140,7 +140,7 @@ def test_topk_of_the_whole_vocabulary_is_the_full_distribution():
 
 
 class LargestTensor(TorchDispatchMode):
-    """Remembers the size of the largest tensor any operation made."""
+    """Records the size of the largest tensor that any operation makes."""
 
     numel = 0
 

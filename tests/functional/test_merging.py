@@ -33,9 +33,9 @@ def single(*values: float) -> State:
     return {"w": torch.tensor(values)}
 
 
-def assert_same(got: State, wanted: State) -> None:
-    assert list(got) == list(wanted)
-    for name, tensor in wanted.items():
+def assert_same(got: State, expected: State) -> None:
+    assert list(got) == list(expected)
+    for name, tensor in expected.items():
         assert got[name].dtype == tensor.dtype
         assert torch.equal(got[name], tensor), name
 
@@ -78,10 +78,10 @@ def test_average_by_hand():
 
 def test_average_does_not_depend_on_the_order():
     states = [random_state(seed) for seed in range(3)]
-    wanted = average(states, (0.2, 0.3, 0.5))
+    expected = average(states, (0.2, 0.3, 0.5))
     for order in itertools.permutations(range(3)):
         got = average([states[i] for i in order], [(0.2, 0.3, 0.5)[i] for i in order])
-        torch.testing.assert_close(got, wanted)
+        torch.testing.assert_close(got, expected)
 
 
 @pytest.mark.parametrize("chosen", range(3))
@@ -154,7 +154,7 @@ def test_dare_drops_and_rescales_exactly():
 
 
 def test_dare_draws_for_each_state_apart():
-    """Changes 1 and 8, halves kept: the mean of none, one, the other or both."""
+    """Changes 1 and 8, half dropped: the mean of none, one, the other or both."""
     base = {"w": torch.zeros(4000)}
     states = [{"w": torch.full((4000,), value)} for value in (1.0, 8.0)]
     merged = dare(base, states, density=0.5, seed=0)["w"]

@@ -1,4 +1,4 @@
-"""The mathematics of copd as pure functions of tensors and numbers. Knows no config or model."""
+"""Losses, divergences, advantages and merging rules, as pure functions of tensors and numbers."""
 
 from copd.functional.advantages import group_relative
 from copd.functional.aggregation import Aggregation, token_weights

@@ -1,4 +1,4 @@
-"""From per-token values to one number per update or sequence. Knows lengths, not meanings."""
+"""Weights that reduce per-token losses to the loss of an update."""
 
 from typing import Literal
 
@@ -10,13 +10,22 @@ Aggregation = Literal["token", "sequence"]
 
 
 def token_weights(lengths: Int[Tensor, "B"], mode: Aggregation) -> Float[Tensor, "N"]:
-    """Weights that make `sum(weights * per_token_loss)` the loss of a whole update.
+    """Return weights for which `sum(weights * per_token_loss)` is the loss of an update.
 
-    `token` is `1 / N`, the mean over all tokens (DAPO, arXiv 2503.14476). `sequence` is `1 / (B
-    |y_i|)`, the mean over sequences of their own means: the paper's L_RLVR and GRPO's.
+    Compute them from the lengths of the whole update and slice them: every split into micro-batches
+    then gives the same gradient.
 
-    Compute them once from the lengths of the whole update, then slice: any split into micro-batches
-    gives the same gradient. Every sequence has at least one token, the end token.
+    Args:
+        lengths: Tokens of each completion, shape `B`, at least one each (the end token).
+        mode: "token" is the mean over all tokens, `1 / N` (DAPO, arXiv 2503.14476). "sequence" is
+            the mean over sequences of their means, `1 / (B |y_i|)`: L_RLVR of the paper and GRPO.
+
+    Returns:
+        Weights of the packed tokens, shape `N`; they sum to 1.
+
+    Example:
+        >>> token_weights(torch.tensor([1, 2]), "sequence")
+        tensor([0.5000, 0.2500, 0.2500])
     """
     assert len(lengths) > 0, "an update has at least one sequence"
     assert bool((lengths > 0).all()), "a sequence has at least one token, the end token"

@@ -1,8 +1,7 @@
-"""From hidden states and a vocabulary head to log-probabilities. Knows no model and no packing.
+"""Log-probabilities from hidden states and a vocabulary head, in chunks over the tokens.
 
-Row `n` of `hidden` is the state that predicts token `n`: aligning the two is the caller's. All
-results are in float32 or wider whatever the input. `banned` tokens have log-probability -inf and
-receive no gradient.
+Row n of `hidden` is the state that predicts token n. Results are in float32 or wider for every
+input dtype. Banned tokens have log-probability -inf and receive no gradient.
 """
 
 from typing import Any
@@ -22,17 +21,34 @@ def token_logprobs(
     temperature: float = 1.0,
     chunk_size: int = 1024,
 ) -> tuple[Float[Tensor, "N"], Float[Tensor, "N"]]:
-    """Each token's log-probability, and the entropy of the distribution it was drawn from.
+    """Compute the log-probability of each token and the entropy of its distribution.
 
-    Differentiable in `hidden` and `head`. At most `chunk_size` rows of logits exist at a time: they
-    are made again in the backward pass instead of kept. The entropy is a metric and carries no
-    gradient. Under autocast both matrices are cast once, here.
+    Differentiable in `hidden` and `head`. At most `chunk_size` rows of logits exist at a time; the
+    backward pass computes them again. Under autocast both matrices are cast once.
+
+    Args:
+        hidden: Hidden states that predict the tokens, shape `N D`.
+        head: Vocabulary head, shape `V D`.
+        token_ids: The tokens, shape `N`.
+        banned: True for tokens that cannot be sampled, shape `V`.
+        temperature: Divides the logits.
+        chunk_size: Rows of logits at a time.
+
+    Returns:
+        Log-probabilities, shape `N`, and entropies in nats, shape `N`, without gradient.
+
+    Raises:
+        ValueError: If `temperature` is not positive.
+
+    Example:
+        >>> logprobs, _ = token_logprobs(torch.ones(2, 3), torch.zeros(4, 3), torch.tensor([0, 1]))
+        >>> logprobs
+        tensor([-1.3863, -1.3863])
     """
     device = hidden.device.type
     if torch.is_autocast_enabled(device):
         dtype = torch.get_autocast_dtype(device)
         hidden, head = hidden.to(dtype), head.to(dtype)
-    _check_temperature(temperature)
     return _TokenLogprobs.apply(hidden, head, token_ids.long(), banned, temperature, chunk_size)
 
 
@@ -43,8 +59,20 @@ def full_logprobs(
     banned: Bool[Tensor, "V"] | None = None,
     temperature: float = 1.0,
 ) -> Float[Tensor, "M V"]:
-    """The whole distribution at a few positions, differentiable; the caller keeps M small."""
-    _check_temperature(temperature)
+    """Compute the whole distribution at a few positions, differentiably; keep M small.
+
+    Args:
+        hidden: Hidden states, shape `M D`.
+        head: Vocabulary head, shape `V D`.
+        banned: True for tokens that cannot be sampled, shape `V`.
+        temperature: Divides the logits.
+
+    Returns:
+        Log-probabilities, shape `M V`.
+
+    Raises:
+        ValueError: If `temperature` is not positive.
+    """
     return _logits(hidden, head, banned, temperature).log_softmax(dim=-1)
 
 
@@ -58,10 +86,21 @@ def topk_logprobs(
     temperature: float = 1.0,
     chunk_size: int = 1024,
 ) -> tuple[Float[Tensor, "M K"], Int[Tensor, "M K"]]:
-    """The k most probable tokens, best first: log-probabilities (not renormalised) and ids.
+    """Find the k most probable tokens at each position, best first, without gradient.
 
-    What a teacher says about a student's tokens, so without gradient. With more `k` than allowed
-    tokens the banned ones come last, at -inf.
+    Args:
+        hidden: Hidden states, shape `M D`.
+        head: Vocabulary head, shape `V D`.
+        k: Tokens per position, 1 to V. Banned tokens come last, at -inf.
+        banned: True for tokens that cannot be sampled, shape `V`.
+        temperature: Divides the logits.
+        chunk_size: Rows of logits at a time.
+
+    Returns:
+        Log-probabilities (not renormalised) and token ids, shape `M K` each.
+
+    Raises:
+        ValueError: If `k` or `temperature` is out of its range.
     """
     vocabulary = head.shape[0]
     if not 0 < k <= vocabulary:
@@ -79,25 +118,22 @@ def _logits(
     banned: Bool[Tensor, "V"] | None,
     temperature: float,
 ) -> Float[Tensor, "M V"]:
+    if temperature <= 0:
+        raise ValueError(
+            f"temperature must be positive: got {temperature}. "
+            "Greedy decoding has no log-probabilities; use 1.0 for the policy itself."
+        )
     logits = hidden @ head.T
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     logits = logits if temperature == 1.0 else logits / temperature
     return logits if banned is None else logits.masked_fill_(banned, -torch.inf)
 
 
-def _check_temperature(temperature: float) -> None:
-    if temperature <= 0:
-        raise ValueError(
-            f"temperature must be positive: got {temperature}. "
-            "Greedy decoding has no log-probabilities; use 1.0 for the policy itself."
-        )
-
-
 class _TokenLogprobs(torch.autograd.Function):
-    """`log p(y) = z_y - logsumexp z`; its gradient `g (onehot(y) - p)` needs `z` made again.
+    """`log p(y) = z_y - logsumexp z`, whose gradient is `g (onehot(y) - p)`.
 
-    Against generic checkpointing this keeps the `logsumexp`, and adds up the head's gradient
-    in place and in float32 instead of in one `V D` tensor per chunk.
+    Unlike generic checkpointing it saves the `logsumexp`, and sums the gradient of the head in
+    place and in float32 instead of in one `V D` tensor per chunk.
     """
 
     @staticmethod

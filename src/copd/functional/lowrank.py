@@ -1,8 +1,7 @@
-"""Low-rank changes B A of weight matrices: summed, reduced, merged entry by entry.
+"""Merging of low-rank changes B A of weight matrices (LoRA, arXiv 2106.09685).
 
-A state holds `PATH.lora_A` and `PATH.lora_B` for every changed matrix. A and B are never averaged
-apart: the product of two means has cross terms B_i A_j of changes that belong to nobody. Knows
-named tensors, not models, and not the scale all changes of a run share.
+A state holds `PATH.lora_A`, shape `r in`, and `PATH.lora_B`, shape `out r`, for each changed
+matrix. A and B are never averaged separately: the product of two means has cross terms B_i A_j.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -16,9 +15,20 @@ _A, _B = ".lora_A", ".lora_B"
 
 
 def sum_changes(states: Sequence[State], weights: Sequence[float]) -> dict[str, Tensor]:
-    """`sum w_k B_k A_k` as one change `[w_1 B_1, w_2 B_2, ...] [A_1; A_2; ...]`: exact.
+    """Sum changes exactly: `sum w_k B_k A_k = [w_1 B_1, w_2 B_2, ...] [A_1; A_2; ...]`.
 
-    Its rank is the sum of theirs. A change of weight 0 takes no room.
+    Args:
+        states: Adapters of the same matrices.
+        weights: One weight per state; a state of weight 0 is left out.
+
+    Returns:
+        One adapter, whose rank is the sum of the ranks.
+
+    Example:
+        >>> state = {"q.lora_A": torch.ones(1, 2), "q.lora_B": torch.ones(2, 1)}
+        >>> sum_changes([state, state], [0.5, 2.0])["q.lora_B"]
+        tensor([[0.5000, 2.0000],
+                [0.5000, 2.0000]])
     """
     parts = [(s, w) for s, w in zip(states, weights, strict=True) if w != 0.0] or [(states[0], 0.0)]
     summed = {}
@@ -29,9 +39,16 @@ def sum_changes(states: Sequence[State], weights: Sequence[float]) -> dict[str, 
 
 
 def nearest_of_rank(state: State, rank: int) -> dict[str, Tensor]:
-    """The changes of at most `rank` closest to these in Frobenius norm, by singular values.
+    """Reduce each change to the nearest one of at most `rank` in Frobenius norm, by SVD.
 
-    With B = Q R and A^T = P S the singular values of B A are those of the small R S^T.
+    With B = Q R and A^T = P S, the singular values of B A are those of the small matrix R S^T.
+
+    Args:
+        state: An adapter.
+        rank: Bound on the rank; a change within it is returned as it is.
+
+    Returns:
+        The reduced adapter.
     """
     nearest = dict(state)
     for path in _paths([state]):
@@ -49,9 +66,15 @@ def nearest_of_rank(state: State, rank: int) -> dict[str, Tensor]:
 def merge_entries(
     states: Sequence[State], rule: Callable[[int, Sequence[Float[Tensor, "out in"]]], Tensor]
 ) -> dict[str, Tensor]:
-    """A rule over the entries of the changes themselves, matrix by matrix: `rule(number, changes)`.
+    """Merge the full matrices B A with a rule that acts on their entries, such as TIES.
 
-    What comes out has no low rank: one factor is then the identity.
+    Args:
+        states: Adapters of the same matrices.
+        rule: Takes the number of a matrix and its change in each state, shape `out in`, and returns
+            the merged change.
+
+    Returns:
+        One adapter of full rank: one of the two factors is the identity.
     """
     merged = {}
     for number, path in enumerate(_paths(states)):
@@ -65,13 +88,13 @@ def merge_entries(
 
 
 def _paths(states: Sequence[State]) -> list[str]:
-    """The changed matrices, the same in every state."""
+    """Return the changed matrices; refuse states that change different ones."""
     names = sorted(states[0])
     for position, state in enumerate(states):
         if sorted(state) != names:
-            lacking = sorted(state.keys() ^ states[0].keys())[0]
+            lacking = min(state.keys() ^ states[0].keys())
             raise ValueError(
-                f"adapters to merge change the same matrices: {lacking!r} is in one and not in the "
-                f"other, number {position}. Train them with the same model.lora.target_modules."
+                f"Adapters to merge must change the same matrices: {lacking!r} is missing from "
+                f"state 0 or state {position}. Train them with the same model.lora.target_modules."
             )
     return [name.removesuffix(_A) for name in names if name.endswith(_A)]
