@@ -1,16 +1,21 @@
-"""Files that a crash or a full disk cannot half write."""
+"""Files that a crash or a full disk cannot leave half-written, and packed columns."""
 
 import errno
+import json
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from copd.storage import (
     RENAMED_METRICS,
     append_lines,
     make_folder_atomically,
+    pack_column,
     read_lines,
     truncate_lines,
+    unpack_column,
     write_atomically,
 )
 
@@ -71,7 +76,7 @@ def test_a_folder_is_there_complete_or_not_at_all(tmp_path):
 
 
 def test_leftovers_of_a_crash_do_not_disturb(tmp_path):
-    """Nor does somebody who does not know that his attempt was given up, and still writes."""
+    """Nor does a process whose attempt was given up and that is still writing."""
     target, places = tmp_path / "step_[1]", []
     make_folder_atomically(target, places.append)
     places[0].mkdir()
@@ -94,3 +99,23 @@ def test_a_file_keeps_its_old_text_when_the_disk_is_full(small_disk):
     assert caught.value.errno == errno.ENOSPC
     assert path.read_text() == "old"
     assert list(path.parent.iterdir()) == [path]
+
+
+@given(st.lists(st.one_of(st.floats(0, 1), st.text(max_size=3)), max_size=60))
+def test_unpacking_gives_what_was_packed(entries: list[object]):
+    assert unpack_column(json.loads(json.dumps(pack_column(entries)))) == tuple(entries)
+
+
+def test_more_than_a_byte_of_distinct_entries():
+    assert unpack_column(pack_column(range(700))) == tuple(range(700))
+
+
+def test_sixteen_thousand_problems_take_a_few_kilobytes():
+    suites = ("chain", "compare", "story") * 5334
+    solved = [float((7 * i * i) % 11 > 4) for i in range(16_000)]
+    assert len(json.dumps([pack_column(suites[:16_000]), pack_column(solved)])) < 3_000
+
+
+def test_too_many_distinct_entries_are_refused():
+    with pytest.raises(ValueError, match=r"at most 65,536 distinct entries: got 65,537"):
+        pack_column(range(2**16 + 1))

@@ -1,7 +1,4 @@
-"""Where a run keeps its things, and writing that a crash cannot half do.
-
-Knows no training.
-"""
+"""Files of a run: writes that a crash cannot leave half done, JSON lines, packed columns."""
 
 from __future__ import annotations
 
@@ -23,57 +20,53 @@ RENAMED_METRICS = {
     "sampler_gap": "train_inference_mismatch",
     "silent_groups": "frac_reward_zero_std",
 }
-"""Metric names of earlier versions to today's: old run folders are read through this table."""
+"""Former metric names to the current ones, to read the folders of earlier versions."""
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """The file has the old text or the new one, whatever happens in between."""
-
-    def fill(aside: Path) -> None:
-        aside.write_text(text, encoding="utf-8")
-
-    make_file_atomically(path, fill)
+    """Write text; after a crash the file has the old text or the new one."""
+    make_file_atomically(path, lambda file: file.write_text(text, encoding="utf-8"))
 
 
-def make_file_atomically(path: Path, fill: Callable[[Path], None]) -> None:
-    """The file is the old one or the new one: filled aside, synced, renamed."""
-    aside = path.with_name(f".{path.name}.tmp")
+def make_file_atomically(path: Path, fill: Callable[[Path], object]) -> None:
+    """Fill a temporary file, sync it to disk, and rename it to `path`."""
+    temporary = path.with_name(f".{path.name}.tmp")
     try:
-        fill(aside)
-        _sync(aside)
-        os.replace(aside, path)
+        fill(temporary)
+        _sync(temporary)
+        os.replace(temporary, path)
     except BaseException:
-        aside.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
     _sync(path.parent)
 
 
-def make_folder_atomically(folder: Path, fill: Callable[[Path], None]) -> None:
-    """The folder is there complete or not at all: filled aside, synced, renamed.
+def make_folder_atomically(folder: Path, fill: Callable[[Path], object]) -> None:
+    """Fill a temporary folder, sync it to disk, and rename it to `folder`, replacing an older one.
 
-    An older one is replaced. The place aside is a new one each time: who is still filling that of
-    an earlier attempt, on a machine that was given up, finds it gone.
+    Each attempt has a temporary folder of its own, and removes those of earlier attempts: a process
+    on a machine that was given up may still be writing there.
     """
-    for given_up in folder.parent.glob(f".{glob.escape(folder.name)}.*.tmp"):
-        shutil.rmtree(given_up, ignore_errors=True)
-    aside = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}.tmp")
-    aside.mkdir(parents=True)
+    for leftover in folder.parent.glob(f".{glob.escape(folder.name)}.*.tmp"):
+        shutil.rmtree(leftover, ignore_errors=True)
+    temporary = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}.tmp")
+    temporary.mkdir(parents=True)
     try:
-        fill(aside)
+        fill(temporary)
     except BaseException:
-        shutil.rmtree(aside, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)
         raise
-    for path in sorted(aside.rglob("*")):
+    for path in sorted(temporary.rglob("*")):
         if path.is_file():
             _sync(path)
     if folder.exists():
         shutil.rmtree(folder)
-    os.replace(aside, folder)
+    os.replace(temporary, folder)
     _sync(folder.parent)
 
 
 def append_lines(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
-    """One JSON object per line, on the disk when this returns."""
+    """Append one JSON object per line, and sync the file to disk."""
     with path.open("a", encoding="utf-8") as file:
         file.writelines(json.dumps(record) + "\n" for record in records)
         file.flush()
@@ -81,7 +74,7 @@ def append_lines(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
 
 
 def read_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """The complete lines of a file of JSON objects; a last line cut off by a crash is left out."""
+    """Read a file of JSON objects, without a last line that a crash cut off."""
     if not path.exists():
         return
     with path.open(encoding="utf-8") as file:
@@ -90,13 +83,41 @@ def read_lines(path: Path) -> Iterator[dict[str, Any]]:
                 yield _with_current_names(json.loads(line))
 
 
-def _with_current_names(record: dict[str, Any]) -> dict[str, Any]:
-    """Rename the metrics that an earlier version of copd wrote under another name."""
-    branches = record.get("branches") if isinstance(record, dict) else None  # may be damaged
-    if not isinstance(branches, dict):
+def truncate_lines(path: Path, keep: Callable[[dict[str, Any]], bool]) -> None:
+    """Drop the lines for which `keep` is false: a resumed run writes them again."""
+    if path.exists():
+        lines = [json.dumps(record) + "\n" for record in read_lines(path) if keep(record)]
+        write_atomically(path, "".join(lines))
+
+
+def pack_column(entries: Sequence[Any]) -> dict[str, Any]:
+    """Pack a long list of few distinct entries.
+
+    The result has the distinct entries in order of appearance, and the index of each entry in them
+    as 16-bit numbers, compressed, in base64.
+    """
+    index = {entry: number for number, entry in enumerate(dict.fromkeys(entries))}
+    if len(index) > 2**16:
+        raise ValueError(
+            f"A packed list must have at most {2**16:,} distinct entries: got {len(index):,}. "
+            "Evaluate fewer samples per problem."
+        )
+    indices = np.array([index[entry] for entry in entries], dtype="<u2")
+    packed = base64.b64encode(zlib.compress(indices.tobytes(), 9)).decode("ascii")
+    return {"distinct": list(index), "packed": packed}
+
+
+def unpack_column(value: Mapping[str, Any]) -> tuple[Any, ...]:
+    """Return the entries that `pack_column` packed."""
+    indices = np.frombuffer(zlib.decompress(base64.b64decode(value["packed"])), dtype="<u2")
+    return tuple(value["distinct"][index] for index in indices.tolist())
+
+
+def _with_current_names(record: Any) -> Any:
+    """Rename former metrics; leave a damaged record as it is."""
+    if not isinstance(record, dict) or not isinstance(branches := record.get("branches"), dict):
         return record
-    renamed = {branch: _renamed(metrics) for branch, metrics in branches.items()}
-    return {**record, "branches": renamed}
+    return {**record, "branches": {name: _renamed(own) for name, own in branches.items()}}
 
 
 def _renamed(metrics: Any) -> Any:
@@ -106,36 +127,8 @@ def _renamed(metrics: Any) -> Any:
     return {prefix + slash + RENAMED_METRICS.get(n, n): value for prefix, slash, n, value in parts}
 
 
-def truncate_lines(path: Path, keep: Callable[[dict[str, Any]], bool]) -> None:
-    """Drops the lines that a resumed run will write again."""
-    if path.exists():
-        kept = [json.dumps(record) + "\n" for record in read_lines(path) if keep(record)]
-        write_atomically(path, "".join(kept))
-
-
-def pack_column(entries: Sequence[Any]) -> dict[str, Any]:
-    """The distinct entries in order of appearance, and which of them each entry is: 16-bit numbers,
-    compressed, in base64."""
-    number = {entry: index for index, entry in enumerate(dict.fromkeys(entries))}
-    if len(number) > 2**16:
-        raise ValueError(
-            f"a packed list must have at most {2**16:,} distinct entries: got {len(number):,}. "
-            "Evaluate fewer samples per problem."
-        )
-    which = np.array([number[entry] for entry in entries], dtype="<u2")
-    packed = base64.b64encode(zlib.compress(which.tobytes(), 9)).decode("ascii")
-    return {"distinct": list(number), "packed": packed}
-
-
-def unpack_column(value: Mapping[str, Any]) -> tuple[Any, ...]:
-    """The inverse of `pack_column`."""
-    which = np.frombuffer(zlib.decompress(base64.b64decode(value["packed"])), dtype="<u2")
-    distinct = value["distinct"]
-    return tuple(distinct[index] for index in which.tolist())
-
-
 def _sync(path: Path) -> None:
-    """A file's content, or the names in a folder, are on the disk when this returns."""
+    """Wait until the content of a file, or the names in a folder, are on disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
