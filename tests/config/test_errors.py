@@ -1,56 +1,12 @@
-"""How the configuration says no: one sentence per mistake, told apart by its remedy."""
+"""Mistakes in a configuration: one sentence each, with a remedy."""
 
 import json
 from pathlib import Path
 
 import pytest
-from pydantic import ValidationError
 
 from copd.config import load_config, load_run
-
-MINIMAL = """
-[model]
-path = "tiny"
-[domains.text]
-type = "digits"
-modality = "text"
-[domains.image]
-type = "digits"
-modality = "image"
-[recipe]
-type = "copd"
-rounds = 2
-"""
-
-
-@pytest.fixture
-def minimal(tmp_path: Path) -> Path:
-    return write(tmp_path, MINIMAL)
-
-
-def write(folder: Path, text: str, name: str = "run.toml") -> Path:
-    path = folder / name
-    path.write_text(text, encoding="utf-8")
-    return path
-
-
-def refusal(path: Path, *overrides: str) -> list[str]:
-    """The sentences of the error that loading raises."""
-    with pytest.raises(ValueError) as caught:
-        load_config(path, overrides)
-    assert not isinstance(caught.value, ValidationError)
-    return str(caught.value).splitlines()
-
-
-def recipe(kind: str, **settings: object) -> tuple[str, str]:
-    """The override that replaces the recipe as a whole."""
-    return "--recipe", toml({"type": kind, **settings})
-
-
-def toml(value: object) -> str:
-    if isinstance(value, dict):
-        return "{" + ", ".join(f"{key} = {toml(item)}" for key, item in value.items()) + "}"
-    return json.dumps(value)
+from tests.config.conftest import MINIMAL, recipe, refusal, write
 
 
 @pytest.mark.parametrize(
@@ -76,7 +32,7 @@ def test_an_unknown_key_is_named_with_the_nearest_valid_one(minimal: Path, key: 
 @pytest.mark.parametrize(
     ("settings", "sentence"),
     [
-        ("", "domains.mine.path is missing: it must be chosen (A file, several, a folder"),
+        ("", "domains.mine.path is missing: it must be chosen (One or several files, a folder"),
         ("path = 3", "domains.mine.path must be text or must be a list"),
         ("path = []", "domains.mine.path must be text or must have at least 1 item"),
         ("path = 'a', modality = 'text'", 'set domains.mine.type = "digits".'),

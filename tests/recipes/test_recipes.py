@@ -15,12 +15,8 @@ from copd.config import (
     WeightedMerge,
 )
 from copd.recipes import OPD, RLVR, Merge, Plan, Stage
+from copd.recipes.baselines import experts, mixed, mopd, opd, pilot
 from copd.recipes.copd import copd
-from copd.recipes.experts import experts
-from copd.recipes.mixed import mixed
-from copd.recipes.mopd import mopd
-from copd.recipes.opd import opd
-from copd.recipes.pilot import pilot
 
 PAIR = {"text": "text", "image": "image"}
 THREE = {"text": "text", "image": "image", "video": "video"}
@@ -91,7 +87,7 @@ def test_pilot_students_have_their_own_temperature_and_one_teacher():
             Stage("opd", 3, tuple(OPD(name, "expert", "image") for name in names)),
         ),
     )
-    assert config.taught_from == 8
+    assert config.opd_start == 8
 
 
 def test_opd_into_the_base_leaves_the_student_untrained_before():
@@ -209,7 +205,7 @@ def test_with_a_band_all_rounds_are_one_stage():
     native = (RLVR("text", "text"), RLVR("image", "image"))
     cross = (OPD("text", "image", "image"), OPD("image", "text", "text"))
     assert plan.stages == (Stage("mutual", 20, native + cross, band),)
-    assert plan.stages[0].untaught == Stage("mutual", 20, native, band)
+    assert plan.stages[0].rlvr_only == Stage("mutual", 20, native, band)
 
 
 def test_beta_belongs_to_the_student_and_zero_leaves_it_untaught():

@@ -1,4 +1,4 @@
-"""The configuration of a run: its tree, its file and its errors. Knows no torch."""
+"""The configuration of a run: its classes, loading with overrides, errors and help."""
 
 from copd.config.domains import (
     ColumnsConfig,
@@ -28,14 +28,7 @@ from copd.config.merge import (
     ValidationMerge,
     WeightedMerge,
 )
-from copd.config.names import (
-    BASE,
-    EXPERT,
-    STUDENT,
-    TRUNK,
-    UNIFIED,
-)
-from copd.config.pilot import PilotConfig
+from copd.config.names import BASE, EXPERT, STUDENT, TRUNK, UNIFIED
 from copd.config.recipe import (
     BandConfig,
     CoPDConfig,
@@ -43,6 +36,7 @@ from copd.config.recipe import (
     MixedConfig,
     MOPDConfig,
     OPDConfig,
+    PilotConfig,
     RecipeConfig,
 )
 from copd.config.rollout import RolloutConfig
@@ -62,9 +56,7 @@ from copd.config.sections import (
     TopKDistill,
     TrackingConfig,
 )
-from copd.config.tree import (
-    Config,
-)
+from copd.config.tree import Config
 from copd.config.verifiers import (
     BoxVerifier,
     ChoiceVerifier,

@@ -1,4 +1,4 @@
-"""Which problems a run is about: the kinds of domains. Reads no data."""
+"""Settings of the domains, one class per kind."""
 
 from __future__ import annotations
 
@@ -20,80 +20,77 @@ Locations = Location | Annotated[tuple[Location, ...], Field(min_length=1)]
 
 
 class DigitsConfig(Section):
-    """The built-in world of handwritten digits."""
+    """The built-in problems about handwritten digits, as text, images or videos."""
 
     type: Literal["digits"]
-    """Which kind of domain this is."""
     modality: Literal["text", "image", "video"]
-    """What the problems are made of."""
+    """What the problems consist of."""
     suites: tuple[str, ...] = ()
-    """Suites to use; empty means all of them."""
+    """Suites to use; empty means all."""
     num_train: Count = 100_000
-    """Problems to learn from."""
+    """Training problems."""
     num_validation: Count = 512
-    """Problems that choose settings, such as merge weights."""
+    """Validation problems, to choose settings such as merge weights."""
     num_test: Count = 1024
-    """Problems that are only ever measured."""
+    """Test problems."""
 
 
 class ColumnsConfig(Section):
-    """Which column holds what; unset ones are recognised. A dot goes into a table: "a.b"."""
+    """Names of the columns; unset ones are recognised. A dot enters a nested table: "a.b"."""
 
     prompt: Location | None = None
     """Text or chat messages (known: prompt, problem, question, messages)."""
     answer: Location | None = None
-    """The reference (known: reward_model.ground_truth, answer, solution)."""
+    """The reference answer (known: reward_model.ground_truth, answer, solution)."""
     images: Location | None = None
-    """One picture or several (known: images, image)."""
+    """One image or several (known: images, image)."""
     videos: Location | None = None
-    """One clip or several (known: videos, video)."""
+    """One video or several (known: videos, video)."""
     suite: Location | None = None
-    """What results are grouped by (known: suite, data_source)."""
+    """Group that results are reported for (known: suite, data_source)."""
 
 
 class FilesConfig(Section):
     """Your own problems: JSONL, JSON, CSV, Parquet, or a Hugging Face data set."""
 
     type: Literal["files"]
-    """Which kind of domain this is."""
     path: Locations
-    """A file, several, a folder, or a data set: a save_to_disk folder or hub name (name:subset)."""
+    """One or several files, a folder, or a data set: a save_to_disk folder or a name on the Hugging
+    Face hub (name:subset)."""
     validation_path: Locations | None = None
-    """Problems that choose settings; else a share of `path`, or its own such split."""
+    """Validation problems; by default the validation split of `path`, or a share of it."""
     test_path: Locations | None = None
-    """Problems that are only ever measured; else a share of `path`, or its own such split."""
+    """Test problems; by default the test split of `path`, or a share of it."""
     validation_share: Share = 0.05
-    """Share of `path` that becomes validation problems."""
+    """Share of `path` for validation."""
     test_share: Share = 0.1
-    """Share of `path` that becomes test problems."""
+    """Share of `path` for the test."""
     num_train: Count | None = None
-    """Problems to learn from; all there are by default."""
+    """Training problems; by default all."""
     num_validation: Count | None = None
-    """Validation problems; all there are by default."""
+    """Validation problems; by default all."""
     num_test: Count | None = None
-    """Test problems; all there are by default."""
+    """Test problems; by default all."""
     columns: ColumnsConfig = ColumnsConfig()
-    """Which column holds what."""
     system_prompt: str | None = None
-    """First turn of problems that have no system turn of their own."""
+    """System turn of the problems that have none of their own."""
     prompt_suffix: str = ""
-    """Added to the end of every prompt, such as "\\nThink, then answer after ####."."""
+    """Text at the end of every prompt, such as "\\nThink, then answer after ####."."""
     media_root: Location | None = None
-    """Folder that all pictures and clips must lie in; by default that of the file."""
+    """Folder that must contain all images and videos; by default that of the file."""
     max_pixels: Annotated[int, Field(strict=True, ge=1, le=89_000_000)] = 2**26
-    """Larger pictures are refused; the frames of a clip together are shrunk to it."""
+    """Limit of an image (larger ones are refused) and of a video (its frames are shrunk to fit)."""
     fps: PositiveFloat = 2.0
-    """Frames taken per second of a clip."""
+    """Frames per second to take from a video."""
     max_frames: Annotated[int, Field(strict=True, ge=2, le=2048)] = 32
-    """Frames taken of a clip at most, then evenly spaced."""
+    """Limit of frames per video; more are thinned out evenly."""
     check_media: StrictBool = True
-    """Decode every picture and clip once before training; false only looks whether they exist."""
+    """Decode every image and video once before training; false only checks that they exist."""
     drop_bad: StrictBool = False
-    """Leave out problems that cannot be used, and say how many; false refuses to train."""
+    """Leave out unusable problems and report their number; false refuses to train."""
     verifier: VerifierConfig = ExactVerifier()
-    """What counts as a right answer."""
     fingerprint: str | None = None
-    """Filled in by copd when a run begins, so that it is not resumed on other data."""
+    """Set by copd at the start of a run, to refuse resuming it on other data."""
 
     @model_validator(mode="after")
     def _check(self) -> FilesConfig:
@@ -106,36 +103,35 @@ class FilesConfig(Section):
 
 
 class GymConfig(Section):
-    """Problems from generators of reasoning-gym, scored by its scorers; needs the extra `gym`."""
+    """Problems of reasoning-gym, generated and scored by it; needs the extra `gym`."""
 
     type: Literal["reasoning_gym"]
-    """Which kind of domain this is."""
     dataset: GymDatasets
-    """Name of a generator, such as "chain_sum", or a list: each is a suite."""
+    """Name of a generator, such as "chain_sum", or a list of names; each is a suite."""
     config: dict[str, Any] = Field(default={})
-    """Its own parameters, such as {max_terms = 3}; of a list, such a table per name."""
+    """Parameters of the generator, such as {max_terms = 3}; for a list, such a table per name."""
     seed: NonNegativeInt = 0
-    """Another one gives other problems."""
+    """Seed of the problems."""
     num_train: GymSize = 100_000
-    """Problems to learn from."""
+    """Training problems."""
     num_validation: GymSize = 512
-    """Problems that choose settings, such as merge weights."""
+    """Validation problems, to choose settings such as merge weights."""
     num_test: GymSize = 1024
-    """Problems that are only ever measured."""
+    """Test problems."""
     system_prompt: str | None = None
-    """First turn, if set."""
+    """System turn, if set."""
     prompt_suffix: str = (
         "\n\nThink step by step, then write only the final answer between <answer> and </answer>."
     )
-    """Added to the end of every question: how to give the answer."""
+    """Text at the end of every prompt: how to give the answer."""
     mark: str = "<answer>"
-    """The answer is what follows the last mark; of a tag, what it encloses."""
+    """The answer is the text after the last mark; after a tag, the text it encloses."""
     timeout_seconds: PositiveFloat = 5.0
-    """Processor seconds the scoring of a completion may cost before it earns nothing."""
+    """CPU seconds for scoring a completion; beyond them its reward is 0."""
 
     @property
     def parameters(self) -> dict[str, dict[str, Any]]:
-        """The parameters of every generator by its name."""
+        """The parameters of each generator, by name."""
         if isinstance(self.dataset, str):
             return {self.dataset: self.config}
         return {name: self.config.get(name, {}) for name in self.dataset}
@@ -163,11 +159,15 @@ DomainConfig = Annotated[DigitsConfig | FilesConfig | GymConfig, Field(discrimin
 
 
 def num_problems(config: DomainConfig, split: Split) -> int:
-    """How many problems a split has, once the data have been looked at."""
-    found = {
-        "train": config.num_train,
-        "validation": config.num_validation,
-        "test": config.num_test,
-    }[split]
-    assert found is not None, "a run fills in what its files decide before it begins"
-    return found
+    """Return the number of problems in a split.
+
+    Args:
+        config: A domain; one of files must have its numbers filled in, see `with_sizes`.
+        split: "train", "validation" or "test".
+
+    Returns:
+        The number of problems.
+    """
+    number = getattr(config, f"num_{split}")
+    assert number is not None, "a run fills in what its files decide before it starts"
+    return number

@@ -1,21 +1,18 @@
-"""Turns validation errors into sentences with a remedy. Knows no rule itself."""
+"""Validation with errors as sentences: what, got, expected, remedy."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
 from copd.config.names import closest, listed, suggestion
 from copd.config.schema import Place, locate, models_in, setting_paths, type_of
 
-_TABLE = "must be a table, such as {key = VALUE}"
+_TABLE_ERRORS = ("model_type", "model_attributes_type", "dict_type", "union_tag_not_found")
 _EXPECTED = {
-    "model_type": _TABLE,
-    "model_attributes_type": _TABLE,
-    "dict_type": _TABLE,
-    "union_tag_not_found": _TABLE,
+    **dict.fromkeys(_TABLE_ERRORS, "must be a table, such as {key = VALUE}"),
     "tuple_type": 'must be a list, such as ["a", "b"]',
     "path_type": "must be text",
     "string_type": "must be text",
@@ -24,19 +21,23 @@ _EXPECTED = {
 _REMEDY = "Change it in the config file, or pass --{path} VALUE."
 
 
+def validate(root: Any, raw: object, *, remedy: str = _REMEDY) -> Any:
+    """Validate plain values as the type `root`; raise a ValueError of one line per mistake."""
+    try:
+        return TypeAdapter(root).validate_python(raw)
+    except ValidationError as error:
+        raise ValueError("\n".join(sentences(error, root, remedy=remedy))) from None
+
+
 def sentences(error: ValidationError, root: Any, *, remedy: str = _REMEDY) -> list[str]:
-    """One sentence per mistake; `root` is the type that was validated."""
+    """Write one sentence per mistake; `root` is the type that was validated."""
     places: dict[str, list[tuple[ErrorDetails, Place]]] = {}
     for details in error.errors(include_url=False):
         place = locate(root, details["loc"])
         places.setdefault(place.path, []).append((details, place))
-    innermost = {p: found for p, found in places.items() if not _has_deeper(p, places)}
-    return [_sentence(path, found, root, remedy) for path, found in innermost.items()]
-
-
-def _has_deeper(path: str, places: dict[str, list[tuple[ErrorDetails, Place]]]) -> bool:
-    """A value that fits one of two types badly is reported twice, once for each."""
-    return bool(path) and any(other.startswith(f"{path}.") for other in places)
+    # A value that fits neither of two types is reported for both: skip the less specific place.
+    innermost = [p for p in places if not p or not any(q.startswith(f"{p}.") for q in places)]
+    return [_sentence(path, places[path], root, remedy) for path in innermost]
 
 
 def _sentence(path: str, found: list[tuple[ErrorDetails, Place]], root: Any, remedy: str) -> str:
@@ -68,7 +69,7 @@ def _missing(path: str, place: Place) -> str:
     if models_in(place.annotation):
         return f"{path} is missing: expected a table. Add [{path}] to the config file."
     field = place.parent.model_fields[place.keys[-1]] if place.parent else None
-    meaning = (field.description or "").rstrip(".") if field else "a value"
+    meaning = " ".join((field.description or "").split()).rstrip(".") if field else "a value"
     return (
         f"{path} is missing: it must be chosen ({meaning}). "
         f"Add it to the config file, or pass --{path} VALUE."
@@ -100,7 +101,7 @@ def _types(place: Place) -> list[str]:
 
 
 def _expectation(details: ErrorDetails) -> str:
-    """Pydantic's own words, as a claim about a setting."""
+    """Turn pydantic's message into a claim about a setting."""
     if details["type"] in _EXPECTED:
         return _EXPECTED[details["type"]]
     _, _, claim = details["msg"].partition(" should ")

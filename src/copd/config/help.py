@@ -1,4 +1,4 @@
-"""Lists every setting with its default and meaning, for --help. Reads no file."""
+"""The list of all settings with defaults and descriptions, for --help."""
 
 from __future__ import annotations
 
@@ -16,8 +16,12 @@ _MEANING_COLUMN = 50
 
 
 def describe_settings() -> str:
-    """All tables of the configuration file in order, one setting per line."""
-    shown = dict.fromkeys(tables(Config))  # the ways to merge occur below two recipes
+    """Describe all tables of the configuration file in order, one setting per line.
+
+    Returns:
+        Text of at most 100 columns.
+    """
+    shown = dict.fromkeys(tables(Config))  # each once: recipe.merge occurs in two recipes
     return "\n\n".join(_describe(table) for table in shown)
 
 
@@ -32,7 +36,7 @@ def _describe(table: SettingsTable) -> str:
 
 def _row(key: str, field: FieldInfo) -> str:
     default = "(required)" if field.is_required() else f"= {_default(field.default)}"
-    left = f"  {key}".ljust(_VALUE_COLUMN) + f"{type_text(field.annotation)} {default}"
+    left = f"  {key} ".ljust(_VALUE_COLUMN) + f"{type_text(field.annotation)} {default}"
     meaning = textwrap.wrap(field.description or "", _WIDTH - _MEANING_COLUMN)
     if len(left) < _MEANING_COLUMN:
         left, meaning = left.ljust(_MEANING_COLUMN) + meaning[0], meaning[1:]

@@ -1,4 +1,4 @@
-"""Reads a configuration: TOML by a person or JSON by copd, then overrides. Knows no rule."""
+"""Loading of a configuration: a TOML file, or JSON that copd wrote, then overrides."""
 
 from __future__ import annotations
 
@@ -8,100 +8,126 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ValidationError
 
 from copd.config.domains import FilesConfig
-from copd.config.errors import sentences
+from copd.config.errors import validate
 from copd.config.merge import MergeConfig
 from copd.config.names import check_known
 from copd.config.schema import locate
 from copd.config.tree import Config
 
 Keys = tuple[str, ...]
+_REMEDY = "Pass another value to --{path}."
 
 
 def load_config(path: Path | str, overrides: Sequence[str] = ()) -> Config:
-    """The configuration in `path` (TOML, or JSON if it ends in .json) with overrides on top.
+    """Load the configuration of a run from a file, with overrides on top.
 
-    Overrides are command-line words: `--recipe.rounds 3`, `--optimizer.learning_rate=2e-4`. Values
-    are TOML; what is not, is text. Each mistake becomes one line of the ValueError.
+    Args:
+        path: A TOML file, or JSON if its name ends in .json.
+        overrides: Command-line words: `--recipe.rounds 3`, `--optimizer.learning_rate=2e-4`. The
+            values are TOML, or text where they are not.
+
+    Returns:
+        The configuration.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If there are mistakes, with one line for each.
     """
     return _overridden(read_table(Path(path)), parse_overrides(overrides))
 
 
 def load_run(path: Path, overrides: Sequence[str] = ()) -> Config:
-    """The configuration a run was begun with; overrides may only move it to other processes.
+    """Load the configuration that a run was started with, to resume it.
 
-    With `--engine.type` all that was set for its engine so far is forgotten.
+    Args:
+        path: The run's config.json.
+        overrides: Settings of the engine only, as in `load_config`. With `--engine.type` the former
+            settings of the engine are dropped.
+
+    Returns:
+        The configuration.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If an override is not one of the engine, or there are other mistakes.
     """
     raw, texts = read_table(path), parse_overrides(overrides)
     for keys in texts:
         if keys[0] != "engine":
             raise ValueError(
-                f"A run goes on with the settings it was begun with: got --{'.'.join(keys)}, "
+                f"A run is resumed with the settings it was started with: got --{'.'.join(keys)}, "
                 "expected settings of engine only. Leave it out, or train in another output_dir."
             )
     return _overridden({**raw, "engine": {}} if ("engine", "type") in texts else raw, texts)
 
 
-def _overridden(raw: Mapping[str, Any], texts: Mapping[Keys, str]) -> Config:
-    for keys, text in texts.items():
-        raw = with_setting(raw, keys, value_of(text))
-    for keys in _read_as_text(raw, texts):
-        raw = with_setting(raw, keys, texts[keys])
-    return parse_config(raw)
-
-
 def parse_config(raw: Mapping[str, object]) -> Config:
-    """A whole configuration from plain values."""
-    try:
-        return Config.model_validate(raw)
-    except ValidationError as error:
-        raise ValueError("\n".join(sentences(error, Config))) from None
+    """Validate a whole configuration.
+
+    Args:
+        raw: Plain values, as read from TOML or JSON.
+
+    Returns:
+        The configuration.
+    """
+    return validate(Config, raw)
 
 
 def parse_files(path: str, overrides: Sequence[str] = ()) -> FilesConfig:
-    """Settings of a domain of files outside a run: `--columns.prompt question`."""
-    raw: dict[str, Any] = {"type": "files", "path": path}
-    for keys, text in parse_overrides(overrides).items():
-        raw = with_setting(raw, keys, value_of(text))
-    try:
-        return FilesConfig.model_validate(raw)
-    except ValidationError as error:
-        found = sentences(error, FilesConfig, remedy="Pass another value to --{path}.")
-        raise ValueError("\n".join(found)) from None
+    """Build a domain of files without a run.
+
+    Args:
+        path: The data, as in `domains.NAME.path`.
+        overrides: Settings of the domain: `--columns.prompt question`.
+
+    Returns:
+        The configuration of the domain.
+    """
+    raw = _with_values({"type": "files", "path": path}, parse_overrides(overrides))
+    return validate(FilesConfig, raw, remedy=_REMEDY)
 
 
 def parse_files_run(path: str, model: str, overrides: Sequence[str] = ()) -> Config:
-    """A run's settings for one domain of files and a model that is only asked.
+    """Build a run that samples a model on one domain of files and does not train it.
 
-    Overrides are those of the domain, as in `parse_files`, and of a run: `--rollout.group_size 4`.
+    Args:
+        path: The data, as in `domains.NAME.path`.
+        model: The model, as in `model.path`.
+        overrides: Settings of the domain, as in `parse_files`, and of a run:
+            `--rollout.group_size 4`.
+
+    Returns:
+        The configuration; the domain is named "data".
     """
     texts = parse_overrides(overrides)
     of_run = {keys: text for keys, text in texts.items() if keys[0] in Config.model_fields}
-    rest = [f"--{'.'.join(keys)}={text}" for keys, text in texts.items() if keys not in of_run]
+    of_data = [f"--{'.'.join(keys)}={text}" for keys, text in texts.items() if keys not in of_run]
     raw: dict[str, Any] = {
         "model": {"path": model},
-        "domains": {"data": parse_files(path, rest).model_dump()},
+        "domains": {"data": parse_files(path, of_data).model_dump()},
         "recipe": {"type": "experts", "steps": 1},
         "evaluation": {"num_problems": 1},
     }
-    for keys, text in of_run.items():
-        raw = with_setting(raw, keys, value_of(text))
-    return parse_config(raw)
+    return parse_config(_with_values(raw, of_run))
 
 
 def parse_merge(raw: Mapping[str, object]) -> MergeConfig:
-    """One way to merge from plain values, for merging outside a run."""
-    try:
-        return TypeAdapter(MergeConfig).validate_python(dict(raw))
-    except ValidationError as error:
-        found = sentences(error, MergeConfig, remedy="Pass another value to --{path}.")
-        raise ValueError("\n".join(found)) from None
+    """Validate the settings of a merge outside a run.
+
+    Args:
+        raw: Plain values, as in `recipe.merge`.
+
+    Returns:
+        The configuration of the merge.
+    """
+    return validate(MergeConfig, dict(raw), remedy=_REMEDY)
 
 
 def parse_overrides(words: Sequence[str]) -> dict[Keys, str]:
-    """Dotted keys and the text of their values; the last of a repeated key wins."""
+    """Split command-line words into dotted keys and texts; the last of a repeated key wins."""
     found: dict[Keys, str] = {}
     rest = list(words)
     while rest:
@@ -121,6 +147,7 @@ def parse_overrides(words: Sequence[str]) -> dict[Keys, str]:
 
 
 def read_table(path: Path) -> dict[str, Any]:
+    """Read a TOML or JSON file."""
     if not path.is_file():
         raise FileNotFoundError(
             f"The config must be a file: got {str(path)!r}, which is not one. "
@@ -139,7 +166,7 @@ def read_table(path: Path) -> dict[str, Any]:
 
 
 def value_of(text: str) -> object:
-    """The TOML value that `text` spells, or the text itself."""
+    """Parse a TOML value; return the text itself if it is none."""
     try:
         parsed = tomllib.loads(f"value = {text}")
     except tomllib.TOMLDecodeError:
@@ -147,25 +174,15 @@ def value_of(text: str) -> object:
     return parsed["value"] if len(parsed) == 1 else text
 
 
-def _read_as_text(raw: Mapping[str, Any], texts: Mapping[Keys, str]) -> list[Keys]:
-    """Overrides that look like a number, such as a folder named 2024, where text is expected."""
-    try:
-        Config.model_validate(raw)
-    except ValidationError as error:
-        wanted = [e for e in error.errors() if e["type"] in ("string_type", "path_type")]
-        return [k for e in wanted if (k := locate(Config, e["loc"]).keys) in texts]
-    return []
-
-
 def with_setting(
     table: Mapping[str, Any], keys: Keys, value: object, above: Keys = ()
 ) -> dict[str, Any]:
-    """A copy of the table in which the dotted key has the value."""
+    """Return a copy of the table in which the dotted key has the value."""
     key, *rest = keys
     if not rest:
         return {**table, key: value}
     path = ".".join((*above, key))
-    if above == ("domains",):  # a domain cannot be started by one of its settings
+    if above == ("domains",):  # one setting does not make a new domain
         check_known("--domains.NAME", key, table, "domain of the config")
     below = table.get(key, {})
     if not isinstance(below, dict):
@@ -174,3 +191,22 @@ def with_setting(
             f"Replace it as a whole with --{path} '{{{rest[0]} = ...}}'."
         )
     return {**table, key: with_setting(below, tuple(rest), value, (*above, key))}
+
+
+def _with_values(raw: Mapping[str, Any], texts: Mapping[Keys, str]) -> dict[str, Any]:
+    for keys, text in texts.items():
+        raw = with_setting(raw, keys, value_of(text))
+    return dict(raw)
+
+
+def _overridden(raw: Mapping[str, Any], texts: Mapping[Keys, str]) -> Config:
+    raw = _with_values(raw, texts)
+    try:
+        return Config.model_validate(raw)
+    except ValidationError as error:
+        # Where text is expected, a value such as 2024 is text: the name of a folder, say.
+        for details in error.errors():
+            keys = locate(Config, details["loc"]).keys
+            if details["type"] in ("string_type", "path_type") and keys in texts:
+                raw = with_setting(raw, keys, texts[keys])
+    return parse_config(raw)

@@ -1,4 +1,4 @@
-"""How branches become one model, as configuration. Merges nothing."""
+"""Settings of the merge of branches into one model, one class per method."""
 
 from __future__ import annotations
 
@@ -19,33 +19,29 @@ from copd.config.sections import (
 
 
 class NoMerge(Section):
-    """Every branch is a result under its own name."""
+    """No merge: every branch is a final model under its own name."""
 
     type: Literal["none"] = "none"
-    """Nothing is merged."""
 
 
 class SelectMerge(Section):
-    """One branch alone is the result, for instance the hub."""
+    """No merge: one branch is the final model, for instance the hub."""
 
     type: Literal["select"] = "select"
-    """Nothing is merged, one branch is chosen."""
     branch: str
     """The branch that becomes the final model."""
 
 
 class UniformMerge(Section):
-    """The plain average of the branches (paper: "simple parameter merging")."""
+    """The uniform average of the branches (paper: "simple parameter merging")."""
 
     type: Literal["uniform"] = "uniform"
-    """Every branch counts the same."""
 
 
 class WeightedMerge(Section):
     """A weighted average of the branches."""
 
     type: Literal["weighted"] = "weighted"
-    """You choose how much each branch counts."""
     weights: dict[str, NonNegativeFloat]
     """One weight per branch; only their proportions matter."""
 
@@ -63,18 +59,16 @@ class TaskArithmeticMerge(Section):
     """theta_0 + scale * mean_k (theta_k - theta_0) (2212.04089, whose lambda is scale / K)."""
 
     type: Literal["task_arithmetic"] = "task_arithmetic"
-    """The mean change of the branches is scaled."""
     scale: PositiveFloat = 1.0
-    """Factor on the mean change: 1 is the average, K the sum."""
+    """Factor on the mean change of K branches: 1 is the average, K the sum."""
 
 
 class TiesMerge(Section):
     """Trim small changes, elect a sign per parameter, average those that agree (2306.01708)."""
 
     type: Literal["ties"] = "ties"
-    """Conflicting signs are resolved before averaging."""
     density: Fraction = 0.2
-    """Share of each branch's changes kept, the largest ones."""
+    """Share of each branch's changes that are not trimmed, the largest."""
     scale: PositiveFloat = 1.0
     """Factor on the merged change."""
 
@@ -83,22 +77,20 @@ class DareMerge(Section):
     """Drop changes at random, divide the rest by density, average them (2311.03099)."""
 
     type: Literal["dare"] = "dare"
-    """Redundant changes are dropped before averaging."""
     density: Fraction = 0.5
-    """Share of each branch's changes kept."""
+    """Probability that a change is not dropped."""
     scale: PositiveFloat = 1.0
     """Factor on the mean change."""
     seed: NonNegativeInt = 0
-    """Decides which changes are dropped."""
+    """Seed of the drops."""
 
 
 class ValidationMerge(Section):
-    """A weighted average whose weights score best on validation problems."""
+    """The weighted average that scores best on validation problems."""
 
     type: Literal["validation"] = "validation"
-    """The weights are searched for."""
     grid: Count = 4
-    """Weights tried are all multiples of 1 / grid that sum to 1."""
+    """The search covers all weights that are multiples of 1 / grid and sum to 1."""
 
 
 MergeConfig = Annotated[

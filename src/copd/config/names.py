@@ -1,4 +1,4 @@
-"""Checks on the names of domains and branches. Knows plain strings only, no configuration class."""
+"""Names of domains and branches: those that copd reserves, checks, and suggestions."""
 
 from __future__ import annotations
 
@@ -7,24 +7,22 @@ from collections.abc import Collection
 from typing import Final
 
 BASE: Final = "base"
-"""As `recipe.student` of opd: distil into a fresh copy of the base model instead of an expert."""
+"""The student of opd that is a fresh copy of the base model instead of an expert."""
 STUDENT: Final = "student"
-"""The branch that holds such a fresh copy."""
+"""The branch of this fresh copy."""
 EXPERT: Final = "expert"
-"""The teacher of the pilot."""
+"""The branch of the pilot's teacher."""
 UNIFIED: Final = "unified"
-"""The all-in-one model: the branch of mixed and mopd, the merge of copd and experts."""
-
+"""The model of all domains: the branch of mixed and mopd, the merge of copd and experts."""
 TRUNK: Final = "trunk"
-"""The further branch of copd's topology "trunk", which trains on all domains."""
-
+"""The branch that trains on all domains in copd's topology "trunk"."""
 RESERVED: Final = (BASE, STUDENT, UNIFIED, "theta_0")
-"""Names copd gives to models itself; theta_0 is the frozen base that is asked and compared with."""
+"""Names that copd gives to models itself; theta_0 is the frozen base as a reference."""
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 
 
 def check_name(name: str) -> str:
-    """Refuse a name that could not be a folder, a metric prefix and a dotted key at once."""
+    """Refuse a name that cannot be a folder, a prefix of metrics and a dotted key at once."""
     if not _NAME.fullmatch(name):
         raise ValueError(
             f"A domain or branch name must be letters, digits, '-' and '_': got {name!r}. "
@@ -57,18 +55,18 @@ def check_complete(key: str, given: Collection[str], branches: Collection[str]) 
 
 
 def listed(names: Collection[str]) -> str:
-    """The names as they appear in a sentence."""
+    """Join names for a sentence."""
     return ", ".join(repr(name) for name in names) or "none"
 
 
 def closest(name: str, known: Collection[str]) -> str | None:
-    """The known name most like `name`, if one is like it at all."""
-    import difflib  # only on the way to an error message; plan and help start without it
+    """Return the known name that is most similar, if any is similar."""
+    import difflib  # only errors need it; help and plan start faster without
 
     return next(iter(difflib.get_close_matches(name, list(known), n=1)), None)
 
 
 def suggestion(name: str, known: Collection[str]) -> str:
-    """The remedy sentence for a mistyped choice."""
+    """Return the remedy for a mistyped choice."""
     match = closest(name, known)
     return f"Did you mean {match!r}?" if match else "Choose one of these."

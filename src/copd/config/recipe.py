@@ -1,4 +1,4 @@
-"""Which method to run, as configuration: the recipes. Builds no plan."""
+"""Settings of the recipes, one class per method, with their checks."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from pydantic import Field, model_validator
 
 from copd.config.merge import MergeConfig, NoMerge, UniformMerge, check_merge
 from copd.config.names import BASE, TRUNK, check_complete, check_known, listed
-from copd.config.pilot import PilotConfig
 from copd.config.sections import (
     Count,
     Fraction,
@@ -22,16 +21,14 @@ from copd.config.sections import (
 
 
 class ExpertsConfig(Section):
-    """RLVR of one expert per domain, each on its own."""
+    """RLVR of one expert per domain, independent of each other."""
 
     type: Literal["experts"] = "experts"
-    """Domain experts; merged, the average of independent experts."""
     branches: dict[Name, str] = Field(default={})
-    """Branch to its domain; empty means one branch per domain, named like it."""
+    """Domain of each branch; empty means one branch per domain, with its name."""
     steps: Count
     """Updates of each expert."""
     merge: MergeConfig = NoMerge()
-    """What becomes of the experts; by default each is a result."""
 
     def check(self, branches: Mapping[str, str], domains: Mapping[str, object]) -> None:
         _check_branches(self.branches, domains)
@@ -39,14 +36,13 @@ class ExpertsConfig(Section):
 
 
 class MixedConfig(Section):
-    """Mixed RLVR: one model learns from all domains in every step."""
+    """Mixed RLVR: one model learns all domains in each step."""
 
     type: Literal["mixed"] = "mixed"
-    """The baseline without experts."""
     domains: tuple[str, ...] = ()
-    """Domains in the mix, one batch of each per step; empty means all."""
+    """Domains to mix, one batch of each per step; empty means all."""
     steps: Count
-    """Updates of the one model."""
+    """Updates of the model."""
 
     def check(self, branches: Mapping[str, str], domains: Mapping[str, object]) -> None:
         for domain in self.domains:
@@ -59,18 +55,17 @@ class MixedConfig(Section):
 
 
 class OPDConfig(Section):
-    """Static on-policy distillation: train experts, then one teaches the other."""
+    """Static on-policy distillation: train two experts, then distil one into the other."""
 
     type: Literal["opd"] = "opd"
-    """The two-step pipeline with a frozen teacher; the other direction is another config."""
     student: str
-    """The expert that learns from the teacher, or "base" for a fresh copy of the base model."""
+    """The expert that learns, or "base" for a fresh copy of the base model."""
     teacher: str
-    """The expert that teaches on its own domain; experts are named like their domains."""
+    """The expert that teaches its domain, frozen; experts have the names of their domains."""
     expert_steps: Count
-    """Updates of each expert that takes part."""
+    """Updates of each expert."""
     opd_steps: Count
-    """Updates of the student while it distils."""
+    """Updates of the student by distillation."""
     beta: PositiveFloat = 1.0
     """Factor on the distillation signal (not given in the paper)."""
 
@@ -85,14 +80,13 @@ class OPDConfig(Section):
 
 
 class MOPDConfig(Section):
-    """Multi-teacher OPD: train all experts, then all teach one fresh copy of the base model."""
+    """Multi-teacher OPD: train all experts, then distil all into a fresh copy of the base."""
 
     type: Literal["mopd"] = "mopd"
-    """The many-teacher pipeline with frozen teachers."""
     expert_steps: Count
     """Updates of each expert."""
     opd_steps: Count
-    """Updates of the student; each has one batch per teacher."""
+    """Updates of the student, each on one batch per teacher."""
     beta: PositiveFloat = 1.0
     """Factor on the distillation signal (not given in the paper)."""
 
@@ -105,12 +99,12 @@ class MOPDConfig(Section):
 
 
 class BandConfig(Section):
-    """Teachers speak from where branches have drifted apart to where they are alike again."""
+    """Bounds of the top-k overlap that start and end distillation, instead of fixed stages."""
 
     low: Fraction
-    """Mean top-k overlap of students with their teachers at which cross batches begin."""
+    """Mean overlap of students with their teachers at which cross batches start."""
     high: Fraction
-    """The overlap at which they end, until it is `low` again."""
+    """Mean overlap at which cross batches stop, until it is down to `low` again."""
 
     @model_validator(mode="after")
     def _check(self) -> BandConfig:
@@ -126,36 +120,34 @@ class CoPDConfig(Section):
     """Co-evolving policy distillation: branches alternate RLVR and mutual OPD, then merge."""
 
     type: Literal["copd"] = "copd"
-    """The paper's method."""
     branches: dict[Name, str] = Field(default={})
-    """Branch to its domain; empty means one branch per domain, named like it."""
+    """Domain of each branch; empty means one branch per domain, with its name."""
     topology: Literal["pair", "all", "hub", "trunk"] = "all"
-    """Who learns from whom: two branches, everyone from everyone, hub and spokes, or spokes around
-    a further branch, "trunk", that trains on all domains."""
+    """Who learns from whom: "pair", two branches; "all", each from all others; "hub", all from the
+    hub and the hub from all; "trunk", the same around a branch that trains on all domains."""
     hub: str | None = None
-    """The branch in the middle of topology "hub" (paper, three branches: text)."""
+    """The hub of topology "hub" (paper, with three branches: text)."""
     rounds: Count
-    """N, each one RLVR stage and one mutual stage."""
+    """N, rounds of one RLVR stage and one mutual stage."""
     rlvr_steps: Count = 15
-    """S_RL, updates per RLVR stage (paper: S_RL to S_OPD as 3 to 2)."""
+    """S_RL, updates per RLVR stage (paper: S_RL : S_OPD = 3 : 2)."""
     opd_steps: Count = 10
     """S_OPD, updates per mutual stage."""
     band: BandConfig | None = None
-    """The overlap decides which of the N * (S_RL + S_OPD) steps are mutual; needs monitor.every."""
+    """Let the overlap decide which of the N * (S_RL + S_OPD) steps are mutual."""
     beta: NonNegativeFloat | dict[str, NonNegativeFloat] = 1.0
-    """Factor on the distillation signal, also per student; 0 for a student that is not taught."""
+    """Factor on the distillation signal, or a table per student; 0 turns off its cross batches."""
     max_staleness: NonNegativeInt = 0
-    """Steps that teachers may be old when they are asked: so many later steps of a mutual stage ask
-    the same copy of their weights (paper: 0)."""
+    """Steps that a teacher's weights may be old: so many further steps of a mutual stage score with
+    the same snapshot (paper: 0)."""
     merge: MergeConfig = UniformMerge()
-    """How the branches become one model."""
 
     def names(self, branches: Collection[str]) -> tuple[str, ...]:
-        """All branches of the plan: one per expert, and the trunk where there is one."""
+        """Return all branches of the plan, the trunk included."""
         return (*branches, TRUNK) if self.topology == "trunk" else tuple(branches)
 
     def betas(self, branches: Collection[str]) -> Mapping[str, float]:
-        """beta_k of every student."""
+        """Return beta_k of each student."""
         names = self.names(branches)
         return self.beta if isinstance(self.beta, dict) else dict.fromkeys(names, self.beta)
 
@@ -171,8 +163,8 @@ class CoPDConfig(Section):
         check_complete("recipe.beta", betas, self.names(branches))
         if not any(betas.values()):
             raise ValueError(
-                "recipe.beta must be above 0 for at least one student: got 0 for all, so nobody "
-                'would learn from anybody. Raise it, or use recipe.type = "experts".'
+                "recipe.beta must be above 0 for at least one student: got 0 for all, so no branch "
+                'would learn from another. Raise it, or use recipe.type = "experts".'
             )
         check_merge(self.merge, self.names(branches))
 
@@ -199,6 +191,55 @@ class CoPDConfig(Section):
                 f'recipe.topology = "trunk" adds a branch named {TRUNK!r}: got a branch of that '
                 "name already. Rename it, or the domain it is named after."
             )
+
+
+class PilotConfig(Section):
+    """The paper's pilot study: distil one teacher into students of different overlap with it."""
+
+    type: Literal["pilot"] = "pilot"
+    domain: str
+    """Domain of the teacher and the students (paper: image)."""
+    temperatures: Annotated[tuple[PositiveFloat, ...], Field(min_length=3)]
+    """Temperatures of the RLVR of the students, one student each (not given in the paper)."""
+    expert_steps: Count
+    """Updates of the teacher by RLVR."""
+    student_steps: Count
+    """Updates of each student by RLVR, before distillation."""
+    opd_steps: Count
+    """Updates of each student by distillation."""
+    beta: PositiveFloat = 1.0
+    """Factor on the distillation signal (not given in the paper)."""
+
+    @model_validator(mode="after")
+    def _check(self) -> PilotConfig:
+        if len(set(self.students)) < len(self.temperatures):
+            raise ValueError(
+                "recipe.temperatures must differ by 0.01 or more: got "
+                f"{list(self.temperatures)}. Remove one, or move it."
+            )
+        return self
+
+    @property
+    def students(self) -> tuple[str, ...]:
+        """The branches of the students, named after their temperatures in percent."""
+        return tuple(f"student_{100 * t:.0f}" for t in self.temperatures)
+
+    @property
+    def opd_start(self) -> int:
+        """Steps of the plan before distillation starts."""
+        return self.expert_steps + self.student_steps
+
+    def check_measured(self, section: str, every: int) -> None:
+        """Refuse a run that does not measure the students just before distillation."""
+        if not every or self.opd_start % every:
+            raise ValueError(
+                f"{section}.every must divide recipe.expert_steps + recipe.student_steps = "
+                f"{self.opd_start}, where distillation starts: got {every}. "
+                f"Set it to {self.opd_start}."
+            )
+
+    def check(self, branches: Mapping[str, str], domains: Mapping[str, object]) -> None:
+        check_known("recipe.domain", self.domain, domains, "domain")
 
 
 RecipeConfig = Annotated[

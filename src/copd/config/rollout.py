@@ -1,4 +1,4 @@
-"""How rollouts are sampled, and by whom; defaults are the paper's. Knows no torch."""
+"""Settings of sampling during training."""
 
 from __future__ import annotations
 
@@ -10,38 +10,37 @@ from copd.config.sections import Count, Fraction, PositiveFloat, Section
 
 
 class VllmConfig(Section):
-    """vLLM beside the policies of a process, with sampler = "vllm"."""
+    """vLLM on the GPU of the policies, with sampler = "vllm"."""
 
     memory_share: Fraction = 0.4
-    """Part of the GPU's memory for vLLM: one copy of the weights, and keys and values."""
+    """Share of the GPU's memory for vLLM: a copy of the weights, and the KV cache."""
     tolerance: PositiveFloat = 0.1
-    """Mean |difference| of its log-probabilities and the policy's at the start, at most, in nats;
-    in float32 far less should do."""
+    """Limit of the mean absolute difference between the log-probabilities of vLLM and the policy at
+    the start, in nats; in float32 it can be much lower."""
 
 
 class RolloutConfig(Section):
-    """One batch of rollouts: what a branch samples for one action in one step."""
+    """The batch of rollouts that a branch samples for one action in one step."""
 
     num_prompts: Count = 256
     """Prompts per batch (paper: rollout batch 256)."""
     group_size: Annotated[int, Field(strict=True, ge=2)] = 8
-    """G, completions per prompt (paper: 8); a lone completion has no advantage."""
+    """G, completions per prompt (paper: 8); advantages need at least 2."""
     max_completion_tokens: Count = 16_384
-    """Where a completion is cut off (paper: 16,384)."""
+    """Token limit of a completion (paper: 16,384)."""
     max_rows: Count = 1024
-    """Completions written side by side; fewer need less memory, and change no token."""
+    """Completions decoded in parallel; fewer need less memory and give the same tokens."""
     temperature: PositiveFloat = 1.0
     """Sampling temperature (paper: 1.0)."""
     sampler: Literal["internal", "vllm"] = "internal"
-    """"internal": the policy itself. "vllm": vLLM on the same GPU, untried (docs/scaling.md)."""
+    """"internal": the policy itself. "vllm": vLLM on the same GPU, untested (docs/scaling.md)."""
     vllm: VllmConfig = VllmConfig()
-    """vLLM, with sampler = "vllm"."""
 
     @model_validator(mode="after")
     def _check(self) -> RolloutConfig:
         if self.sampler == "internal" and self.vllm != VllmConfig():
             raise ValueError(
-                'rollout.vllm has settings for vLLM and rollout.sampler is "internal": got '
+                'rollout.vllm has settings for vLLM, but rollout.sampler is "internal": got '
                 f"{self.vllm.model_dump(exclude_defaults=True)}. "
                 'Set rollout.sampler = "vllm", or leave the table out.'
             )

@@ -1,4 +1,4 @@
-"""Walks the configuration classes: which settings exist, where an error is. Reads no file."""
+"""The structure of the configuration classes: their tables and settings, and where an error is."""
 
 from __future__ import annotations
 
@@ -13,30 +13,30 @@ from pydantic.fields import FieldInfo
 
 @dataclass(frozen=True)
 class SettingsTable:
-    """One table of the configuration file, in one of its variants."""
+    """A table of the configuration file, in one of its variants."""
 
     path: str
     model: type[BaseModel]
 
     @property
     def settings(self) -> dict[str, FieldInfo]:
-        """The keys that hold values; the keys that hold tables are tables of their own."""
+        """The keys with values; keys with tables are tables of their own."""
         fields = self.model.model_fields
         return {key: field for key, field in fields.items() if not models_in(field.annotation)}
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where in the configuration something is."""
+    """A place in the configuration."""
 
     keys: tuple[str, ...]
-    """As a person writes them, without the labels a validator inserts for variants."""
+    """Keys as in the file, without the labels that pydantic inserts for variants."""
     annotation: Any
-    """The type expected there; None where no such key exists."""
+    """The expected type; None if there is no such key."""
     parent: type[BaseModel] | None
-    """The class that owns the last key; None inside a table with free keys."""
+    """The class with the last key; None in a table with free keys."""
     siblings: tuple[type[BaseModel], ...]
-    """The variants `parent` was chosen from, itself included."""
+    """The variants that `parent` is one of, itself included."""
 
     @property
     def path(self) -> str:
@@ -44,7 +44,7 @@ class Place:
 
 
 def tables(model: type[BaseModel], path: str = "") -> Iterator[SettingsTable]:
-    """Every table below `model`, depth first; variants follow each other."""
+    """Yield every table below `model`, depth first, variants in a row."""
     yield SettingsTable(path, model)
     for key, field in model.model_fields.items():
         below = f"{path}.{key}".lstrip(".") + (".NAME" if _is_dict(field.annotation) else "")
@@ -53,14 +53,14 @@ def tables(model: type[BaseModel], path: str = "") -> Iterator[SettingsTable]:
 
 
 def setting_paths(model: type[BaseModel]) -> list[str]:
-    """The dotted name of every table and setting, each once."""
+    """List the dotted names of all tables and settings, each once."""
     found = tables(model)
     paths = [f"{t.path}.{key}".lstrip(".") for t in found for key in t.model.model_fields]
     return list(dict.fromkeys(paths))
 
 
 def locate(root: Any, location: Sequence[str | int]) -> Place:
-    """The place a validation error's location points at."""
+    """Find the place of a validation error by its location."""
     node, keys, parent, siblings = root, [], None, models_in(root)
     for key in location:
         variants = models_in(node)
@@ -84,7 +84,7 @@ def locate(root: Any, location: Sequence[str | int]) -> Place:
 
 
 def models_in(annotation: Any) -> tuple[type[BaseModel], ...]:
-    """The configuration classes a type allows, looking through unions and tables with free keys."""
+    """Return the configuration classes in a type, also in unions and in tables with free keys."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return (annotation,)
     origin, args = get_origin(annotation), get_args(annotation)
@@ -96,13 +96,13 @@ def models_in(annotation: Any) -> tuple[type[BaseModel], ...]:
 
 
 def type_of(model: type[BaseModel]) -> str | None:
-    """The value of a variant's `type` key."""
+    """Return the value of a variant's key `type`."""
     field = model.model_fields.get("type")
     return get_args(field.annotation)[0] if field else None
 
 
 def type_text(annotation: Any) -> str:
-    """A type in the words of a configuration file."""
+    """Describe a type for a person who writes a configuration file."""
     origin, args = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
         return type_text(args[0])

@@ -1,4 +1,4 @@
-"""A run's configuration as one value, and the rules that span sections. Reads no file."""
+"""The configuration of a run: all sections, and the checks that span several."""
 
 from __future__ import annotations
 
@@ -9,12 +9,7 @@ from typing import Annotated
 from pydantic import Field, model_validator
 
 from copd.config.domains import DomainConfig
-from copd.config.pilot import PilotConfig
-from copd.config.recipe import (
-    CoPDConfig,
-    ExpertsConfig,
-    RecipeConfig,
-)
+from copd.config.recipe import CoPDConfig, ExpertsConfig, PilotConfig, RecipeConfig
 from copd.config.rollout import RolloutConfig
 from copd.config.sections import (
     CheckpointConfig,
@@ -37,43 +32,32 @@ from copd.config.sections import (
 
 
 class Config(Section):
-    """One run, complete: a run is rebuilt from this value's JSON alone."""
+    """The complete configuration of a run; its JSON is enough to resume it."""
 
     output_dir: Path = Path("runs/unnamed")
     """Folder of the run."""
     seed: NonNegativeInt = 0
-    """Every random draw of the run follows from it."""
+    """Seed of all random draws."""
     max_tokens: Count | None = None
-    """Training ends with the step in which all branches together have sampled this many completion
-    tokens, wherever in the plan that is; by default with the plan."""
+    """Stop training after the step in which all branches together have sampled this many completion
+    tokens; by default train to the end of the plan."""
     model: ModelConfig
-    """The base model."""
     domains: Annotated[dict[Name, DomainConfig], Field(min_length=1)]
     """The capabilities to learn, by name."""
     recipe: RecipeConfig
-    """The method: who learns from whom, and when."""
     rollout: RolloutConfig = RolloutConfig()
-    """Sampling during training."""
     optimizer: OptimizerConfig = OptimizerConfig()
-    """The update."""
     loss: LossConfig = LossConfig()
-    """The policy-gradient loss."""
     distill: DistillConfig = SampledDistill()
-    """The distillation loss."""
     monitor: MonitorConfig = MonitorConfig()
-    """Measuring the gap between teacher and student."""
     evaluation: EvaluationConfig = EvaluationConfig()
-    """Measuring accuracy."""
     checkpoint: CheckpointConfig = CheckpointConfig()
-    """Saving the run's state."""
     engine: EngineConfig = LocalEngineConfig()
-    """Where branches live."""
     tracking: TrackingConfig = TrackingConfig()
-    """Sending metrics to trackers."""
 
     @property
     def branches(self) -> Mapping[str, str]:
-        """Expert branches and their domains: as the recipe says, else one per domain."""
+        """Each expert branch and its domain; one branch per domain unless the recipe names them."""
         named = self.recipe.branches if isinstance(self.recipe, ExpertsConfig | CoPDConfig) else {}
         return named or {domain: domain for domain in self.domains}
 
@@ -85,8 +69,8 @@ class Config(Section):
             self.recipe.check_measured("monitor", self.monitor.every)
         if isinstance(self.recipe, CoPDConfig) and self.recipe.band and not self.monitor.every:
             raise ValueError(
-                "recipe.band needs the overlap measured while branches train: got monitor.every = "
-                "0. Set it to the steps between comparisons, such as 5."
+                "recipe.band needs measurements of the overlap in training: got monitor.every = 0. "
+                "Set it to the steps between comparisons, such as 5."
             )
         if isinstance(self.engine, RayEngineConfig) and self.engine.ranks_per_branch > 1:
             self._check_ranks(self.engine)
@@ -104,12 +88,12 @@ class Config(Section):
         return self
 
     def _check_ranks(self, engine: RayEngineConfig) -> None:
-        """What a branch of several processes cannot do."""
+        """Refuse what a branch of several processes does not support."""
         ranks = f"engine.ranks_per_branch = {engine.ranks_per_branch}"
         if self.rollout.num_prompts < engine.ranks_per_branch:
             raise ValueError(
-                "rollout.num_prompts must be at least engine.ranks_per_branch, as ranks share the "
-                f"prompts: got {self.rollout.num_prompts} with {ranks}. "
+                "rollout.num_prompts must be at least engine.ranks_per_branch, as the ranks share "
+                f"the prompts: got {self.rollout.num_prompts} with {ranks}. "
                 "Raise the first or lower the second."
             )
         if 0 < engine.num_gpus < 1:
@@ -127,12 +111,12 @@ class Config(Section):
         for setting, is_set in refused.items():
             if is_set:
                 raise ValueError(
-                    f"ranks that share a branch cannot share {setting}: got it with {ranks}. "
+                    f"Several ranks per branch do not support {setting}: got it with {ranks}. "
                     "Leave one of the two out."
                 )
 
     def _check_vllm(self) -> None:
-        """What vLLM beside a policy cannot do."""
+        """Refuse what sampling with vLLM does not support."""
         engine = self.engine
         refused = {
             "engine.ranks_per_branch above 1": isinstance(engine, RayEngineConfig)

@@ -1,4 +1,4 @@
-"""What earns a reward: the kinds of verifiers and their settings. Runs none of them."""
+"""Settings of the verifiers, which give a completion its reward, one class per kind."""
 
 from __future__ import annotations
 
@@ -14,76 +14,69 @@ FunctionName = Annotated[str, Field(pattern=r"^\w+(\.\w+)*:\w+(\.\w+)*$")]
 
 
 class ExactVerifier(Section):
-    """Right is what equals the reference to the letter."""
+    """Reward 1 if the answer equals the reference exactly."""
 
     type: Literal["exact"] = "exact"
-    """The plainest one."""
     mark: str = "#"
-    """The answer is what follows the last mark; empty takes the whole completion."""
+    """The answer is the text after the last mark; with "", the whole completion."""
 
 
 class NumericVerifier(Section):
-    """Right is a last number close to that of the reference."""
+    """Reward 1 if the last number is close to the reference's, such as 1,080 or $18.50."""
 
     type: Literal["numeric"] = "numeric"
-    """For answers such as 1,080 or $18.50."""
     mark: str = "#"
-    """The number is looked for after the last mark; empty looks at the whole completion."""
+    """The number is searched after the last mark; with "", in the whole completion."""
     tolerance: NonNegativeFloat = 1e-6
     """Largest difference from the reference."""
 
 
 class ChoiceVerifier(Section):
-    """Right is the letter of the reference: B, (B), B., Answer: B."""
+    """Reward 1 for the letter of a multiple choice: B, (B), B., Answer: B."""
 
     type: Literal["choice"] = "choice"
-    """For multiple choice."""
     mark: str = ""
-    """The letter is looked for after the last mark; empty looks at the whole completion."""
+    """The letter is searched after the last mark; with "", in the whole completion."""
     letters: Letters = "ABCDEFGHIJ"
-    """The letters there are."""
+    """The letters to choose from."""
 
 
 class MathVerifier(Section):
-    """Right is what math-verify finds equal to the reference; needs the extra `math`."""
+    """Reward 1 if math-verify finds the answer equal, such as 0.5 and \\frac12; extra `math`."""
 
     type: Literal["math"] = "math"
-    """For LaTeX and expressions: 1/2, 0.5, \\boxed{\\frac12}."""
     mark: str = ""
-    """The answer is what follows the last mark; empty lets math-verify find it."""
+    """The answer is the text after the last mark; with "", math-verify finds it."""
     timeout_seconds: PositiveFloat = 5.0
-    """Processor seconds a completion may cost before it earns nothing."""
+    """CPU seconds per completion; beyond them its reward is 0."""
 
 
 class IntervalVerifier(Section):
-    """Earns how much of two spans of time is common: intersection over union."""
+    """Intersection over union of two spans of time: [3.5, 7.0], 3.5 to 7, 01:05 - 01:20."""
 
     type: Literal["interval"] = "interval"
-    """For moments in clips: [3.5, 7.0], 3.5 to 7, 01:05 - 01:20."""
     mark: str = "#"
-    """The span is looked for after the last mark; empty looks at the whole completion."""
+    """The span is searched after the last mark; with "", in the whole completion."""
     threshold: Threshold | None = None
-    """If set, from here on the reward is 1 and below it 0."""
+    """If set, the reward is 1 from this value on and 0 below."""
 
 
 class BoxVerifier(Section):
-    """Earns how much of two rectangles is common: intersection over union."""
+    """Intersection over union of two boxes in an image: [10, 20, 110, 220]."""
 
     type: Literal["box"] = "box"
-    """For places in pictures: [10, 20, 110, 220]."""
     mark: str = "#"
-    """The box is looked for after the last mark; empty looks at the whole completion."""
+    """The box is searched after the last mark; with "", in the whole completion."""
     form: Literal["corners", "size"] = "corners"
-    """Four numbers are x1, y1, x2, y2 ("corners") or x, y, width, height ("size")."""
+    """The four numbers are x1, y1, x2, y2 ("corners") or x, y, width, height ("size")."""
     threshold: Threshold | None = None
-    """If set, from here on the reward is 1 and below it 0."""
+    """If set, the reward is 1 from this value on and 0 below."""
 
 
 class FormatVerifier(Section):
-    """Earns 1 for the asked layout, whatever the answer; meant as a part of a mixture."""
+    """Reward 1 for the blocks in order, each once, with nothing else; for a part of a mixture."""
 
     type: Literal["format"] = "format"
-    """Blocks in order, each once, nothing but white space around them."""
     tags: Annotated[tuple[Annotated[str, Field(pattern=r"^\w+$")], ...], Field(min_length=1)] = (
         "think",
         "answer",
@@ -92,19 +85,21 @@ class FormatVerifier(Section):
 
 
 class FunctionVerifier(Section):
-    """Earns what your own function returns: (text: str, answer: str) -> float in [0, 1]."""
+    """The reward of your own function, (text: str, answer: str) -> float in [0, 1].
+
+    It runs in a process of its own, limited in time and memory.
+    """
 
     type: Literal["function"] = "function"
-    """Runs in a process of its own, limited in time and memory."""
     name: FunctionName
-    """Where it is: "package.module:function", importable from where copd runs."""
+    """The function as "package.module:function", importable where copd runs."""
     timeout_seconds: PositiveFloat = 5.0
-    """Processor seconds a call may cost before the completion earns nothing."""
+    """CPU seconds per call; beyond them the reward is 0."""
     memory_gib: PositiveFloat | None = 8.0
-    """Address space of its process."""
+    """Address space of the process, in GiB."""
 
 
-PartVerifier = Annotated[
+_SingleVerifier = (
     ExactVerifier
     | NumericVerifier
     | ChoiceVerifier
@@ -112,27 +107,25 @@ PartVerifier = Annotated[
     | IntervalVerifier
     | BoxVerifier
     | FormatVerifier
-    | FunctionVerifier,
-    Field(discriminator="type"),
-]
+    | FunctionVerifier
+)
 
 
 class MixturePart(Section):
     """One verifier of a mixture."""
 
     weight: PositiveFloat
-    """Its share of the reward; all shares sum to 1."""
-    verifier: PartVerifier
+    """Share of the reward; the shares sum to 1."""
+    verifier: Annotated[_SingleVerifier, Field(discriminator="type")]
     """Any kind but a mixture."""
 
 
 class MixtureVerifier(Section):
-    """Earns the weighted sum of its parts."""
+    """The weighted sum of other verifiers, such as 0.9 of the answer and 0.1 of the format."""
 
     type: Literal["mixture"] = "mixture"
-    """Such as 0.9 of a right answer and 0.1 of the layout."""
     parts: Annotated[tuple[MixturePart, ...], Field(min_length=2)]
-    """{weight = 0.9, verifier = {...}}; the first one says what the answer was."""
+    """A list of {weight = 0.9, verifier = {...}}; the first verifier extracts the answer."""
 
     @model_validator(mode="after")
     def _check(self) -> MixtureVerifier:
@@ -145,15 +138,4 @@ class MixtureVerifier(Section):
         return self
 
 
-VerifierConfig = Annotated[
-    ExactVerifier
-    | NumericVerifier
-    | ChoiceVerifier
-    | MathVerifier
-    | IntervalVerifier
-    | BoxVerifier
-    | FormatVerifier
-    | FunctionVerifier
-    | MixtureVerifier,
-    Field(discriminator="type"),
-]
+VerifierConfig = Annotated[_SingleVerifier | MixtureVerifier, Field(discriminator="type")]

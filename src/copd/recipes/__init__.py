@@ -1,4 +1,4 @@
-"""Recipes: from a configuration to a plan, as pure functions. Knows no torch and no model."""
+"""Recipes: functions from a configuration to a plan of stages and actions."""
 
 from __future__ import annotations
 
@@ -11,12 +11,8 @@ from copd.config import (
     OPDConfig,
     PilotConfig,
 )
+from copd.recipes.baselines import experts, mixed, mopd, opd, pilot
 from copd.recipes.copd import copd
-from copd.recipes.experts import experts
-from copd.recipes.mixed import mixed
-from copd.recipes.mopd import mopd
-from copd.recipes.opd import opd
-from copd.recipes.pilot import pilot
 from copd.recipes.plan import OPD, RLVR, Action, Merge, Plan, Stage, to_dict
 
 __all__ = [
@@ -32,7 +28,14 @@ __all__ = [
 
 
 def build_plan(config: Config) -> Plan:
-    """The plan of the configured recipe."""
+    """Build the plan of the configured recipe.
+
+    Args:
+        config: The configuration of a run.
+
+    Returns:
+        The plan: branches, stages, and what becomes the final model.
+    """
     match config.recipe:
         case ExpertsConfig() as recipe:
             return experts(config.branches, recipe)

@@ -1,4 +1,4 @@
-"""Who learns from whom, and when, as a value. Knows no torch, no model and no recipe."""
+"""A plan: which branches learn from rewards or teachers in which stages, and what they become."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from copd.config import UNIFIED, BandConfig, MergeConfig, NoMerge, SelectMerge
 
 @dataclass(frozen=True)
 class RLVR:
-    """A native batch: the branch samples problems of `domain` and learns from their rewards."""
+    """A native batch: the branch samples problems of `domain` and learns from the rewards."""
 
     branch: str
     domain: str
     temperature: float | None = None
-    """Of its sampling; by default that of the run."""
+    """Sampling temperature; by default that of the run."""
 
     @property
     def key(self) -> str:
-        """Names the action within its branch, in metrics and seeds: `rlvr/text`."""
+        """Name of the action within its branch, in metrics and seeds: `rlvr/text`."""
         return f"rlvr/{self.domain}"
 
 
 @dataclass(frozen=True)
 class OPD:
-    """A cross batch: the branch samples problems of `domain`, `teacher` scores its tokens."""
+    """A cross batch: the branch samples problems of `domain` and `teacher` scores the tokens."""
 
     branch: str
     teacher: str
@@ -49,7 +49,7 @@ class OPD:
 
     @property
     def key(self) -> str:
-        """Names the action within its branch, in metrics and seeds: `opd/from_image/image`."""
+        """Name of the action within its branch, in metrics and seeds: `opd/from_image/image`."""
         return f"opd/from_{self.teacher}/{self.domain}"
 
 
@@ -58,15 +58,15 @@ Action = RLVR | OPD
 
 @dataclass(frozen=True)
 class Stage:
-    """Consecutive steps of one kind; in each a branch makes one update on all its actions."""
+    """Consecutive steps; in each, a branch makes one update on the batches of all its actions."""
 
     name: str
     steps: int
     actions: tuple[Action, ...]
     band: BandConfig | None = None
-    """Where the overlap decides in which steps the teachers speak; otherwise in all."""
+    """Bounds of the overlap that turn cross batches on and off; None has them in every step."""
     max_staleness: int = 0
-    """Steps that the weights of a teacher which trains may be old when it is asked."""
+    """Steps that the weights of a trained teacher may be old when it scores."""
 
     def __post_init__(self) -> None:
         if self.steps < 1 or not self.actions:
@@ -83,27 +83,27 @@ class Stage:
 
     @property
     def trained(self) -> tuple[str, ...]:
-        """The branches that make an update; every other branch is frozen in this stage."""
+        """The branches that make updates; all others are frozen in this stage."""
         return tuple(dict.fromkeys(action.branch for action in self.actions))
 
     @property
-    def untaught(self) -> Stage:
-        """The same stage without its teachers."""
+    def rlvr_only(self) -> Stage:
+        """The same stage without cross batches."""
         return replace(self, actions=tuple(a for a in self.actions if isinstance(a, RLVR)))
 
     def actions_of(self, branch: str) -> tuple[Action, ...]:
-        """What one update of the branch is made of."""
+        """Return the actions of one update of the branch."""
         return tuple(action for action in self.actions if action.branch == branch)
 
     def neighbours(self, branch: str) -> tuple[str, ...]:
-        """The teachers of the branch."""
+        """Return the teachers of the branch."""
         found = [a.teacher for a in self.actions_of(branch) if isinstance(a, OPD)]
         return tuple(dict.fromkeys(found))
 
 
 @dataclass(frozen=True)
 class Merge:
-    """How branches become one model."""
+    """The merge of branches into one model."""
 
     into: str
     branches: tuple[str, ...]
@@ -112,12 +112,12 @@ class Merge:
 
 @dataclass(frozen=True)
 class Plan:
-    """A recipe made explicit: branches that all start as copies of the base, stages, a result."""
+    """Branches that all start as copies of the base, their stages, and the final model."""
 
     branches: tuple[str, ...]
     stages: tuple[Stage, ...]
     merge: Merge | None = None
-    """Makes the final model out of branches."""
+    """The merge that makes the final model."""
     result: str | None = None
     """The branch that is the final model. Without merge and result, every branch is one."""
 
@@ -128,13 +128,15 @@ class Plan:
             raise ValueError(
                 f"A plan must name each branch once: got {repeated!r} twice. Rename one of them."
             )
+        used = {*self.merge.branches} if self.merge else {self.result}
         for stage in self.stages:
             for action in stage.actions:
-                self._check_branch(f"Stage {stage.name!r}, {action.key}", action.branch)
-                if isinstance(action, OPD):
-                    self._check_branch(f"Stage {stage.name!r}, {action.key}", action.teacher)
+                teachers = (action.teacher,) if isinstance(action, OPD) else ()
+                for name in (action.branch, *teachers):
+                    self._check_branch(f"Stage {stage.name!r}, {action.key}", name)
+                    used.add(name)
         self._check_result()
-        if idle := set(self.branches) - self._used():
+        if idle := set(self.branches) - used:
             raise ValueError(
                 f"Every branch of a plan must be used: got {sorted(idle)}, which neither learn nor "
                 "teach nor end up in the result. Remove them from branches."
@@ -142,16 +144,16 @@ class Plan:
 
     @property
     def total_steps(self) -> int:
-        """Steps of all stages; a branch makes an update only in stages that train it."""
+        """Steps of all stages; a branch makes updates only in stages that train it."""
         return sum(stage.steps for stage in self.stages)
 
     @property
     def final(self) -> str | None:
-        """The name of the final model, or None when every branch is one."""
+        """The name of the final model, or None if every branch is one."""
         return self.merge.into if self.merge else self.result
 
     def locate(self, step: int) -> tuple[int, int]:
-        """The stage index and the step within that stage of a step counted over the whole plan."""
+        """Return the index of the stage of a step of the plan, and the step within it."""
         if not 0 <= step < self.total_steps:
             raise ValueError(
                 f"A step of this plan must be in 0 to {self.total_steps - 1}: got {step}. "
@@ -193,16 +195,9 @@ class Plan:
                 "Choose another name in into."
             )
 
-    def _used(self) -> set[str]:
-        stages = self.stages
-        students = {action.branch for stage in stages for action in stage.actions}
-        teachers = {a.teacher for stage in stages for a in stage.actions if isinstance(a, OPD)}
-        merged = set(self.merge.branches) if self.merge else set()
-        return students | teachers | merged | ({self.result} if self.result else set())
-
 
 def finish(branches: tuple[str, ...], stages: tuple[Stage, ...], merge: MergeConfig) -> Plan:
-    """A plan that ends as `merge` says: every branch, one of them, or their merge."""
+    """Build a plan whose final model is every branch, one of them, or their merge."""
     match merge:
         case NoMerge():
             return Plan(branches, stages)
@@ -212,14 +207,26 @@ def finish(branches: tuple[str, ...], stages: tuple[Stage, ...], merge: MergeCon
 
 
 def to_dict(plan: Plan) -> dict[str, Any]:
-    """The plan as plain values, for `plan.json` and `copd plan --json`."""
+    """Convert a plan to plain values, for `plan.json` and `copd plan --json`.
+
+    Args:
+        plan: A plan.
+
+    Returns:
+        Values that JSON can hold.
+    """
+
+    def action_dict(action: Action) -> dict[str, Any]:
+        own = {name: value for name, value in asdict(action).items() if value is not None}
+        return {"key": action.key, **own}
+
     return {
         "branches": list(plan.branches),
         "stages": [
             {
                 "name": stage.name,
                 "steps": stage.steps,
-                "actions": [_action_dict(action) for action in stage.actions],
+                "actions": [action_dict(action) for action in stage.actions],
                 **({"band": stage.band.model_dump()} if stage.band else {}),
                 **({"max_staleness": stage.max_staleness} if stage.max_staleness else {}),
             }
@@ -235,13 +242,7 @@ def to_dict(plan: Plan) -> dict[str, Any]:
     }
 
 
-def _action_dict(action: Action) -> dict[str, Any]:
-    """What is set of an action."""
-    own = {name: value for name, value in asdict(action).items() if value is not None}
-    return {"key": action.key, **own}
-
-
 def _repeated(names: Collection[str]) -> str | None:
-    """The first name that occurs twice."""
+    """Return the first name that occurs twice."""
     seen: set[str] = set()
     return next((name for name in names if name in seen or seen.add(name)), None)
