@@ -1,4 +1,4 @@
-"""What a run leaves on a terminal, on a pipe, and when it is interrupted: with real consoles."""
+"""The progress of a run on a pseudo terminal, on a pipe, and after an interrupt."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ HIDE, SHOW = "\x1b[?25l", "\x1b[?25h"
 
 
 def line(step: int) -> dict:
-    """A line of metrics.jsonl."""
+    """Return a line of metrics.jsonl."""
     stage = PLAN.stages[PLAN.locate(step - 1)[0]]
     text = {"rlvr/text/accuracy": step / 40, "rlvr/text/reward": step / 40}
     if stage.name == "mutual":
@@ -43,9 +43,9 @@ def line(step: int) -> dict:
 
 
 class Terminal:
-    """A pseudo terminal; `received` is what a person's terminal would get."""
+    """A pseudo terminal that records what is written to it."""
 
-    _MARK = b"\x1e"  # in nothing that is drawn
+    _MARK = b"\x1e"  # never drawn
 
     def __init__(self) -> None:
         self._master, slave = pty.openpty()
@@ -63,23 +63,23 @@ class Terminal:
                     self._bytes.put(bytes((byte,)))
 
     def received(self) -> str:
-        """Everything since the last call: up to a mark written now, however late the reader is."""
+        """Return everything since the last call, up to a mark that is written now."""
         self.file.flush()
         os.write(self.file.fileno(), self._MARK)
         return b"".join(iter(lambda: self._bytes.get(timeout=60), self._MARK)).decode()
 
     def frame_with(self, shown: str) -> str:
-        """Everything until a frame has said this."""
-        said, deadline = "", time.monotonic() + 60
-        while shown not in plain(said):
-            assert time.monotonic() < deadline, f"{shown!r} never came, but {said!r}"
+        """Return everything up to a frame that shows a text."""
+        text, deadline = "", time.monotonic() + 60
+        while shown not in plain(text):
+            assert time.monotonic() < deadline, f"{shown!r} never came, but {text!r}"
             time.sleep(0.05)
-            said += self.received()
-        return said
+            text += self.received()
+        return text
 
     def close(self) -> None:
         self.file.close()
-        self._reader.join(60)  # or it may read from whatever is given the same number next
+        self._reader.join(60)  # else it may read from the next file with this number
         assert not self._reader.is_alive()
         os.close(self._master)
 
@@ -92,7 +92,7 @@ def terminal():
 
 
 def plain(text: str) -> str:
-    """Without escape sequences."""
+    """Remove escape sequences."""
     return re.sub(r"\x1b\[[?0-9;]*[a-zA-Z]", "", text)
 
 
@@ -101,13 +101,15 @@ def progress(console: Console) -> RunProgress:
 
 
 def between_frames(shown: RunProgress) -> contextlib.AbstractContextManager[object]:
-    """While it is held the thread draws none, and none is half drawn; this thread still could."""
+    """Return the lock of the live view: while held, its thread draws no frame."""
     return shown._live._lock
 
 
 def test_a_pipe_gets_a_line_every_twentieth_of_the_run():
     file = io.StringIO()
-    with progress(Console(file=file, width=100, force_terminal=True)) as shown:  # as FORCE_COLOR=1
+    with progress(
+        Console(file=file, width=100, force_terminal=True)
+    ) as shown:  # like FORCE_COLOR=1
         with shown.phase("evaluating the base", 3) as domain_done:
             domain_done()
         for step in range(1, 41):
@@ -121,7 +123,7 @@ def test_a_pipe_gets_a_line_every_twentieth_of_the_run():
         "step    4/40 mutual   text  10 %  image  50 %  overlap 0.900",
     ]
     assert len(lines) == 1 + 20
-    assert "\x1b[1A" not in file.getvalue()  # nothing is drawn over
+    assert "\x1b[1A" not in file.getvalue()  # nothing is redrawn
 
 
 def test_a_terminal_gets_frames_in_place_and_the_last_one_stays(terminal):
@@ -130,7 +132,7 @@ def test_a_terminal_gets_frames_in_place_and_the_last_one_stays(terminal):
             first = terminal.received()
             for step in range(1, 41):
                 shown.advance(line(step), 1.0)
-            assert terminal.received() == ""  # a step itself draws nothing
+            assert terminal.received() == ""  # a step draws nothing
         frames = terminal.frame_with("40 of 40 steps")
     last = terminal.received()
     assert first.startswith(HIDE) and "0 of 40 steps" in first
@@ -149,7 +151,7 @@ def test_a_phase_is_shown_and_its_time_counts_for_no_step(terminal, monkeypatch)
             domain_done()
             clock[0] += 61
             during = plain(terminal.frame_with(" 1 of 3   1:01"))
-        with between_frames(shown):  # one may have begun before the phase was over
+        with between_frames(shown):  # a frame may have begun before the phase ended
             terminal.received()
         clock[0] += 2
         after = plain(terminal.frame_with("0:02 elapsed"))
@@ -158,18 +160,18 @@ def test_a_phase_is_shown_and_its_time_counts_for_no_step(terminal, monkeypatch)
     assert "evaluating" not in after
 
 
-def test_an_interrupt_leaves_a_terminal_that_can_be_typed_in(terminal):
+def test_an_interrupt_leaves_a_usable_terminal(terminal):
     with pytest.raises(KeyboardInterrupt), progress(terminal.console) as shown:
         shown.advance(line(1), 1.0)
         with shown.phase("evaluating the branches", 3, in_step=True):
             raise KeyboardInterrupt
-    said = terminal.received()
-    assert said.endswith(f"\n{SHOW}")
-    assert " 1 of 40 steps" in plain(said)
+    text = terminal.received()
+    assert text.endswith(f"\n{SHOW}")
+    assert " 1 of 40 steps" in plain(text)
 
 
 def test_the_view_costs_under_a_hundredth_of_the_time_it_is_shown_for(terminal):
-    """A frame a second, drawn a hundred times to be measured: below 10 ms of CPU time each."""
+    """A frame a second takes below 10 ms of CPU time, measured over a hundred frames."""
     history = History(PLAN)
     history.read([line(step) for step in range(1, 41)], [])
     view = RunView("runs/pair", history, 10)
@@ -182,7 +184,7 @@ def test_the_view_costs_under_a_hundredth_of_the_time_it_is_shown_for(terminal):
 
 
 def test_a_resumed_run_is_shown_with_its_history(make_config, tmp_path, terminal, monkeypatch):
-    """Interrupted in step 4 with a checkpoint at step 2; the first frame afterwards has 2 steps."""
+    """After an interrupt in step 4, with a checkpoint at step 2, the first frame has 2 steps."""
     config = make_config(
         tmp_path / "run",
         domains={"text": {"type": "digits", "modality": "text", "num_train": 50}},
@@ -203,8 +205,8 @@ def test_a_resumed_run_is_shown_with_its_history(make_config, tmp_path, terminal
     frames = plain(terminal.received()).split("per step")
     assert " 3 of 4 steps" in frames[-2]
     Runner(config, create_engine(config), terminal.console).run()
-    said = plain(terminal.received())
-    first = said.split("per step")[0]
+    text = plain(terminal.received())
+    first = text.split("per step")[0]
     assert " 2 of 4 steps" in first
     assert re.search(r"accuracy +\d+ to \d+ %", first)
-    assert "held-out accuracy" in said.split(" trained")[-1]
+    assert "held-out accuracy" in text.split(" trained")[-1]

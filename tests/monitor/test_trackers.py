@@ -1,6 +1,6 @@
-"""Trackers for real: a run is trained, interrupted and resumed, and what they stored is read back.
+"""Trackers store every value once, also of a run that is interrupted and resumed.
 
-tensorboard is always tested. wandb and trackio are when installed, offline:
+tensorboard is always tested; wandb and trackio, offline, if they are installed:
 `pip install 'copd[wandb]' 'copd[trackio]'`.
 """
 
@@ -35,7 +35,7 @@ RECIPE = {"type": "experts", "steps": 4, "merge": {"type": "select", "branch": "
 
 @pytest.fixture
 def config(make_config, tmp_path):
-    """A run of one branch that takes a few seconds."""
+    """Return a configuration of one branch that trains in a few seconds."""
 
     def make(*trackers: str):
         return make_config(
@@ -51,7 +51,7 @@ def config(make_config, tmp_path):
 
 
 def train_interrupted_then_resume(config, monkeypatch) -> Path:
-    """Interrupted in step 4, of which step 3 comes after the checkpoint and is trained twice."""
+    """Interrupt the run in step 4; step 3 comes after the checkpoint and is trained twice."""
     update, calls = Branch.update, [0]
 
     def interrupted(self, request):
@@ -69,18 +69,18 @@ def train_interrupted_then_resume(config, monkeypatch) -> Path:
 
 
 def expected(root: Path) -> dict[str, list[tuple[int, float]]]:
-    """What a tracker should have: everything of the run directory, once."""
+    """Return what a tracker should have: every value of the run directory, once."""
     timings = {one["step"]: one["seconds"] for one in read_lines(root / "timings.jsonl")}
     values: dict[str, list[tuple[int, float]]] = {}
     for line in read_lines(root / "metrics.jsonl"):
         for name, value in step_values(line, timings[line["step"]], {}).items():
             values.setdefault(name, []).append((line["step"], value))
-    del values["time/seconds"]  # of steps trained twice there are two
+    del values["time/seconds"]  # a step that is trained twice has two
     return values
 
 
 def event_files(folder: Path) -> Iterator[bytes]:
-    """The records of the event files: length, its checksum, content, its checksum."""
+    """Yield the records of the event files: length, its checksum, content, its checksum."""
     for path in sorted(folder.iterdir()):
         data, start = path.read_bytes(), 0
         while start < len(data):
@@ -104,9 +104,9 @@ def test_tensorboard_has_every_value_once(config, monkeypatch):
     assert len(list((root / "tensorboard").iterdir())) == 2  # one per session
     assert [step for step, _ in found.pop("time/seconds")] == [1, 2, 3, 4]
     evaluated = {name: found.pop(name) for name in list(found) if name.startswith("eval/")}
-    wanted = expected(root)
-    assert found.keys() == wanted.keys()
-    for name, values in wanted.items():
+    values_of = expected(root)
+    assert found.keys() == values_of.keys()
+    for name, values in values_of.items():
         assert [step for step, _ in found[name]] == [1, 2, 3, 4], name
         assert [v for _, v in found[name]] == pytest.approx([v for _, v in values]), name
     assert "text/rlvr/text/accuracy" in found and "text/cost/sampled_tokens" in found
@@ -123,8 +123,11 @@ def test_tensorboard_has_every_value_once(config, monkeypatch):
 
 
 def log_records(data: bytes) -> Iterator[bytes]:
-    """The records of a wandb file, a LevelDB log: blocks of 32 KiB after 7 bytes of header, each
-    with fragments that are a whole record (type 1), or its first, middle or last part (2, 3, 4)."""
+    """Yield the records of a wandb file, which is a LevelDB log.
+
+    After 7 bytes of header come blocks of 32 KiB with fragments: a whole record (type 1), or its
+    first, middle or last part (2, 3, 4).
+    """
     start, whole = 7, b""
     while start + 7 <= len(data):
         if 32768 - start % 32768 < 7:
@@ -194,18 +197,18 @@ class Failing:
         raise ConnectionError
 
 
-def test_a_tracker_that_fails_is_told_of_once_and_the_others_go_on(config, monkeypatch, tmp_path):
-    said: list[str] = []
+def test_a_tracker_that_fails_is_reported_once_and_the_others_go_on(config, monkeypatch, tmp_path):
+    messages: list[str] = []
     made = config("wandb", "tensorboard")
     made.output_dir.mkdir()
     monkeypatch.setitem(MAKERS, "wandb", Failing)
-    trackers = Trackers(made, said.append)
+    trackers = Trackers(made, messages.append)
     with trackers.opened(0):
         for step in range(1, 4):
             trackers.log(step, {"a": 1.0})
-    assert said == [
-        "warning: tracker 'wandb' failed and gets nothing more: no route to host. "
-        "metrics.jsonl has everything."
+    assert messages == [
+        "warning: tracker 'wandb' failed and gets no more metrics: no route to host. "
+        "metrics.jsonl has them all."
     ]
     assert len(list(event_files(made.output_dir / "tensorboard"))) == 1 + 1 + 3  # version, config
 

@@ -1,5 +1,4 @@
-"""What is drawn of a run, from its lines alone: exact lines at several widths, and what is told of
-time, as computed by hand."""
+"""The live view at several widths, line by line, and its times against hand-computed ones."""
 
 from __future__ import annotations
 
@@ -19,13 +18,13 @@ CROSS = (OPD("text", "image", "image"), OPD("image", "text", "text"))
 
 
 def two_branches(rounds: int = 2) -> Plan:
-    """Three steps alone, two together."""
+    """Return rounds of three steps without and two with teachers."""
     stages = (Stage("rlvr", 3, NATIVE), Stage("mutual", 2, NATIVE + CROSS))
     return Plan(("text", "image"), stages * rounds)
 
 
 def line(plan: Plan, step: int, *, accuracy: float = 0.5, reward: float | None = None) -> dict:
-    """A line of metrics.jsonl in which overlaps fall by 0.01 each step."""
+    """Return a line of metrics.jsonl in which overlaps fall by 0.01 each step."""
     index, _ = plan.locate(step - 1)
     branches: dict[str, dict[str, float]] = {name: {} for name in plan.branches}
     for action in plan.stages[index].actions:
@@ -40,7 +39,7 @@ def line(plan: Plan, step: int, *, accuracy: float = 0.5, reward: float | None =
 
 
 def history(plan: Plan, done: int, **values: float) -> History:
-    """Accuracy rises by 5 points a step; a step alone takes 1 second, together 4."""
+    """Accuracy rises by 5 points a step; a step takes 1 second, with teachers 4."""
     made = History(plan)
     lines = [line(plan, s, **{"accuracy": 0.05 * s} | values) for s in range(1, done + 1)]
     seconds = {"rlvr": 1.0, "mutual": 4.0}
@@ -54,11 +53,11 @@ READABLE = str.maketrans(
     UNICODE.levels + "".join(UNICODE.done + UNICODE.ahead) + UNICODE.arrow + UNICODE.cut,
     "12345678=6-:<~",
 )
-"""Sparklines and the strip as what can be written and read here; 6 is a step with teachers."""
+"""Sparklines and the strip as ASCII; 6 is a step with teachers."""
 
 
 def shown(view: RunView, width: int, height: int = 40, **console: str) -> list[str]:
-    """As a console prints it."""
+    """Return the lines that a console prints."""
     file = io.TextIOWrapper(io.BytesIO(), encoding=console.get("encoding", "utf-8"))
     Console(file=file, width=width, height=height, color_system=None).print(view)
     file.seek(0)
@@ -118,8 +117,8 @@ AT_40 = """\
 
 
 @pytest.mark.parametrize(("width", "frame"), [(100, AT_100), (60, AT_60), (40, AT_40)])
-def test_a_run_is_drawn_from_its_lines_alone(width, frame):
-    """2 x 3 steps of 1 s and 2 of 4 s are 14 s, and one is 1 s on its way: 2 x 4 s - 1 s left."""
+def test_a_run_is_drawn_from_its_metrics(width, frame):
+    """2 x 3 steps of 1 s and 2 of 4 s are 14 s; the next has taken 1 s: 2 x 4 s - 1 s are left."""
     assert shown(RunView("runs/pair", history(two_branches(), 8), 10, 1.0), width) == (
         frame.splitlines()
     )
@@ -152,7 +151,7 @@ def test_no_line_is_wider_than_the_console(width, done):
 
 
 def test_before_the_first_step_all_rows_are_there():
-    """So that nothing moves when numbers come."""
+    """Nothing moves when numbers appear."""
     start, end = (shown(RunView("r", history(two_branches(), done), 10), 80) for done in (0, 10))
     assert [line[:14].rstrip() for line in start] == [line[:14].rstrip() for line in end]
     assert start[1] == " now           rlvr   round 1 of 2   step 1 of 3"
@@ -209,7 +208,7 @@ def test_latest_is_a_mean_of_five_steps_against_the_first_five():
     assert alone is not None and alone.change is None
 
 
-def test_rewards_that_never_differed_in_a_group_are_told_with_their_mean():
+def test_zero_variance_groups_in_all_steps_are_a_warning_with_the_mean_reward():
     plan = two_branches()
     lines = [line(plan, step, accuracy=0.25) for step in (1, 2, 3)]
     for one, share in zip(lines, (1.0, 0.875, 1.0), strict=True):
@@ -218,9 +217,9 @@ def test_rewards_that_never_differed_in_a_group_are_told_with_their_mean():
     made = History(plan)
     assert zero_variance_warnings(made) == []
     made.read(lines, [])
-    [told] = zero_variance_warnings(made)
-    assert told.startswith("image learned nothing from rewards on image: at every step (3) ")
-    assert "0.25 on average" in told and "frac_reward_zero_std" in told
+    [warning] = zero_variance_warnings(made)
+    assert warning.startswith("image learned nothing from rewards on image: at every step (3) ")
+    assert "0.25 on average" in warning and "frac_reward_zero_std" in warning
 
 
 def test_a_chart_has_means_over_equal_shares_of_the_plan():
@@ -237,14 +236,14 @@ def test_each_kind_of_stage_has_its_own_rate():
     assert remaining(made) == 3 * 1.0 + 2 * 4.0
 
 
-def test_a_kind_that_has_not_begun_is_guessed_from_its_batches():
+def test_a_kind_that_has_not_begun_is_estimated_from_its_batches():
     """1 s for 2 batches: a mutual step with 4 takes 2 s."""
     assert remaining(history(two_branches(), 1)) == 5 * 1.0 + 4 * 2.0
     assert remaining(history(two_branches(), 0)) is None
 
 
-def test_evaluations_are_told_apart_from_steps():
-    """Every second step has 10 s of evaluation in it, but the last."""
+def test_evaluations_are_separated_from_steps():
+    """Every second step but the last includes 10 s of evaluation."""
     plan = Plan(("a",), (Stage("rlvr", 10, (RLVR("a", "a"),)),))
     made = History(plan, evaluation_every=2)
     for step in range(1, 5):

@@ -1,4 +1,4 @@
-"""What a view is drawn with: characters, sparklines, numbers as text. Knows no run."""
+"""Characters, sparklines and number formats that the live view is drawn with."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ Values = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Glyphs:
-    """The characters that draw."""
+    """A set of characters to draw with."""
 
     levels: str
-    """From low to high, one column of a sparkline."""
+    """Bars of a sparkline, from low to high."""
     done: tuple[str, str]
-    """What is done, without and with teachers."""
+    """Finished steps, without and with teachers."""
     ahead: tuple[str, str]
-    """What is to come, without and with teachers."""
+    """Steps to come, without and with teachers."""
     arrow: str
-    """Stands between student and teacher."""
+    """Between student and teacher."""
     cut: str
-    """Ends what was too long."""
+    """Ends a text that was cut."""
 
 
 UNICODE = Glyphs(
@@ -43,7 +43,7 @@ ASCII = Glyphs(levels="_.-~=+*#", done=("=", "#"), ahead=("-", ":"), arrow="<-",
 
 
 def columns(values: Values, width: int) -> Values:
-    """The series as `width` means over equal shares of it; NaN where a share has no value."""
+    """Average the series over `width` equal shares; NaN where a share has no value."""
     starts = np.arange(width) * len(values) // width
     known = ~np.isnan(values)
     sums = np.add.reduceat(np.where(known, values, 0.0), starts)
@@ -52,7 +52,7 @@ def columns(values: Values, width: int) -> Values:
 
 
 def bounds(series: Sequence[Values], least: float) -> tuple[float, float]:
-    """The smallest and the largest value, moved apart until `least` is between them."""
+    """Return the smallest and the largest value, moved apart to a distance of at least `least`."""
     known = np.concatenate([values[~np.isnan(values)] for values in series])
     if not len(known):
         return math.nan, math.nan
@@ -63,11 +63,11 @@ def bounds(series: Sequence[Values], least: float) -> tuple[float, float]:
     return low, high
 
 
-def sparkline(shares: Values, low: float, high: float, glyphs: Glyphs, style: str) -> Text:
-    """One character per value; where none was measured the last one is repeated, dimmed."""
+def sparkline(values: Values, low: float, high: float, glyphs: Glyphs, style: str) -> Text:
+    """Draw one character per value; a missing value repeats the one before it, dimmed."""
     marks, last, top = [], " ", len(glyphs.levels) - 1
-    measured = np.flatnonzero(~np.isnan(shares))
-    for value in shares[: measured[-1] + 1 if len(measured) else 0].tolist():
+    known = np.flatnonzero(~np.isnan(values))
+    for value in values[: known[-1] + 1 if len(known) else 0].tolist():
         if not math.isnan(value):
             last = glyphs.levels[round((value - low) / (high - low) * top)]
         marks.append((last, f"dim {style}" if math.isnan(value) else style))
@@ -75,7 +75,7 @@ def sparkline(shares: Values, low: float, high: float, glyphs: Glyphs, style: st
 
 
 def painted(marks: Iterable[tuple[str, str]]) -> Text:
-    """Characters with their styles as one text; a span costs time, so neighbours share one."""
+    """Join characters with their styles; neighbours of one style share a span, which is faster."""
     line = Text()
     for style, run in groupby(marks, key=itemgetter(1)):
         line.append("".join(character for character, _ in run), style=style)
@@ -83,7 +83,7 @@ def painted(marks: Iterable[tuple[str, str]]) -> Text:
 
 
 def signed(value: float, digits: int) -> Text:
-    """A change with its sign, green up and red down; 0 where the digits show none."""
+    """Format a change with its sign, green or red; `0` if it rounds to zero."""
     text = f"{value:+.{digits}f}"
     if not float(text):
         return Text("0")
@@ -91,12 +91,12 @@ def signed(value: float, digits: int) -> Text:
 
 
 def seconds_text(seconds: float) -> str:
-    """Two digits that count: `0.31 s`, `2.4 s`, `31 s`."""
+    """Format seconds with two significant digits: `0.31 s`, `2.4 s`, `31 s`."""
     return f"{seconds:.{0 if seconds >= 10 else 1 if seconds >= 1 else 2}f} s"
 
 
 def count_text(number: int) -> str:
-    """A large count in thousands, millions or billions."""
+    """Format a large count in thousands, millions or billions."""
     for size, unit in ((10**9, "G"), (10**6, "M"), (10**3, "k")):
         if number >= 10 * size or number >= size > 10**3:
             return f"{number / size:.1f} {unit}"
@@ -104,14 +104,14 @@ def count_text(number: int) -> str:
 
 
 def clock(seconds: float) -> str:
-    """`1:05` or `2:01:05`."""
+    """Format seconds as `1:05` or `2:01:05`."""
     minutes, rest = divmod(int(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
 def fit(text: str | Text, width: int, cut: str) -> Text:
-    """Exactly `width` columns: filled with spaces, or cut with a sign that it was."""
+    """Pad the text to `width` columns, or cut it there and end it with `cut`."""
     line = text.copy() if isinstance(text, Text) else Text(text)
     if line.cell_len > width:
         line.truncate(max(0, width - len(cut)))

@@ -1,5 +1,4 @@
-"""What the lines of a run directory say so far, as series over the plan's steps; what a view of the
-run draws and what its remaining time is estimated from. Knows no terminal."""
+"""The metrics of a run as series over its plan's steps, and the time it still takes."""
 
 from __future__ import annotations
 
@@ -14,21 +13,20 @@ from copd.monitor.glyphs import Values
 from copd.recipes import OPD, RLVR, Action, Plan
 
 WINDOW = 5
-"""Steps that the latest value of a noisy series is the mean of."""
+"""Steps averaged for the latest value of a series."""
 
 RECENT = 15
-"""Steps of a kind of stage that its rate is the median of."""
+"""Steps of one kind of stage whose median is its rate."""
 
 METRICS = ("accuracy", "reward", "entropy", "length", "overlap", "frac_reward_zero_std")
-"""What is kept of each action."""
+"""Metrics recorded for each action."""
 
 
 class History:
-    """The steps done so far. It grows by `add`."""
+    """The steps finished so far."""
 
     def __init__(self, plan: Plan, *, evaluation_every: int = 0) -> None:
         self.plan = plan
-        self.every = evaluation_every
         self.done = 0
         self.cost: Mapping[str, Mapping[str, int]] = {}
         self.kinds = np.array([stage.name for stage in plan.stages for _ in range(stage.steps)])
@@ -39,9 +37,14 @@ class History:
             for action in stage.actions
             for metric in METRICS
         }
+        steps = np.arange(1, plan.total_steps + 1)
+        self.evaluates: NDArray[np.bool_] = np.zeros(len(steps), bool)
+        """Whether the time of a step includes an evaluation."""
+        if evaluation_every:
+            self.evaluates = (steps % evaluation_every == 0) & (steps < len(steps))
 
     def add(self, line: Mapping[str, Any], seconds: float | None) -> None:
-        """One line of metrics.jsonl, and the seconds of its step if they are known."""
+        """Add one line of metrics.jsonl, and the seconds of its step if they are known."""
         self.done = line["step"]
         self.cost = line["cost"]
         if seconds is not None:
@@ -54,7 +57,7 @@ class History:
     def read(
         self, metrics: Iterable[Mapping[str, Any]], timings: Iterable[Mapping[str, Any]]
     ) -> None:
-        """All lines of metrics.jsonl and timings.jsonl at once, in place of those before."""
+        """Replace the history by the lines of metrics.jsonl and timings.jsonl."""
         self.done, self.cost = 0, {}
         for series in (self.seconds, *self._series.values()):
             series.fill(np.nan)
@@ -63,56 +66,60 @@ class History:
             self.add(line, seconds.get(line["step"]))
 
     def of(self, action: Action, metric: str) -> Values:
-        """One metric of one action."""
+        """Return the series of one metric of one action."""
         return self._series[action.branch, f"{action.key}/{metric}"]
 
     @property
     def is_graded(self) -> bool:
-        """Whether rewards are more than right or wrong, so that accuracy does not tell them."""
+        """Whether rewards take other values than 0 and 1, so that accuracy hides part of them."""
         watched = watched_actions(self.plan)
         pairs = [(self.of(a, "reward"), self.of(a, "accuracy")) for a in watched]
         return any(bool((np.abs(reward - accuracy) > 1e-6).any()) for reward, accuracy in pairs)
 
     @property
     def elapsed(self) -> float:
-        """Seconds of all steps done, in this session and earlier ones."""
+        """Seconds of all finished steps, those before a resume included."""
         return float(np.nansum(self.seconds))
 
 
 def watched_actions(plan: Plan) -> list[Action]:
-    """Whose rewards are of interest: a branch's native batches, or its cross ones without any."""
-    actions = {(a.branch, a.key): a for stage in plan.stages for a in stage.actions}.values()
+    """Return each branch's native batches, or its cross batches if it has no native one."""
+    actions = _actions(plan)
     native = {a.branch for a in actions if isinstance(a, RLVR)}
-    chosen = [a for a in actions if isinstance(a, RLVR) or a.branch not in native]
-    return sorted(chosen, key=lambda action: plan.branches.index(action.branch))
+    return [a for a in actions if isinstance(a, RLVR) or a.branch not in native]
+
+
+def teaching_pairs(plan: Plan) -> list[OPD]:
+    """Return every combination of student, teacher and domain once."""
+    return [action for action in _actions(plan) if isinstance(action, OPD)]
+
+
+def _actions(plan: Plan) -> list[Action]:
+    """Return every action of the plan once, in the order of the branches."""
+    actions = {(a.branch, a.key): a for stage in plan.stages for a in stage.actions}.values()
+    return sorted(actions, key=lambda action: plan.branches.index(action.branch))
 
 
 def zero_variance_warnings(history: History) -> list[str]:
-    """What to say of rewards that never differed within a group: they moved no weight."""
+    """Return a sentence for each action whose groups had equal rewards at every step."""
     lines = []
     for action in watched_actions(history.plan):
-        silent = history.of(action, "frac_reward_zero_std")
-        silent = silent[~np.isnan(silent)]
-        if len(silent) and (silent == 1).all():
+        fractions = history.of(action, "frac_reward_zero_std")
+        fractions = fractions[~np.isnan(fractions)]
+        if len(fractions) and (fractions == 1).all():
             mean = float(np.nanmean(history.of(action, "reward")))
             lines.append(
                 f"{action.branch} learned nothing from rewards on {action.domain}: at every step "
-                f"({len(silent)}) the completions of each group earned the same, {mean:.2f} on "
-                "average. rollouts.jsonl shows them; docs/metrics.md, frac_reward_zero_std, what may help."
+                f"({len(fractions)}) all completions of a group had the same reward, {mean:.2f} on "
+                "average. Read them in rollouts.jsonl; docs/metrics.md names remedies under "
+                "frac_reward_zero_std."
             )
     return lines
 
 
-def teaching_pairs(plan: Plan) -> list[OPD]:
-    """Every student, teacher and domain once, in the order of the branches."""
-    actions = {(a.branch, a.key): a for stage in plan.stages for a in stage.actions}.values()
-    pairs = [action for action in actions if isinstance(action, OPD)]
-    return sorted(pairs, key=lambda action: plan.branches.index(action.branch))
-
-
 @dataclass(frozen=True)
 class Latest:
-    """Where a series is now, and how far that is from where it began."""
+    """The latest value of a series and its change since the start."""
 
     value: float
     change: float | None
@@ -120,7 +127,7 @@ class Latest:
 
 
 def latest(values: Values) -> Latest | None:
-    """Means over `WINDOW` steps, or over half of the steps where these are fewer."""
+    """Compare the means of the last and the first `WINDOW` steps, or of the halves of fewer."""
     known = values[~np.isnan(values)]
     if not len(known):
         return None
@@ -130,11 +137,11 @@ def latest(values: Values) -> Latest | None:
 
 
 def rates(history: History) -> dict[str, float]:
-    """Stage name to seconds per step, evaluations not included; only for kinds that have begun."""
+    """Return seconds per step, without evaluations, of each kind of stage that has begun."""
     found = {}
     for kind in dict.fromkeys(history.kinds.tolist()):
         timed = (history.kinds == kind) & ~np.isnan(history.seconds)
-        alone = timed & ~_evaluated(history)
+        alone = timed & ~history.evaluates
         chosen = history.seconds[alone if alone.any() else timed]
         if len(chosen):
             found[kind] = float(np.median(chosen[-RECENT:]))
@@ -142,9 +149,9 @@ def rates(history: History) -> dict[str, float]:
 
 
 def remaining(history: History) -> float | None:
-    """Estimated seconds until the last step: each kind of stage at its own rate, and evaluations.
+    """Estimate the seconds until the last step, evaluations included; None before the first.
 
-    A kind that has not begun is guessed from the batches its steps have.
+    A kind of stage that has not begun takes as long per batch as the others.
     """
     known = rates(history)
     if not known:
@@ -154,19 +161,10 @@ def remaining(history: History) -> float | None:
     seconds = 0.0
     for kind in history.kinds[history.done :].tolist():
         seconds += known.get(kind, per_batch * batches[kind])
-    evaluated = _evaluated(history)
     extra = [
         history.seconds[index] - known[kind]
-        for index in np.flatnonzero(evaluated & ~np.isnan(history.seconds))
+        for index in np.flatnonzero(history.evaluates & ~np.isnan(history.seconds))
         if (kind := str(history.kinds[index])) in known
     ]
-    pending = int(evaluated[history.done :].sum())
+    pending = int(history.evaluates[history.done :].sum())
     return seconds + pending * max(0.0, float(np.mean(extra)) if extra else 0.0)
-
-
-def _evaluated(history: History) -> NDArray[np.bool_]:
-    """The steps whose time has an evaluation in it."""
-    steps = np.arange(1, history.plan.total_steps + 1)
-    if not history.every:
-        return np.zeros(len(steps), bool)
-    return (steps % history.every == 0) & (steps < len(steps))

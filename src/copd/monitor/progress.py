@@ -1,5 +1,4 @@
-"""What a person sees while a run goes on: a live view on a terminal, elsewhere a line every few
-steps. Never changes what is trained."""
+"""The progress of a run on the console: a live view on a terminal, else a line every few steps."""
 
 from __future__ import annotations
 
@@ -7,7 +6,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
-from types import TracebackType
 from typing import Any
 
 from rich.console import Console
@@ -21,8 +19,8 @@ from copd.types import Metrics
 class RunProgress:
     """A context manager around a whole run, from the base's evaluation to the last one.
 
-    A thread draws the view once a second, which takes a few milliseconds of CPU time whatever the
-    steps take; between frames steps and phases only leave numbers.
+    A thread draws the view once a second, which takes a few milliseconds of CPU time; steps and
+    phases only record numbers.
     """
 
     def __init__(
@@ -33,7 +31,7 @@ class RunProgress:
         self._view = RunView(title, history, overlap_k)
         self._phase: Phase | None = None
         self._step_began = self._phase_began = time.monotonic()
-        # CI may claim to be a terminal by FORCE_COLOR; only a real one can be drawn upon
+        # with FORCE_COLOR a CI log claims to be a terminal, but only a real one can be redrawn
         self._is_live = console.is_interactive and console.file.isatty()
         self._live = Live(get_renderable=self._frame, console=console, refresh_per_second=1)
 
@@ -42,17 +40,12 @@ class RunProgress:
             self._live.start(refresh=True)
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         if self._is_live:
             self._live.stop()
 
     def advance(self, line: Mapping[str, Any], seconds: float) -> None:
-        """One step is done; `line` is its line of metrics.jsonl."""
+        """Record a finished step by its line of metrics.jsonl."""
         self._history.add(line, seconds)
         self._step_began = time.monotonic()
         step, total = line["step"], self._history.plan.total_steps
@@ -65,7 +58,7 @@ class RunProgress:
     def phase(
         self, title: str, total: int, *, in_step: bool = False
     ) -> Iterator[Callable[[], None]]:
-        """Work of `total` parts besides sampling and learning; call what this gives after each."""
+        """Show `total` parts of work outside sampling and learning; yield a call for each part."""
         if not self._is_live and not in_step:
             self._console.print(title)
         self._phase, self._phase_began = Phase(title, 0, total, in_step=in_step), time.monotonic()
@@ -82,7 +75,7 @@ class RunProgress:
                 self._step_began = time.monotonic()
 
     def _frame(self) -> RunView:
-        """The view of this moment; in an evaluation before or after training no step goes on."""
+        """Return the view of this moment; a phase outside the steps does not count as step time."""
         now, phase = time.monotonic(), self._phase
         idle = 0.0 if phase and not phase.in_step else now - self._step_began
         if phase:
@@ -91,7 +84,7 @@ class RunProgress:
 
 
 def summary(metrics: Mapping[str, Metrics]) -> str:
-    """Native accuracy of each branch and, where there are teachers, the mean overlap of pairs."""
+    """Return each branch's native accuracy and, with teachers, the mean overlap of the pairs."""
     shown, overlaps = [], []
     for branch, values in metrics.items():
         native = [

@@ -1,9 +1,9 @@
-"""Results of an evaluation: accuracies with intervals, paired differences, and their tables."""
+"""Accuracies on held-out problems: 95 % intervals, paired differences, JSON and tables."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +19,7 @@ Z95 = 1.959963984540054
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean with its 95 % interval over problems; one problem alone has none."""
+    """A mean with its 95 % interval over problems, which is infinite for a single problem."""
 
     mean: float
     low: float
@@ -32,7 +32,7 @@ class Estimate:
 
 @dataclass(frozen=True)
 class DomainResult:
-    """How one model did on one domain."""
+    """The result of one model on one domain."""
 
     suites: tuple[str, ...]
     """Suite of each problem."""
@@ -47,7 +47,7 @@ class DomainResult:
     """Mean tokens of a completion."""
 
     def of_suite(self, suite: str) -> tuple[float, ...]:
-        """The accuracies of one suite's problems."""
+        """Return the accuracies of one suite's problems."""
         return tuple(a for a, s in zip(self.accuracy, self.suites, strict=True) if s == suite)
 
 
@@ -56,7 +56,7 @@ Results = Mapping[str, DomainResult]
 
 
 def pass_at_k(correct: NDArray[np.bool_], k: int) -> NDArray[np.float64]:
-    """`1 - C(n - c, k) / C(n, k)` for each row of `P S`, unbiased (Chen et al. 2021, eq. 1)."""
+    """Return `1 - C(n - c, k) / C(n, k)` per row of `P S`, unbiased (Chen et al. 2021, eq. 1)."""
     num_samples = correct.shape[1]
     if not 1 <= k <= num_samples:
         raise ValueError(
@@ -68,21 +68,23 @@ def pass_at_k(correct: NDArray[np.bool_], k: int) -> NDArray[np.float64]:
 
 
 def mean_interval(values: Sequence[float]) -> Estimate:
-    """Mean and normal 95 % interval over problems, which are independent as samples are not."""
+    """Return the mean and normal 95 % interval over problems, which are independent."""
     return _mean_of_means([values])
 
 
+def paired_difference(model: Sequence[float], base: Sequence[float]) -> Estimate:
+    """Return the mean and interval of `model - base` over the same problems."""
+    return mean_interval(np.subtract(model, base).tolist())
+
+
 def overall(results: Results) -> Estimate:
-    """The plain mean over domains, problems drawn independently in each."""
+    """Return the plain mean over domains, whose problems are drawn independently."""
     return _mean_of_means([result.accuracy for result in results.values()])
 
 
 def gain(model: Results, base: Results) -> dict[str, Estimate]:
-    """Paired differences model - base, per domain and as `mean` over domains."""
-    pairs = {
-        domain: tuple(np.subtract(model[domain].accuracy, base[domain].accuracy).tolist())
-        for domain in base
-    }
+    """Return the paired differences `model - base` per domain, and their `mean` over domains."""
+    pairs = {d: np.subtract(model[d].accuracy, base[d].accuracy).tolist() for d in base}
     return {
         **{d: mean_interval(v) for d, v in pairs.items()},
         "mean": _mean_of_means(list(pairs.values())),
@@ -97,67 +99,62 @@ def _mean_of_means(columns: Sequence[Sequence[float]]) -> Estimate:
     return Estimate(mean, mean - half, mean + half)
 
 
+_COLUMNS = ("suites", "accuracy", "solved")
+
+
 def to_json(results: Mapping[str, Results]) -> dict[str, Any]:
-    """All models' results as plain values, a few hundred bytes per thousand problems."""
+    """Return all models' results as plain values, a few hundred bytes per thousand problems."""
     return {
         model: {
-            d: {
-                "suites": pack_column(r.suites),
-                "accuracy": pack_column(r.accuracy),
-                "solved": pack_column(r.solved),
-                "length": r.length,
-            }
-            for d, r in own.items()
+            domain: {name: pack_column(getattr(result, name)) for name in _COLUMNS}
+            | {"length": result.length}
+            for domain, result in own.items()
         }
         for model, own in results.items()
     }
 
 
 def from_json(data: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, DomainResult]]:
-    """The inverse of `to_json`."""
+    """Return the results that `to_json` made plain values of."""
     return {
         model: {
-            d: DomainResult(
-                unpack_column(r["suites"]),
-                unpack_column(r["accuracy"]),
-                unpack_column(r["solved"]),
-                r["length"],
+            domain: DomainResult(
+                **{name: unpack_column(r[name]) for name in _COLUMNS}, length=r["length"]
             )
-            for d, r in own.items()
+            for domain, r in own.items()
         }
         for model, own in data.items()
     }
 
 
-def results_table(results: Mapping[str, Results], title: str) -> Table:
-    """Rows: suites, domains, their mean; columns: models.
+def result_rows(
+    results: Mapping[str, Results],
+) -> Iterator[tuple[str, bool, dict[str, tuple[float, ...]]]]:
+    """Yield the rows of a table: a label, whether it is a whole domain, accuracies by model."""
+    for domain, first in next(iter(results.values())).items():
+        for suite in dict.fromkeys(first.suites):
+            own = {model: r[domain].of_suite(suite) for model, r in results.items()}
+            yield f"{domain}/{suite}", False, own
+        yield domain, True, {model: r[domain].accuracy for model, r in results.items()}
 
-    Accuracies in percent with 95 % intervals.
-    """
+
+def results_table(results: Mapping[str, Results], title: str) -> Table:
+    """Return accuracies in percent with intervals: suites, domains and their mean by model."""
     table = Table(title=title, title_justify="left")
     table.add_column("accuracy, %")
     for model in results:
         table.add_column(model, justify="right")
-    first = next(iter(results.values()))
-    for domain, result in first.items():
-        for suite in dict.fromkeys(result.suites):
-            cells = [str(mean_interval(own[domain].of_suite(suite))) for own in results.values()]
-            table.add_row(f"{domain}/{suite}", *cells)
-        table.add_row(
-            domain,
-            *(str(mean_interval(own[domain].accuracy)) for own in results.values()),
-            style="bold",
-            end_section=True,
-        )
+    for label, is_domain, values in result_rows(results):
+        cells = [str(mean_interval(own)) for own in values.values()]
+        style = "bold" if is_domain else None
+        table.add_row(label, *cells, style=style, end_section=is_domain)
     table.add_row("mean", *(str(overall(own)) for own in results.values()), style="bold")
     return table
 
 
 def gain_lines(results: Mapping[str, Results], model: str, base: str) -> list[str]:
-    """How much `model` is ahead of `base`, in points, on the same problems."""
-    lines = [f"{model} - {base} in points, paired over problems, with 95 % intervals:"]
-    for domain, d in gain(results[model], results[base]).items():
-        lines.append(
-            f"  {domain:12s} {100 * d.mean:+5.1f}  [{100 * d.low:+.1f}, {100 * d.high:+.1f}]"
-        )
-    return lines
+    """Return lines on how far `model` is ahead of `base`, in points."""
+    return [f"{model} - {base} in points, paired over problems, with 95 % intervals:"] + [
+        f"  {domain:12s} {100 * d.mean:+5.1f}  [{100 * d.low:+.1f}, {100 * d.high:+.1f}]"
+        for domain, d in gain(results[model], results[base]).items()
+    ]

@@ -1,5 +1,7 @@
-"""Sends a run's metrics to TensorBoard, Weights & Biases or Trackio as well. Knows no training; the
-trackers' packages are imported when a run asks for them, and metrics.jsonl needs none of them."""
+"""Trackers: send a run's metrics to TensorBoard, Weights & Biases or Trackio.
+
+Their packages are imported only when a run uses them; metrics.jsonl needs none of them.
+"""
 
 from __future__ import annotations
 
@@ -18,25 +20,23 @@ from copd.monitor.results import Results, mean_interval, overall
 from copd.storage import write_atomically
 
 PACKAGES = {"tensorboard": "tensorboardX", "wandb": "wandb", "trackio": "trackio"}
-"""What each tracker imports; an extra of copd with the tracker's name installs it."""
+"""The package each tracker imports; the extra of copd with the tracker's name installs it."""
 
 
 class Tracker(Protocol):
-    """Where numbers go."""
+    """A destination of metrics."""
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
-        """Numbers of one step; steps never go back."""
-        ...
+        """Log numbers of one step; steps never go back."""
 
     def close(self) -> None:
-        """Returns when everything is written or sent."""
-        ...
+        """Wait until everything is written or sent."""
 
 
 class TensorBoard:
     """Event files in `RUN/tensorboard`, one per session.
 
-    Written without tensorboardX's SummaryWriter, whose queue a killed process would lose.
+    tensorboardX's SummaryWriter is not used: a killed process would lose its queue.
     """
 
     def __init__(self, config: Config, run_id: str, is_new: bool) -> None:
@@ -45,7 +45,7 @@ class TensorBoard:
         writer = import_module("tensorboardX.event_file_writer").EventsWriter
         folder = config.output_dir / "tensorboard"
         folder.mkdir(exist_ok=True)
-        # two files of one second would have one name without the number of the session
+        # without the session's number, two files of the same second would have the same name
         session = len(list(folder.glob("events.*")))
         self._writer = writer(str(folder / "events"), f".{session:04d}")
         if is_new:
@@ -122,10 +122,9 @@ MAKERS: dict[str, Callable[[Config, str, bool], Tracker]] = {
 
 
 class Trackers:
-    """All trackers of a run as one. One that fails is told of once and then left alone.
+    """All trackers of a run. One that fails is reported once and then closed to new metrics.
 
-    Each step is sent once: what a session before sent is not sent again, although it is trained
-    again from the checkpoint.
+    Each step is sent once, even if a resumed run trains it again from the checkpoint.
     """
 
     def __init__(self, config: Config, say: Callable[[str], object]) -> None:
@@ -135,7 +134,7 @@ class Trackers:
 
     @contextmanager
     def opened(self, last_sent: int) -> Iterator[None]:
-        """While this is open numbers are sent; `last_sent` is the last step sent before."""
+        """Start the trackers and close them at the end; steps to `last_sent` were sent before."""
         self._last_sent = last_sent
         try:
             self._start()
@@ -146,13 +145,13 @@ class Trackers:
             self._open = {}
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
-        """The numbers of a step."""
+        """Send the numbers of a step, unless they were sent before."""
         if step > self._last_sent:
             self._last_sent = step
             self.log_again(step, values)
 
     def log_again(self, step: int, values: Mapping[str, float]) -> None:
-        """More numbers of a step, which may have been sent before: the last evaluation's."""
+        """Send more numbers of a step that may have been sent before, such as an evaluation's."""
         for name in list(self._open):
             self._attempt(name, lambda tracker: tracker.log(step, values))
 
@@ -171,19 +170,19 @@ class Trackers:
                 ) from error
 
     def _attempt(self, name: str, work: Callable[[Tracker], None]) -> None:
-        """A tracker's own mistakes, such as a lost connection, must not end a run."""
+        """Drop a tracker that raises: a lost connection must not end a run."""
         try:
             work(self._open[name])
         except Exception as error:
             del self._open[name]
             self._say(
-                f"warning: tracker {name!r} failed and gets nothing more: {_short(error)}. "
-                "metrics.jsonl has everything."
+                f"warning: tracker {name!r} failed and gets no more metrics: {_short(error)}. "
+                "metrics.jsonl has them all."
             )
 
 
 def check_installed(settings: TrackingConfig) -> None:
-    """Refuses trackers whose package is not there, before a run begins."""
+    """Raise a ValueError if the package of a tracker in `report_to` is not installed."""
     for name in settings.report_to:
         if find_spec(PACKAGES[name]) is None:
             raise ValueError(
@@ -193,14 +192,14 @@ def check_installed(settings: TrackingConfig) -> None:
 
 
 def run_name(config: Config) -> str:
-    """What the run is called where trackers show it."""
+    """Return the run's name in trackers."""
     return config.tracking.run_name or config.output_dir.name
 
 
 def step_values(
     line: Mapping[str, Any], seconds: float, results: Mapping[str, Results] | None
 ) -> dict[str, float]:
-    """A line of metrics.jsonl as `BRANCH/ACTION/NAME`, with cost, time and what was evaluated."""
+    """Flatten a line of metrics.jsonl to `BRANCH/ACTION/NAME`; add cost, time and accuracies."""
     values = {
         f"{branch}/{key}": value
         for branch, metrics in line["branches"].items()
@@ -215,7 +214,7 @@ def step_values(
 
 
 def evaluation_values(results: Mapping[str, Results]) -> dict[str, float]:
-    """Accuracies as `eval/MODEL/DOMAIN`, their mean over domains as `eval/MODEL/mean`."""
+    """Name accuracies `eval/MODEL/DOMAIN`, their mean over domains `eval/MODEL/mean`."""
     values: dict[str, float] = {}
     for model, own in results.items():
         values |= {f"eval/{model}/{d}": mean_interval(r.accuracy).mean for d, r in own.items()}
@@ -224,7 +223,7 @@ def evaluation_values(results: Mapping[str, Results]) -> dict[str, float]:
 
 
 def _identity(path: Path) -> tuple[str, bool]:
-    """The id under which trackers know the run, and whether it is new."""
+    """Return the run's id in trackers, and whether it is new."""
     if path.exists():
         return json.loads(path.read_text(encoding="utf-8"))["id"], False
     run_id = secrets.token_hex(4)

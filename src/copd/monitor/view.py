@@ -1,4 +1,4 @@
-"""A run drawn as text: history in, styled lines out. Knows no clock, no file and no training."""
+"""The live view of a run: styled lines drawn from its history."""
 
 from __future__ import annotations
 
@@ -29,34 +29,34 @@ from copd.monitor.history import History, latest, rates, remaining, teaching_pai
 from copd.recipes import OPD, Action
 
 STYLES = ("cyan", "magenta")
-"""Of stages without and with teachers."""
+"""Colours of stages without and with teachers."""
 
 NUMBERS = (8, 8, 9, 8)
 """Widths of the columns right of the chart: latest, change, entropy, length."""
 
 LEAST_CHART = 18
-"""A narrower chart takes the place of the last numbers."""
+"""Width of the chart below which the last columns of numbers are left out."""
 
 Names = dict[tuple[str, str], str]
-"""Branch and action to what a row is called."""
+"""Branch and action key to the label of a row."""
 
 
 @dataclass(frozen=True)
 class Phase:
-    """Work outside the steps, such as an evaluation."""
+    """Work besides sampling and learning, such as an evaluation."""
 
     title: str
     done: int
     total: int
-    """Parts it has."""
+    """Number of parts."""
     seconds: float = 0.0
     in_step: bool = False
-    """Whether it is a part of a step's time."""
+    """Whether its time is part of a step's."""
 
 
 @dataclass(frozen=True)
 class RunView:
-    """A renderable: one run at one moment, as wide as the console and no higher."""
+    """A renderable of one run at one moment that fits the console."""
 
     title: str
     history: History
@@ -73,7 +73,7 @@ class RunView:
 
 @dataclass(frozen=True)
 class Sheet:
-    """Where the columns are, and the characters in them."""
+    """Widths of the columns, and the characters to draw them with."""
 
     label: int
     chart: int
@@ -81,7 +81,7 @@ class Sheet:
     glyphs: Glyphs
 
     def row(self, label: str | Text, chart: str | Text, cells: Sequence[str | Text] = ()) -> Text:
-        """One line; without cells the chart may go on below the numbers."""
+        """Return one line; without cells, the chart may extend below the numbers."""
         cut = self.glyphs.cut
         line = Text(" ").append_text(fit(label, self.label, cut)).append("  ")
         line.append_text(fit(chart, self.chart + (0 if cells else sum(self.numbers)), cut))
@@ -92,7 +92,7 @@ class Sheet:
         return line
 
     def parts(self, label: str, parts: Sequence[Text]) -> Text:
-        """One line of as many parts as there is room for."""
+        """Return one line with as many of the parts as fit."""
         room, line = self.chart + sum(self.numbers), Text()
         for part in parts:
             gap = "   " if line else ""
@@ -103,7 +103,7 @@ class Sheet:
 
 
 def draw(view: RunView, width: int, height: int, glyphs: Glyphs = UNICODE) -> list[Text]:
-    """The lines of the view; where the height is short blank lines leave first, then pairs."""
+    """Return the lines of the view; a low console loses blank lines first, then pairs."""
     plan = view.history.plan
     watched, pairs = watched_actions(plan), teaching_pairs(plan)
     names = _names(watched, glyphs) | _names(pairs, glyphs)
@@ -135,7 +135,7 @@ def _sheet(width: int, names: Sequence[str], glyphs: Glyphs) -> Sheet:
 
 
 def _names(actions: Sequence[Action], glyphs: Glyphs) -> Names:
-    """As short as each can be and still differ from the others."""
+    """Label the actions without their domains, where that is unique."""
     short = [
         f"{a.branch} {glyphs.arrow} {a.teacher}" if isinstance(a, OPD) else a.branch
         for a in actions
@@ -153,42 +153,41 @@ def _title(view: RunView, width: int, glyphs: Glyphs) -> Text:
 
 
 def _now(view: RunView, sheet: Sheet) -> Text:
-    """What goes on: the phase, or the stage of the next step."""
-    if view.phase is not None:
-        return sheet.row("now", _phase(view.phase, sheet.glyphs))
+    """Show the phase, or the stage of the next step."""
     plan, done = view.history.plan, view.history.done
-    if done == plan.total_steps:
-        return sheet.row("now", "trained")
-    index, step = plan.locate(done)
-    stage = plan.stages[index]
-    alike = [i for i, other in enumerate(plan.stages) if other.name == stage.name]
-    line = Text().append(stage.name, style=f"bold {_style(stage.actions)}")
-    if len(alike) > 1:
-        line.append(f"   round {alike.index(index) + 1} of {len(alike)}")
-    return sheet.row("now", line.append(f"   step {step + 1} of {stage.steps}"))
-
-
-def _phase(phase: Phase, glyphs: Glyphs) -> Text:
-    filled = phase.done * 12 // phase.total
-    line = Text().append(phase.title, style="bold")
-    line.append("   ").append(glyphs.done[0] * filled, style="bold")
-    line.append(glyphs.ahead[0] * (12 - filled), style="bright_black")
-    return line.append(f" {phase.done} of {phase.total}   {clock(phase.seconds)}")
+    line = Text()
+    if (phase := view.phase) is not None:
+        filled = phase.done * 12 // phase.total
+        line.append(phase.title, style="bold").append("   ")
+        line.append(sheet.glyphs.done[0] * filled, style="bold")
+        line.append(sheet.glyphs.ahead[0] * (12 - filled), style="bright_black")
+        line.append(f" {phase.done} of {phase.total}   {clock(phase.seconds)}")
+    elif done == plan.total_steps:
+        line.append("trained")
+    else:
+        index, step = plan.locate(done)
+        stage = plan.stages[index]
+        alike = [i for i, other in enumerate(plan.stages) if other.name == stage.name]
+        line.append(stage.name, style=f"bold {STYLES[_has_teachers(stage.actions)]}")
+        if len(alike) > 1:
+            line.append(f"   round {alike.index(index) + 1} of {len(alike)}")
+        line.append(f"   step {step + 1} of {stage.steps}")
+    return sheet.row("now", line)
 
 
 def _strip(history: History, sheet: Sheet) -> Text:
-    """The plan from left to right, in the columns of the charts below it."""
+    """Draw the plan from left to right, aligned with the charts below it."""
     plan, glyphs = history.plan, sheet.glyphs
-    taught = np.repeat([_is_taught(s.actions) for s in plan.stages], [s.steps for s in plan.stages])
-    done = -(-history.done * sheet.chart // plan.total_steps)  # as far as the charts are drawn
-    kinds = [int(share >= 0.5) for share in columns(taught.astype(np.float64), sheet.chart)]
+    taught = [float(_has_teachers(s.actions)) for s in plan.stages for _ in range(s.steps)]
+    done = -(-history.done * sheet.chart // plan.total_steps)  # rounded up, as in the charts
+    kinds = [int(share >= 0.5) for share in columns(np.array(taught), sheet.chart)]
     marks = [(glyphs.done[kind], STYLES[kind]) for kind in kinds[:done]]
     marks += [(glyphs.ahead[kind], "bright_black") for kind in kinds[done:]]
     return sheet.row("stages", painted(marks), [f"{100 * history.done // plan.total_steps} %"])
 
 
 def _rewards(history: History, sheet: Sheet, actions: Sequence[Action], names: Names) -> list[Text]:
-    """A headline with the range of all charts, and a row per native batch."""
+    """Draw a heading with the range of all charts, and a row per action."""
     metric = "reward" if history.is_graded else "accuracy"
     scale, unit, digits = (1, "", 2) if history.is_graded else (100, " %", 0)
     series = [scale * history.of(action, metric) for action in actions]
@@ -211,7 +210,7 @@ def _rewards(history: History, sheet: Sheet, actions: Sequence[Action], names: N
 def _overlaps(
     view: RunView, sheet: Sheet, pairs: Sequence[OPD], names: Names, room: int
 ) -> list[Text]:
-    """A headline and a row per taught pair; those for which there is no room share one line."""
+    """Draw a heading and a row per pair; pairs without room share one line."""
     series = [view.history.of(pair, "overlap") for pair in pairs]
     shares = [columns(values, sheet.chart) for values in series]
     low, high = bounds(shares, 0.05)
@@ -230,7 +229,7 @@ def _overlaps(
 
 
 def _latest(values: Values, digits: int, unit: str = "") -> list[str | Text]:
-    """The latest value and its change since the beginning, as far as they are known."""
+    """Format the latest value and its change since the start; empty where unknown."""
     now = latest(values)
     if now is None:
         return ["", ""]
@@ -247,8 +246,8 @@ def _time(view: RunView, sheet: Sheet) -> Text:
 
 
 def _rates(history: History, sheet: Sheet) -> Text:
-    """Of each kind of stage, in its colour: what the colours of the strip mean is told here."""
-    styles = {stage.name: _style(stage.actions) for stage in history.plan.stages}
+    """Show the time of each kind of stage in its colour, which makes it the strip's legend."""
+    styles = {stage.name: STYLES[_has_teachers(stage.actions)] for stage in history.plan.stages}
     parts = [
         Text().append(kind, style=styles[kind]).append(f" {seconds_text(seconds)}")
         for kind, seconds in rates(history).items()
@@ -257,19 +256,14 @@ def _rates(history: History, sheet: Sheet) -> Text:
 
 
 def _cost(history: History, sheet: Sheet) -> Text:
-    """Sums over the branches so far."""
+    """Show sums over the branches so far."""
     counts = {"sampled_tokens": "tokens sampled", "scored_tokens": "scored", "steps": "updates"}
-    totals = {key: sum(own[key] for own in history.cost.values()) for key in counts}
-    parts = [
-        Text(count_text(totals[key])).append(f" {name}", style="dim")
-        for key, name in counts.items()
-    ]
+    parts = []
+    for key, name in counts.items():
+        total = sum(own[key] for own in history.cost.values())
+        parts.append(Text(count_text(total)).append(f" {name}", style="dim"))
     return sheet.parts("cost", parts)
 
 
-def _is_taught(actions: Sequence[Action]) -> bool:
+def _has_teachers(actions: Sequence[Action]) -> bool:
     return any(isinstance(action, OPD) for action in actions)
-
-
-def _style(actions: Sequence[Action]) -> str:
-    return STYLES[_is_taught(actions)]

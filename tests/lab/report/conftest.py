@@ -1,4 +1,4 @@
-"""A headless Chromium that is told what to do over a pipe: Chrome DevTools Protocol, no package."""
+"""A finished run, and a headless Chromium controlled by the Chrome DevTools Protocol."""
 
 import base64
 import json
@@ -34,7 +34,7 @@ NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
 MAC = "/Applications/Google Chrome.app/Contents/MacOS/Google Chrome"
 FLAGS = (
     "--headless=new",
-    "--no-sandbox",  # not there in a container, and the pages are ours
+    "--no-sandbox",  # containers have none, and the pages are ours
     "--remote-debugging-pipe",
     "--no-first-run",
     "--disable-gpu",
@@ -84,7 +84,7 @@ class Browser:
             self.send(f"{part}.enable")
 
     def send(self, method: str, **parameters: Any) -> dict[str, Any]:
-        """One command and its answer; events on the way are kept."""
+        """Send a command and return its answer; events in between are recorded."""
         self._number += 1
         message: dict[str, Any] = {"id": self._number, "method": method, "params": parameters}
         if self._session:
@@ -108,35 +108,35 @@ class Browser:
         return json.loads(message)
 
     def open(self, page: Path) -> None:
-        """Loads a file and forgets what came before."""
+        """Load a file and clear the recorded events."""
         self.events.clear()
         self.send("Page.navigate", url=page.resolve().as_uri())
         while not any(event["method"] == "Page.loadEventFired" for event in self.events):
             self.events.append(self._receive())
 
     def evaluate(self, script: str) -> Any:
-        """The value of an expression in the page."""
+        """Return the value of an expression in the page."""
         answer = self.send("Runtime.evaluate", expression=script, returnByValue=True)
         assert "exceptionDetails" not in answer, answer["exceptionDetails"]
         return answer["result"].get("value")
 
     def until(self, script: str, seconds: float = 20.0) -> None:
-        """Waits for what a browser does a moment later."""
+        """Wait until an expression is true."""
         deadline = time.monotonic() + seconds
         while not self.evaluate(script):
             assert time.monotonic() < deadline, f"never true: {script}"
             time.sleep(0.02)
 
     def text(self, selector: str) -> str:
-        """What a reader sees of an element."""
+        """Return the visible text of an element."""
         return self.evaluate(f"document.querySelector({json.dumps(selector)}).innerText")
 
     def count(self, selector: str) -> int:
-        """How many elements there are."""
+        """Return the number of matching elements."""
         return self.evaluate(f"document.querySelectorAll({json.dumps(selector)}).length")
 
     def point(self, selector: str) -> tuple[float, float]:
-        """The middle of an element, scrolled into view."""
+        """Scroll an element into view and return its centre."""
         script = (
             f"(() => {{ const e = document.querySelector({json.dumps(selector)});"
             "e.scrollIntoView({block: 'center', behavior: 'instant'});"
@@ -147,12 +147,12 @@ class Browser:
         return x, y
 
     def hover(self, selector: str) -> None:
-        """Moves the mouse onto an element."""
+        """Move the mouse onto an element."""
         x, y = self.point(selector)
         self.send("Input.dispatchMouseEvent", type="mouseMoved", x=x, y=y)
 
     def click(self, selector: str) -> None:
-        """Presses the mouse on an element."""
+        """Click an element."""
         x, y = self.point(selector)
         self.send("Input.dispatchMouseEvent", type="mouseMoved", x=x, y=y)
         for kind in ("mousePressed", "mouseReleased"):
@@ -160,7 +160,7 @@ class Browser:
             self.send("Input.dispatchMouseEvent", type=kind, **where)
 
     def press(self, *keys: str) -> None:
-        """Types keys: names such as ArrowDown, or letters."""
+        """Type keys: names such as ArrowDown, or letters."""
         for key in keys:
             code = KEYS.get(key, ord(key[0].upper()))
             common: dict[str, Any] = {"key": key, "windowsVirtualKeyCode": code}
@@ -169,40 +169,35 @@ class Browser:
             self.send("Input.dispatchKeyEvent", type="keyUp", **common)
 
     def emulate(self, *, width: int = 1280, height: int = 900, **features: str) -> None:
-        """Window size and media: `media="print"`, `scheme="dark"`."""
+        """Set the window size and media: `media="print"`, `scheme="dark"`."""
         size: dict[str, Any] = {"width": width, "height": height, "deviceScaleFactor": 1}
         self.send("Emulation.setDeviceMetricsOverride", **size, mobile=False)
         scheme = {"name": "prefers-color-scheme", "value": features.get("scheme", "light")}
         media = features.get("media", "")
         self.send("Emulation.setEmulatedMedia", media=media, features=[scheme])
 
-    def screenshot(self, path: Path, *, whole: bool = True) -> None:
-        """A PNG of the window, or of the whole page."""
-        answer = self.send("Page.captureScreenshot", captureBeyondViewport=whole)
-        path.write_bytes(base64.b64decode(answer["data"]))
-
     def pdf(self) -> bytes:
-        """The page as the printer gets it."""
+        """Return the page as printed."""
         answer = self.send("Page.printToPDF", printBackground=True, preferCSSPageSize=True)
         return base64.b64decode(answer["data"])
 
     @property
-    def complaints(self) -> list[str]:
-        """What the console got: errors, warnings, exceptions, refused loads."""
+    def errors(self) -> list[str]:
+        """Messages of the console: errors, warnings, exceptions, refused loads."""
         self.evaluate("0")
         wrong = ("Runtime.exceptionThrown", "Runtime.consoleAPICalled", "Log.entryAdded")
         return [str(event["params"]) for event in self.events if event["method"] in wrong]
 
     @property
     def requests(self) -> list[str]:
-        """Everything the page asked for, data in the page itself left out."""
+        """URLs that the page requested, without data URIs."""
         self.evaluate("0")
         sent = (e for e in self.events if e["method"] == "Network.requestWillBeSent")
         urls = [event["params"]["request"]["url"] for event in sent]
         return [url for url in urls if not url.startswith("data:")]
 
     def close(self) -> None:
-        """Ends the process."""
+        """End the process."""
         self._session = None
         self.send("Browser.close")
         self._process.wait(30)
@@ -212,7 +207,7 @@ class Browser:
 
 @pytest.fixture(scope="session")
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    """Chromium, if the machine has it."""
+    """Start Chromium, if it is installed."""
     program = next(filter(None, map(shutil.which, (*NAMES, MAC))), None)
     if program is None or subprocess.run([program, "--version"], capture_output=True).returncode:
         pytest.skip("needs Chromium: `make browser` installs it on Debian")
@@ -223,7 +218,7 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
 
 @pytest.fixture(scope="session")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run of four steps: three domains, both stages, a merge."""
+    """Train a run of four steps: three domains, both stages, a merge."""
     root = tmp_path_factory.mktemp("runs") / "short"
     words = [word for key, value in SHORT.items() for word in (f"--{key}", value)]
     return train(load_config(LAPTOP, [*words, "--output_dir", str(root)]))

@@ -1,4 +1,4 @@
-"""The page in a real browser: it is opened, clicked and typed into, and shows what it should."""
+"""The page in a real browser, driven by mouse and keyboard."""
 
 import json
 import re
@@ -19,25 +19,25 @@ pytestmark = pytest.mark.chromium
 
 @pytest.fixture(scope="module")
 def page(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The page of the finished run."""
+    """Write the page of the finished run."""
     return write_report([run], tmp_path_factory.mktemp("page") / "page.html")
 
 
 @pytest.fixture
 def opened(browser: Browser, page: Path) -> Browser:
-    """The page as it is opened, on a wide screen that prefers light."""
+    """Open the page on a wide screen that prefers light."""
     browser.emulate()
     browser.open(page)
     return browser
 
 
 def chart(quantity: str, place: int) -> str:
-    """A chart of the learning curves: its row and which of the facets."""
+    """Return the selector of a chart of the learning curves."""
     return f'[data-quantity="{quantity}"] figure:nth-child({place}) svg'
 
 
 def choose(browser: Browser, label: str, value: str) -> None:
-    """Picks an option of a list by typing its first letter, as one does with a keyboard."""
+    """Pick an option of a list by typing its first letter."""
     script = (
         "[...document.querySelectorAll('#rollouts-bar label')]"
         f".find((l) => l.firstChild.data === {json.dumps(label)}).querySelector('select').focus()"
@@ -46,8 +46,8 @@ def choose(browser: Browser, label: str, value: str) -> None:
     browser.press(*value)
 
 
-def test_it_opens_without_complaint_and_asks_for_nothing(opened: Browser, page: Path):
-    assert opened.complaints == []
+def test_it_opens_without_errors_and_loads_nothing(opened: Browser, page: Path):
+    assert opened.errors == []
     assert opened.requests == [page.resolve().as_uri()]
     shown = "[...document.querySelectorAll('nav a')].filter((a) => !a.hidden).length"
     assert opened.evaluate(shown) == 4
@@ -145,7 +145,7 @@ def test_rollouts_are_filtered_and_walked_with_keys(opened: Browser, run: Path):
     assert opened.count(f"#{active}[aria-selected='true']") == 1
 
 
-def test_a_token_tells_its_signal(opened: Browser, run: Path):
+def test_a_token_shows_its_signal(opened: Browser, run: Path):
     records = list(read_lines(run / "rollouts.jsonl"))
     first = next(r for r in records if r["action"].startswith("opd"))["rollouts"][0]
     choose(opened, "Batch", "cross")
@@ -190,13 +190,13 @@ def test_light_and_dark_follow_the_system_until_one_is_chosen(browser: Browser, 
     assert browser.evaluate(paper) == dark
 
 
-def test_everything_is_reached_by_tab(opened: Browser):
-    wanted = ["theme", "smooth", "moment", "step-from", "step-to", "rollout-list"]
+def test_every_control_is_reached_by_tab(opened: Browser):
+    expected = ["theme", "smooth", "moment", "step-from", "step-to", "rollout-list"]
     seen: list[str] = []
     while "rollout-list" not in seen and len(seen) < 200:
         opened.press("Tab")
         seen.append(opened.evaluate("document.activeElement.id || document.activeElement.tagName"))
-    assert [name for name in seen if name in wanted] == wanted
+    assert [name for name in seen if name in expected] == expected
     assert seen.count("svg") == opened.count("svg")
 
 
@@ -225,7 +225,7 @@ def test_seeds_have_a_band_and_dynamics_all_pairs(browser: Browser, run: Path, t
     append_lines(other / "dynamics.jsonl", [moment])
     browser.emulate()
     browser.open(write_report([run, other], tmp_path / "page.html"))
-    assert browser.complaints == []
+    assert browser.errors == []
     assert browser.count(f"{chart('reward', 1)} path.band") >= 1
     browser.evaluate("document.querySelector('#matrices-bar select').focus()")
     browser.press("o")
@@ -246,10 +246,10 @@ def test_a_study_shows_its_tables_and_runs(browser: Browser, run: Path, tmp_path
     save_results(study / "results.json", results)
     browser.emulate()
     browser.open(write_report([study]))
-    assert browser.complaints == []
+    assert browser.errors == []
     assert browser.text(".study h2") == "A study of <two>"
     assert browser.count("table.study") >= 3
     assert browser.text("details.run summary .name") == "copd/seed_0"
     (study / "results.json").write_text("{")
     browser.open(write_report([study]))
-    assert "No comparison to show yet for study" in browser.text(".study")
+    assert "study has no comparison to show yet" in browser.text(".study")

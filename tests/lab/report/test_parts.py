@@ -1,4 +1,4 @@
-"""What the page is made of: choices, matrices, pictures, tokens, thinned lines."""
+"""The parts of the page: chosen rollouts, matrices, pictures, tokens, thinned lines."""
 
 import base64
 import io
@@ -25,7 +25,7 @@ KEYS = st.lists(st.tuples(st.sampled_from("ab"), st.sampled_from(["rlvr/a", "opd
 
 
 def run_of(**parts: Any) -> RunFiles:
-    """A run of which only some files are there."""
+    """Return a run that has only some files."""
     names = ("metrics", "timings", "evaluations", "dynamics")
     rest = {"settings": {}, "config": None, "plan": {}, "results": {}, **{n: [] for n in names}}
     return RunFiles(path=Path("run"), name="run", method=None, **{**rest, **parts})
@@ -92,11 +92,11 @@ def test_matrices_from_metrics_have_the_student_in_the_row():
 @given(st.integers(0, 400), st.integers(1, 60))
 def test_thinned_lines_keep_both_ends(size, points):
     records: list[dict[str, Any]] = [{"step": i} for i in range(size)]
-    kept = thinned(records, points)
-    assert len(kept) <= points + 1
-    assert kept[:1] == records[:1]
-    assert kept[-1:] == records[-1:]
-    assert [r["step"] for r in kept] == sorted({r["step"] for r in kept})
+    chosen = thinned(records, points)
+    assert len(chosen) <= points + 1
+    assert chosen[:1] == records[:1]
+    assert chosen[-1:] == records[-1:]
+    assert [r["step"] for r in chosen] == sorted({r["step"] for r in chosen})
 
 
 def test_many_runs_have_fewer_points():
@@ -114,7 +114,7 @@ def test_rounded(value, number):
 # Pictures
 
 
-def test_a_picture_is_kept_once_and_unchanged():
+def test_a_picture_is_stored_once_and_unchanged():
     rng = np.random.default_rng(0)
     colour = rng.integers(0, 256, (5, 7, 3), dtype=np.uint8)
     grey = np.repeat(rng.integers(0, 256, (6, 4, 1), dtype=np.uint8), 3, axis=2)
@@ -140,12 +140,12 @@ def test_large_pictures_shrink_and_a_full_album_takes_no_more():
 # Tokens
 
 
-def test_pieces_of_the_embedded_base_are_its_text():
+def test_token_texts_of_the_embedded_base_join_to_its_text():
     tokenizer = AutoTokenizer.from_pretrained(resolve("tiny"))
     ids = [*tokenizer("Compute 8+6.\n#14").input_ids, tokenizer.eos_token_id]
-    pieces = token_reader(resolve("tiny"))(ids)
-    assert len(pieces) == len(ids)
-    assert "".join(pieces) == tokenizer.decode(ids)
+    texts = token_reader(resolve("tiny"))(ids)
+    assert len(texts) == len(ids)
+    assert "".join(texts) == tokenizer.decode(ids)
 
 
 def test_a_character_of_several_tokens_stands_at_its_last(tmp_path: Path):

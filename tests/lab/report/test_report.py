@@ -1,4 +1,4 @@
-"""The page as text: it says what the files say, also when they are half there or damaged."""
+"""The page as text, of complete, unfinished and damaged runs."""
 
 import hashlib
 import json
@@ -15,7 +15,7 @@ from copd.cli import main
 from copd.lab.report import write_report
 from copd.lab.report.page import embedded
 from copd.monitor.results import from_json, gain, mean_interval, overall
-from copd.storage import read_lines
+from copd.storage import RENAMED_METRICS, read_lines
 
 
 class Tables(HTMLParser):
@@ -43,14 +43,14 @@ class Tables(HTMLParser):
 
 
 def data_of(html: str) -> dict[str, Any]:
-    """What the script of the page reads."""
+    """Return the values that the scripts of the page read."""
     found = re.search(r'<script type="application/json" id="data">(.*?)</script>', html, re.S)
     assert found is not None
     return json.loads(found[1])
 
 
 def notes_of(html: str) -> list[str]:
-    """The sentences about missing and damaged files."""
+    """Return the sentences about missing and damaged files."""
     return re.findall(r"<li>(.*?)</li>", html)
 
 
@@ -123,19 +123,33 @@ def test_curves_are_the_metrics(run: Path, html: str):
     assert points["x"] == [0, 2, 4]
 
 
+def test_former_metric_names_are_shown_like_the_current_ones(
+    copy: Path, html: str, report: Callable[[], str]
+):
+    path = copy / "metrics.jsonl"
+    text = path.read_text()
+    for former, current in RENAMED_METRICS.items():
+        assert f'/{current}"' in text
+        text = text.replace(f'/{current}"', f'/{former}"')
+    path.write_text(text)
+    [own], [other] = data_of(html)["runs"], data_of(report())["runs"]
+    assert any(line["q"] == "frac_reward_zero_std" for line in own["series"])
+    assert other | {"name": own["name"]} == own
+
+
 def test_a_rollout_comes_with_its_problem_tokens_signal_and_reading(run: Path, html: str):
     rollouts = data_of(html)["rollouts"]
     records = list(read_lines(run / "rollouts.jsonl"))
     assert len(rollouts["groups"]) == len(records) == rollouts["recorded"]
     for record, group in zip(records, rollouts["groups"], strict=True):
         assert group["index"] == record["problem"]["index"]
-        for told, shown in zip(record["rollouts"], group["rollouts"], strict=True):
-            pieces = [rollouts["pieces"][i] for i in shown["tokens"]]
-            assert "".join(pieces).removesuffix("<|im_end|>") == told["text"]
-            assert len(pieces) == len(told["token_ids"])
-            assert shown["delta"] == told.get("delta")
-            assert shown["reading"] == told["text"].rpartition("#")[2] * ("#" in told["text"])
-            assert (shown["reading"] == group["answer"]) == (told["reward"] == 1.0)
+        for saved, shown in zip(record["rollouts"], group["rollouts"], strict=True):
+            texts = [rollouts["token_texts"][i] for i in shown["tokens"]]
+            assert "".join(texts).removesuffix("<|im_end|>") == saved["text"]
+            assert len(texts) == len(saved["token_ids"])
+            assert shown["delta"] == saved.get("delta")
+            assert shown["reading"] == saved["text"].rpartition("#")[2] * ("#" in saved["text"])
+            assert (shown["reading"] == group["answer"]) == (saved["reward"] == 1.0)
         assert sum(r["advantage"] for r in group["rollouts"]) == pytest.approx(0, abs=1e-3)
     clips = [g["parts"][0] for g in rollouts["groups"] if g["domain"] == "video"]
     assert all(len(clip["frames"]) == clip["of"] for clip in clips)
@@ -154,7 +168,7 @@ def test_a_run_is_not_changed(copy: Path, report: Callable[[], str]):
     assert state() == before
 
 
-def test_a_run_still_going_is_shown_as_far_as_it_is(copy: Path, report: Callable[[], str]):
+def test_an_unfinished_run_is_shown_up_to_its_last_step(copy: Path, report: Callable[[], str]):
     shutil.rmtree(copy / "final")
     results = json.loads((copy / "eval.json").read_text())
     (copy / "eval.json").write_text(json.dumps({"base": results["base"]}))
@@ -166,11 +180,11 @@ def test_a_run_still_going_is_shown_as_far_as_it_is(copy: Path, report: Callable
     assert "not finished, step 3 of 4" in html
     assert notes_of(html) == []
     assert data_of(html)["rollouts"]["recorded"] == 5
-    assert "trained models are measured when the run ends" in html
+    assert "trained models are evaluated when the run ends" in html
 
 
 def test_runs_of_a_study_are_in_its_order_and_finished_once_measured(run: Path, tmp_path: Path):
-    """A study measures the base itself, and experts that others only begin from not at all."""
+    """A study evaluates the base itself; experts that other runs start from are not evaluated."""
     config = json.loads((run / "config.json").read_text())
     config["evaluation"] |= {"base": False, "branches": False}
     results = json.loads((run / "eval.json").read_text())
@@ -186,7 +200,7 @@ def test_runs_of_a_study_are_in_its_order_and_finished_once_measured(run: Path, 
         ("mixed/seed_2", "finished, 4 steps"),
         ("mixed/seed_10", "finished, 4 steps"),
         ("copd/seed_2", "finished, 4 steps"),
-        ("_experts1/seed_2", "all 4 steps done, not measured"),
+        ("_experts1/seed_2", "all 4 steps done, not evaluated"),
     ]
 
 
@@ -196,13 +210,17 @@ def test_a_run_that_has_only_begun(copy: Path, report: Callable[[], str]):
             shutil.rmtree(path) if path.is_dir() else path.unlink()
     html = report()
     assert notes_of(html) == []
-    assert "Nothing has been measured on held-out problems yet." in html
+    assert "Nothing has been evaluated on held-out problems yet." in html
 
 
 @pytest.mark.parametrize(
     ("name", "text", "note"),
     [
-        ("metrics.jsonl", "{}\n", "metrics.jsonl is damaged in line 1: read up to there."),
+        (
+            "metrics.jsonl",
+            "{}\n",
+            "metrics.jsonl is damaged in line 1: only the lines before it are shown.",
+        ),
         ("metrics.jsonl", '{"step": "x", "branches": {}}\n', "metrics.jsonl is damaged in line 1"),
         ("metrics.jsonl", '{"step": 1, "branches": [3]}\n', "Learning curves left out"),
         ("timings.jsonl", "\ufffd\x00\n", "timings.jsonl is damaged in line 1"),
@@ -210,11 +228,11 @@ def test_a_run_that_has_only_begun(copy: Path, report: Callable[[], str]):
         ("evaluations.jsonl", '{"step": 2, "results": {"text": 3}}\n', "over steps left out"),
         ("dynamics.jsonl", '{"step": 2, "models": ["a"], "domains": {"d": 1}}\n', "pairs left out"),
         ("eval.json", "{", "eval.json is damaged"),
-        ("eval.json", '{"base": {}}', "eval.json is damaged: a model in it has no measured"),
-        ("plan.json", "[]", "plan.json is damaged: it holds no table."),
+        ("eval.json", '{"base": {}}', "eval.json is damaged: a model has no evaluated problems."),
+        ("plan.json", "[]", "plan.json is damaged: it is not a JSON object."),
         ("plan.json", '{"stages": [{"name": "rlvr"}]}', "plan.json is damaged: no"),
         ("config.json", "{", "config.json is damaged"),
-        ("config.json", '{"seed": 3}', "config.json is not understood"),
+        ("config.json", '{"seed": 3}', "config.json cannot be loaded"),
     ],
 )
 def test_a_damaged_file_is_a_sentence(
@@ -241,7 +259,7 @@ def test_a_missing_plan_is_a_sentence(copy: Path, report: Callable[[], str]):
     (copy / "plan.json").unlink()
     html = report()
     assert notes_of(html) == ["plan.json is missing."]
-    assert "no plan to be read" in html
+    assert "no readable plan" in html
 
 
 def test_a_model_that_moved_leaves_the_text(copy: Path, report: Callable[[], str]):
@@ -281,6 +299,6 @@ def test_the_command(copy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert capsys.readouterr().out == f"report: {copy / 'report.html'}\n"
     assert (copy / "report.html").stat().st_size < 400_000
     assert main(["report", str(tmp_path)]) == 2
-    assert "is no run: expected a config.json in it" in capsys.readouterr().err
+    assert "is not a run: expected a config.json in it" in capsys.readouterr().err
     assert main(["report", str(copy), "--out", str(tmp_path / "no" / "page.html")]) == 2
     assert "Make the folder, or name another." in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""The report: what run directories hold, as one HTML page. Changes no run, loads no model."""
+"""The report: one HTML page of what runs and studies did."""
 
 from copd.lab.report.page import write_report
 

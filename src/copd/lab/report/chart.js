@@ -1,7 +1,6 @@
-// A line chart over steps, drawn as SVG: axes, shaded stages, bands, marks, a crosshair that
-// follows pointer and arrow keys, and the same numbers as a table.
-// The axis is of steps, or of what the page's data call it.
-// A line: {name, color, dash, marks, x, y, low, high, raw}; null where there is no value.
+// A line chart as SVG: axes, shaded stages, bands, marks, a crosshair that follows the pointer and
+// the arrow keys, and the same numbers as a table. The x axis is the step unless the data name it.
+// A line is {name, color, dash, marks, x, y, low, high, raw}; a missing value is null.
 
 const AXIS = DATA.axis ?? "step";
 const WIDTH = 400, HEIGHT = 216, LEFT = 46, RIGHT = 8, TOP = 8, BOTTOM = 28;
@@ -13,7 +12,7 @@ function ticks(low, high, count) {
   return range(first, Math.floor(high / step + 1e-9) + 1).map((i) => Number((i * step).toPrecision(6)));
 }
 
-// The range of y for all facets of a row, so that they can be compared.
+// All facets of a row share the range of y, so that they can be compared.
 function extent(lines, { from = null, to = null } = {}) {
   const values = lines.flatMap((l) => finite([...l.y, ...(l.raw ?? []), ...(l.low ?? []), ...(l.high ?? [])]));
   let low = Math.min(...values, ...finite([from])), high = Math.max(...values, ...finite([to]));
@@ -79,19 +78,19 @@ function path(line, values, x, y) {
   }).join("");
 }
 
-// Dots show where a dashed line was measured: only in stages that have its batches.
+// A dashed line has dots where it was measured: only some stages have cross batches.
 function drawLine(picture, line, x, y) {
   const style = `--c:${line.color}`;
   const add = (tag, attributes) => picture.append(svg(tag, { style, ...attributes }));
-  const kept = line.low ? line.x.map((_, i) => i).filter((i) => line.low[i] !== null) : [];
+  const bounded = line.low ? line.x.map((_, i) => i).filter((i) => line.low[i] !== null) : [];
   const edge = (values) => (i) => `${x(line.x[i]).toFixed(1)} ${y(values[i]).toFixed(1)}`;
   if (line.marks) {
-    for (const i of kept) {
+    for (const i of bounded) {
       const at = x(line.x[i]);
       add("line", { class: "whisker", x1: at, x2: at, y1: y(line.low[i]), y2: y(line.high[i]) });
     }
-  } else if (kept.length) {
-    const around = [...kept.map(edge(line.high)), ...kept.toReversed().map(edge(line.low))];
+  } else if (bounded.length) {
+    const around = [...bounded.map(edge(line.high)), ...bounded.toReversed().map(edge(line.low))];
     add("path", { class: "band", d: `M${around.join("L")}Z` });
   }
   if (line.raw) add("path", { class: "line raw", d: path(line, line.raw, x, y) });
@@ -104,7 +103,7 @@ function drawLine(picture, line, x, y) {
   });
 }
 
-// Values at a step: what the read-out says.
+// The values that the read-out shows at a step.
 function valuesAt(lines, step) {
   return lines.map((line) => [line, line.x.indexOf(step)])
     .filter(([line, i]) => i >= 0 && line.y[i] !== null)
@@ -147,8 +146,8 @@ function follow(place, group) {
   const leave = () => { for (const other of group) pointAt(other, null, false); };
   picture.addEventListener("pointermove", (event) => {
     const box = picture.getBoundingClientRect();
-    const wanted = ((event.clientX - box.left) / box.width) * WIDTH;
-    const far = steps.map((step) => Math.abs(place.x(step) - wanted));
+    const pointer = ((event.clientX - box.left) / box.width) * WIDTH;
+    const far = steps.map((step) => Math.abs(place.x(step) - pointer));
     if (far.length) move(far.indexOf(Math.min(...far)));
   });
   picture.addEventListener("pointerleave", leave);

@@ -1,23 +1,23 @@
-// The learning curves: rows of charts, a facet per domain, over one run or the mean of its seeds.
+// The learning curves: a row per metric, a chart per domain, of one run or the mean over seeds.
 
 const ROWS = [
   { q: "reward", title: "Reward", unit: "0 to 1", from: 0, to: 1, about:
-    "Mean reward of a batch. Solid: native batches, which the branch learns from. Dashed: cross batches, on a neighbour's domain; there the reward trains nothing." },
+    "Mean reward of a batch. Solid: native batches, whose rewards train the branch. Dashed: cross batches on another branch's domain, whose rewards do not." },
   { q: "accuracy", title: "Accuracy of batches", unit: "0 to 1", from: 0, to: 1, unlike: "reward", about:
     "Share of rollouts with reward 1 or more." },
   { q: "measured", title: "Held-out accuracy", unit: "0 to 1", from: 0, to: 1, about:
-    "On held-out problems, the same for all models; whiskers are 95 % intervals over problems, over seeds where several runs are shown." },
+    "On the same held-out problems for all models. Whiskers are 95 % intervals over problems, or over seeds if several runs are shown." },
   { q: "overlap", title: "Top-k overlap with the teacher", unit: "0 to 1", to: 1, about:
-    "On the student's own tokens of cross batches: how many of the k most probable tokens both share." },
+    "The share of the k most probable tokens that student and teacher have in common, on the student's tokens of cross batches." },
   { q: "symmetric_kl", title: "Symmetric KL to the teacher", unit: "nats", from: 0, about:
-    "KL(p to q) + KL(q to p), on the same tokens." },
+    "KL(student || teacher) + KL(teacher || student), on the same tokens." },
   { q: "delta_mean", title: "The teacher's signal", unit: "nats", about:
-    "Mean of delta, log-probability under the teacher minus under the student; its negative estimates KL(student || teacher)." },
-  { q: "entropy", title: "Entropy", unit: "nats", from: 0, about: "Mean entropy of the student over tokens." },
+    "Mean of delta, a token's log-probability under the teacher minus under the student. Its negative estimates KL(student || teacher)." },
+  { q: "entropy", title: "Entropy", unit: "nats", from: 0, about: "Mean entropy of the student's tokens." },
   { q: "length", title: "Length", unit: "tokens", about: "Mean tokens of a completion." },
   { q: "truncated", title: "Truncated", unit: "0 to 1", from: 0, about: "Share of completions cut off at the token limit." },
-  { q: "frac_reward_zero_std", title: "Silent groups", unit: "0 to 1", from: 0, to: 1, about:
-    "Share of groups with equal rewards, which teach nothing." },
+  { q: "frac_reward_zero_std", title: "Zero-variance groups", unit: "0 to 1", from: 0, to: 1, about:
+    "Share of groups whose rewards are equal, so that their advantage is zero." },
 ];
 const TOTALS = [
   ["grad_norm", "Gradient norm", "before clipping"],
@@ -25,14 +25,14 @@ const TOTALS = [
   ["scored_tokens", "Scored tokens", "as a teacher, so far"],
   ["seconds", "Time of a step", "seconds"],
 ];
-// 97.5 % quantiles of Student's t for 1, 2, ... degrees of freedom; beyond them the normal's.
+// 97.5 % quantiles of Student's t for 1, 2, ... degrees of freedom; above, the normal's is used.
 const T = [12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.16,
   2.145, 2.131, 2.12, 2.11, 2.101, 2.093, 2.086];
-// A t interval of few seeds says little; their extremes say what happened.
+// The default band is the range: a t interval of few seeds is too wide to be useful.
 const MANY = DATA.groups.some((group) => group.runs.length >= 5);
 const curves = { group: 0, smooth: 0.5, band: MANY ? "t" : "range", suite: "", hidden: new Set() };
 
-// An exponential mean without the bias of its start; gaps stay gaps.
+// An exponential moving average with bias correction; gaps stay gaps.
 function smoothed(values, weight) {
   let sum = 0, mass = 0;
   return values.map((value) => {
@@ -52,7 +52,7 @@ function spread(values, band) {
   return [mean, mean - half, mean + half];
 }
 
-// The same line of several runs as their mean and a band.
+// Merge the same line of several runs into their mean and a band.
 function together(lines) {
   if (lines.length === 1) return lines[0];
   const x = [...new Set(lines.flatMap((line) => line.x))].sort((a, b) => a - b);
@@ -65,7 +65,7 @@ function together(lines) {
   return { ...lines[0], x, y, low, high };
 }
 
-// An interval ends where a quantity cannot go on.
+// Clip an interval to the range of its metric.
 const within = (values, { from = null, to = null }) => values && values.map((value) =>
   value === null ? null : Math.min(to ?? Infinity, Math.max(from ?? -Infinity, value)));
 

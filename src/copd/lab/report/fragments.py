@@ -1,9 +1,9 @@
-"""The parts of the page that need no script: what a run is, its results, its cost. Pure HTML."""
+"""The parts of the page that need no script: facts, results, costs and plans as HTML."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from html import escape
 from pathlib import Path
@@ -11,14 +11,24 @@ from pathlib import Path
 import numpy as np
 
 from copd.lab.report.reading import RunFiles
-from copd.monitor.results import DomainResult, Estimate, Results, gain, mean_interval, overall
+from copd.lab.study.results import load_results
+from copd.lab.study.statistics import summarize
+from copd.lab.study.tables import to_html
+from copd.monitor.results import (
+    Estimate,
+    gain,
+    mean_interval,
+    overall,
+    paired_difference,
+    result_rows,
+)
 from copd.planning.cost import describe, plan_cost
 from copd.recipes import build_plan, to_dict
 from copd.run.cost import COUNTS
 
 
 def run_section(run: RunFiles, *, is_open: bool, is_printed: bool) -> str:
-    """All that is known of a run, foldable."""
+    """Return everything about a run behind its name, unfolded if `is_open`."""
     body = "".join(
         [
             _notes(run),
@@ -35,18 +45,18 @@ def run_section(run: RunFiles, *, is_open: bool, is_printed: bool) -> str:
 
 
 def state(run: RunFiles) -> str:
-    """Where the run is, in words."""
+    """Return how far the run is, in words."""
     if not run.total_steps:
-        return "no plan to be read"
+        return "no readable plan"
     if run.is_finished:
         return f"finished, {run.total_steps} steps"
     if run.done_steps == run.total_steps:
-        return f"all {run.total_steps} steps done, not measured"
+        return f"all {run.total_steps} steps done, not evaluated"
     return f"not finished, step {run.done_steps} of {run.total_steps}"
 
 
 def overview(runs: Sequence[RunFiles]) -> str:
-    """Several runs, a line each."""
+    """Return a table of several runs, a row each."""
     head = ("run", "recipe", "seed", "state", "final model, mean accuracy", "last written")
     rows = [
         [
@@ -59,30 +69,29 @@ def overview(runs: Sequence[RunFiles]) -> str:
         ]
         for r in runs
     ]
-    return _table(head, rows, "overview", "Runs on this page")
+    return table(head, rows, kind="overview", caption="Runs on this page")
 
 
 def _final(run: RunFiles) -> str:
-    """The final model and its mean accuracy in percent, once it is measured."""
-    name = run.final
-    own = run.results.get(name) if name else None
-    return f"{name} {overall(own)}" if own else ""
+    """Return the final model and its mean accuracy in percent, once it is evaluated."""
+    own = run.results.get(run.final) if run.final else None
+    return f"{run.final} {overall(own)}" if own else ""
 
 
 def recipe(run: RunFiles) -> str:
-    """The method in one or two words."""
+    """Return the type of the run's recipe."""
     settings = run.settings.get("recipe")
     return str(settings.get("type", "")) if isinstance(settings, dict) else ""
 
 
 def written(run: RunFiles) -> str:
-    """When a file of the run was last written."""
+    """Return when a file of the run was last written."""
     files = [f for f in run.path.iterdir() if f.suffix in (".json", ".jsonl")]
     return moment(max((f.stat().st_mtime for f in files), default=0.0))
 
 
 def moment(seconds: float) -> str:
-    """A time in words, the same everywhere."""
+    """Format seconds since the epoch as date and time."""
     return datetime.fromtimestamp(seconds, UTC).strftime("%-d %b %Y, %H:%M UTC")
 
 
@@ -119,51 +128,33 @@ def _duration(seconds: float) -> str:
 
 
 def _results(run: RunFiles) -> str:
-    """Rows: suites, domains, their mean; columns: models; last what the final model gained."""
+    """Return accuracies by suite, domain and model, and what the final model gained."""
     if not run.results:
-        return '<p class="remark">Nothing has been measured on held-out problems yet.</p>'
+        return '<p class="remark">Nothing has been evaluated on held-out problems yet.</p>'
     models = [m for m in run.models if m in run.results] or list(run.results)
     results = {m: run.results[m] for m in models}
     final = run.final if run.final in results and "base" in results else None
     head = ["accuracy, %", *models, *([f"{final} \u2212 base"] if final else [])]
-    rows = [
-        f'<tr class="{kind}"><th scope="row">{escape(label)}</th>'
-        + "".join(_accuracy(mean_interval(values[m])) for m in models)
-        + (_points(_difference(values[final], values["base"])) if final else "")
-        + "</tr>"
-        for kind, label, values in _result_rows(results)
-    ]
-    last = "".join(_accuracy(overall(results[m])) for m in models)
-    last += _points(gain(results[final], results["base"])["mean"]) if final else ""
-    rows.append(f'<tr class="total"><th scope="row">mean</th>{last}</tr>')
+    rows = []
+    for label, is_domain, values in result_rows(results):
+        cells = [_accuracy(mean_interval(own)) for own in values.values()]
+        cells += [_points(paired_difference(values[final], values["base"]))] if final else []
+        rows.append(_row("domain" if is_domain else "suite", label, cells))
+    cells = [_accuracy(overall(own)) for own in results.values()]
+    cells += [_points(gain(results[final], results["base"])["mean"])] if final else []
+    rows.append(_row("total", "mean", cells))
     caption = (
         "Held-out accuracy with 95 % intervals over problems; differences in points, paired over "
         "the same problems."
     )
     if not run.is_finished:
-        caption += " The trained models are measured when the run ends."
-    columns = "".join(
-        f'<th scope="col" data-model="{escape(name)}">{escape(name)}</th>' for name in head
-    )
-    return (
-        f'<div class="wide"><table class="results"><caption><span>{caption}</span></caption>'
-        f"<thead><tr>{columns}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
-    )
+        caption += " The trained models are evaluated when the run ends."
+    columns = [f'<th scope="col" data-model="{escape(n)}">{escape(n)}</th>' for n in head]
+    return _wide_table("results", caption, columns, rows)
 
 
-def _result_rows(
-    results: Mapping[str, Results],
-) -> Iterable[tuple[str, str, dict[str, tuple[float, ...]]]]:
-    first: Mapping[str, DomainResult] = next(iter(results.values()))
-    for domain, result in first.items():
-        for suite in dict.fromkeys(result.suites):
-            own = {m: r[domain].of_suite(suite) for m, r in results.items()}
-            yield "suite", f"{domain}/{suite}", own
-        yield "domain", domain, {m: r[domain].accuracy for m, r in results.items()}
-
-
-def _difference(model: Sequence[float], base: Sequence[float]) -> Estimate:
-    return mean_interval(np.subtract(model, base).tolist())
+def _row(kind: str, label: str, cells: Sequence[str]) -> str:
+    return f'<tr class="{kind}"><th scope="row">{escape(label)}</th>{"".join(cells)}</tr>'
 
 
 def _accuracy(e: Estimate) -> str:
@@ -187,27 +178,32 @@ def _costs(run: RunFiles) -> str:
     names = [name.replace("_", " ") for name in COUNTS]
     rows = [[branch, *(f"{own[c]:,}" for c in COUNTS)] for branch, own in cost.items()]
     total = [f"{sum(own[c] for own in cost.values()):,}" for c in COUNTS]
-    caption = "Cost so far" if not run.is_finished else "Cost"
-    about = f"{caption}. Tokens are those of completions; scored is what a branch did as a teacher."
-    return _table(("branch", *names), [*rows, ["total", *total]], "costs", about)
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]], kind: str, caption: str) -> str:
-    columns = "".join(f'<th scope="col">{escape(name)}</th>' for name in head)
-    body = "".join(
-        f'<tr><th scope="row">{escape(first)}</th>'
-        + "".join(f"<td>{escape(cell)}</td>" for cell in rest)
-        + "</tr>"
-        for first, *rest in rows
+    caption = (
+        f"{'Cost' if run.is_finished else 'Cost so far'}. Tokens are those of completions; scored "
+        "tokens are those a branch scored as a teacher."
     )
+    return table(("branch", *names), [*rows, ["total", *total]], kind="costs", caption=caption)
+
+
+def table(
+    head: Sequence[str], rows: Sequence[Sequence[str]], *, kind: str = "", caption: str = ""
+) -> str:
+    """Return a table whose first column labels the rows."""
+    columns = [f'<th scope="col">{escape(name)}</th>' for name in head]
+    body = [_row("", first, [f"<td>{escape(c)}</td>" for c in rest]) for first, *rest in rows]
+    return _wide_table(kind, caption, columns, body)
+
+
+def _wide_table(kind: str, caption: str, columns: Sequence[str], rows: Sequence[str]) -> str:
+    about = f"<caption><span>{escape(caption)}</span></caption>" if caption else ""
     return (
-        f'<div class="wide"><table class="{kind}"><caption><span>{escape(caption)}</span></caption>'
-        f"<thead><tr>{columns}</tr></thead><tbody>{body}</tbody></table></div>"
+        f'<div class="wide"><table class="{kind}">{about}<thead><tr>{"".join(columns)}</tr></thead>'
+        f"<tbody>{''.join(rows)}</tbody></table></div>"
     )
 
 
 def _plan_text(run: RunFiles) -> str:
-    """As `copd plan` prints it, where the configuration alone makes the plan of this run."""
+    """Describe the plan like `copd plan`, if the configuration alone builds this plan."""
     if run.config is not None and to_dict(plan := build_plan(run.config)) == run.plan:
         return describe(plan, plan_cost(plan, run.config.rollout))
     return _plain(run.plan) if run.plan else ""
@@ -218,7 +214,7 @@ def _plain(values: Mapping[str, object]) -> str:
 
 
 def folded(title: str, content: str, *, is_printed: bool = False) -> str:
-    """HTML behind its title; unfolded by a click, and on paper where it should be."""
+    """Fold HTML behind its title; if `is_printed`, it is unfolded on paper."""
     mark = " data-print" if is_printed else ""
     return f'<details class="fold"{mark}><summary>{title}</summary>{content}</details>'
 
@@ -229,11 +225,7 @@ def _fold(title: str, text: str, kind: str) -> str:
 
 
 def study_section(path: Path) -> str:
-    """The comparison of a study: its tables and what it was."""
-    from copd.lab.study.results import load_results
-    from copd.lab.study.statistics import summarize
-    from copd.lab.study.tables import to_html
-
+    """Return the tables and the settings of a study."""
     results = load_results(path / "results.json")
     settings = _fold("The study", _plain(results.settings), "settings")
     return (

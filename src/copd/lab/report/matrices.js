@@ -1,4 +1,4 @@
-// Branch by branch: overlap and KL at one moment, with a slider over the run.
+// Matrices of overlap and KL between branches at one step, with a slider over the run.
 
 const distances = { run: 0, moment: 0 };
 const KINDS = [
@@ -7,7 +7,7 @@ const KINDS = [
 ];
 const pairsOf = (run) => (run.matrices && run.matrices.moments.length ? run.matrices : null);
 
-// The scale of a quantity spans the whole run, so that colours can be compared over time.
+// The colour scale of a metric spans the whole run, so that colours can be compared over time.
 function bounds(pairs, kind) {
   const values = finite(pairs.moments.flatMap((m) =>
     Object.values(m.domains).flatMap((d) => d[kind].flat())));
@@ -60,9 +60,9 @@ function matricesBar() {
   }, distances.run);
   find("matrices-bar").replaceChildren(...(known.length > 1 ? [runs] : []),
     el("label", {}, "Moment", slider, shown));
-  find("matrices-note").textContent = "Row: whose tokens (the student); column: who is compared with it. " +
-    "The stronger the colour, the further apart; scales span the whole run. " +
-    (pairs.all_pairs ? "" : "This run has no dynamics.jsonl: only pairs of student and teacher are known, on the teacher's domain, in the steps they taught. Hatched: not measured.");
+  find("matrices-note").textContent = "Row: the student, whose tokens are compared; column: the model it is compared with. " +
+    "A stronger colour means further apart, on a scale that spans the whole run. " +
+    (pairs.all_pairs ? "" : "This run has no dynamics.jsonl, so only pairs of student and teacher are known, on the teacher's domain and in steps with cross batches. Hatched: not measured.");
 }
 
 const firstPairs = DATA.runs.findIndex((run) => pairsOf(run));

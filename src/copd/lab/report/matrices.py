@@ -1,48 +1,52 @@
-"""How far apart branches are, pair by pair over time, as plain values.
+"""Overlap and KL of every pair of branches over time, as plain values.
 
-From dynamics.jsonl, where every pair is measured, or else from what students and their teachers
-told in metrics.jsonl.
+They come from dynamics.jsonl, which has all pairs, or else from metrics.jsonl, which has students
+and their teachers.
 """
 
 from __future__ import annotations
 
+from collections import defaultdict
 from typing import Any
 
 from copd.lab.report.curves import MAX_POINTS, action_parts, rounded, thinned
 from copd.lab.report.reading import RunFiles
 
-QUANTITIES = ("overlap", "symmetric_kl")
+METRICS = {"overlap": 1.0, "symmetric_kl": 0.0}
+"""The compared metrics, and their value of a model with itself."""
+
 Matrix = list[list[float | None]]
 
 
 def matrices(run: RunFiles) -> dict[str, Any]:
-    """`models`, and per moment its `step`, `stage` and matrices by domain and quantity.
+    """Return `models`, and `moments`: a step, its stage, and matrices by domain and metric.
 
-    Row: whose tokens; column: who is compared.
+    The row is the model that sampled the tokens, the column the model compared with it.
     """
-    if run.dynamics:
-        return _from_dynamics(run)
-    return _from_metrics(run)
+    return _from_dynamics(run) if run.dynamics else _from_metrics(run)
 
 
 def _from_dynamics(run: RunFiles) -> dict[str, Any]:
     models = list(dict.fromkeys(m for record in run.dynamics for m in record["models"]))
     moments = [
-        {
-            "step": record["step"],
-            "stage": record.get("stage", ""),
-            "domains": {
-                domain: {q: _placed(record["models"], models, table[q]) for q in QUANTITIES}
+        _moment(
+            record,
+            {
+                domain: {m: _placed(record["models"], models, table[m]) for m in METRICS}
                 for domain, table in record["domains"].items()
             },
-        }
+        )
         for record in thinned(run.dynamics, MAX_POINTS)
     ]
     return {"all_pairs": True, "models": models, "moments": moments}
 
 
+def _moment(record: dict[str, Any], domains: dict[str, dict[str, Matrix]]) -> dict[str, Any]:
+    return {"step": record["step"], "stage": record.get("stage", ""), "domains": domains}
+
+
 def _placed(rows: list[str], models: list[str], table: Matrix) -> Matrix:
-    """The table with a row and a column for each of `models`; null where it has none."""
+    """Arrange a table of `rows` as one of `models`, with None for pairs it does not have."""
     cells = {
         (a, b): rounded(value)
         for a, row in zip(rows, table, strict=True)
@@ -52,29 +56,22 @@ def _placed(rows: list[str], models: list[str], table: Matrix) -> Matrix:
 
 
 def _from_metrics(run: RunFiles) -> dict[str, Any]:
-    moments = []
+    models, moments = run.branches, []
     for record in run.metrics:
-        cells: dict[str, dict[tuple[str, str, str], float | None]] = {}
+        found: dict[str, dict[tuple[str, str, str], float | None]] = defaultdict(dict)
         for branch, metrics in record["branches"].items():
             for key, value in metrics.items():
-                action, _, quantity = key.rpartition("/")
+                action, _, metric = key.rpartition("/")
                 parts = action_parts(action)
-                if parts["kind"] == "cross" and quantity in QUANTITIES:
-                    place = (quantity, branch, parts["teacher"])
-                    cells.setdefault(parts["domain"], {})[place] = rounded(value)
-        if cells:
-            domains = {
-                domain: {q: _filled(q, run.branches, own) for q in QUANTITIES}
-                for domain, own in cells.items()
+                if parts["kind"] == "cross" and metric in METRICS:
+                    found[parts["domain"]][metric, branch, parts["teacher"]] = rounded(value)
+        domains = {
+            domain: {
+                m: [[own if a == b else cells.get((m, a, b)) for b in models] for a in models]
+                for m, own in METRICS.items()
             }
-            moments.append(
-                {"step": record["step"], "stage": record.get("stage", ""), "domains": domains}
-            )
-    return {"all_pairs": False, "models": run.branches, "moments": thinned(moments, MAX_POINTS)}
-
-
-def _filled(
-    quantity: str, models: list[str], cells: dict[tuple[str, str, str], float | None]
-) -> Matrix:
-    own = 1.0 if quantity == "overlap" else 0.0
-    return [[own if a == b else cells.get((quantity, a, b)) for b in models] for a in models]
+            for domain, cells in found.items()
+        }
+        if domains:
+            moments.append(_moment(record, domains))
+    return {"all_pairs": False, "models": models, "moments": thinned(moments, MAX_POINTS)}

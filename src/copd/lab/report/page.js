@@ -1,4 +1,4 @@
-// What all parts share: the data, making elements, colours, numbers, the theme, the printer.
+// Shared by all scripts: the data, elements, colours, number formats, the theme and printing.
 
 const DATA = JSON.parse(document.getElementById("data").textContent);
 const find = (id) => document.getElementById(id);
@@ -20,7 +20,7 @@ const el = (tag, attributes = {}, ...children) =>
 const svg = (tag, attributes = {}, ...children) =>
   fill(document.createElementNS(SVG, tag), attributes, children);
 
-// Colours: a branch keeps its own in every run of the page.
+// A branch has the same colour in every run of the page.
 const BRANCHES = [...new Set(DATA.runs.flatMap((run) => run.branches))];
 
 function colour(name) {
@@ -71,7 +71,7 @@ function tip(target, text) {
   box.style.top = `${at.top + window.scrollY - box.offsetHeight - 7}px`;
 }
 
-// The theme is the system's until the button is used.
+// The page follows the system's theme until the button is used.
 const prefersDark = matchMedia("(prefers-color-scheme: dark)");
 
 function nameTheme() {
@@ -89,7 +89,7 @@ find("theme").addEventListener("click", () => {
   nameTheme();
 });
 
-// On paper nothing can be unfolded.
+// Unfold everything before printing, and restore it afterwards.
 let unfolded = [];
 addEventListener("beforeprint", () => {
   unfolded = [...document.querySelectorAll("details[data-print]:not([open])")];

@@ -1,4 +1,4 @@
-"""One HTML file from run and study directories: all in it, nothing loaded from outside."""
+"""The report of run and study directories as one HTML file that loads nothing from outside."""
 
 from __future__ import annotations
 
@@ -19,14 +19,22 @@ from copd.storage import write_atomically
 
 SCRIPTS = ("page.js", "chart.js", "curves.js", "matrices.js", "rollouts.js")
 MANY = 6
-"""Runs beyond which a run's own facts are folded away."""
+"""Number of runs above which their sections are folded."""
 STUDY_FILES = ("study.json", "results.json")
 
 
 def write_report(paths: Sequence[Path], out: Path | None = None) -> Path:
-    """Reads the directories and writes the page; returns where.
+    """Write the report of runs and studies.
 
-    By default into the directory itself, several share `report.html` where one stands.
+    Args:
+        paths: Directories that `copd train` or `copd compare` made; the runs may be unfinished.
+        out: File to write; by default `report.html` in the directory, or here for several.
+
+    Returns:
+        The path of the file.
+
+    Raises:
+        ValueError: If a path is neither a run nor a study, or the folder of `out` is missing.
     """
     paths = [*dict.fromkeys(path.resolve() for path in paths)]
     if out is None:
@@ -42,45 +50,49 @@ def write_report(paths: Sequence[Path], out: Path | None = None) -> Path:
 
 
 def page(runs: Sequence[RunFiles], studies: Sequence[Path]) -> str:
-    """The page as text."""
-    data = _data(runs)
-    one = len(runs) == 1
-    each = "".join(run_section(run, is_open=one, is_printed=len(runs) <= MANY) for run in runs)
+    """Return the page as text."""
+    data = _data(runs)  # first: what cannot be read becomes notes of the sections
+    is_one, is_few = len(runs) == 1, len(runs) <= MANY
+    sections = "".join(run_section(run, is_open=is_one, is_printed=is_few) for run in runs)
+    names = [path.name for path in studies] or [run.name for run in runs]
     parts = {
-        "title": escape(_title(runs, studies)),
-        "made": moment(time.time()),
+        "title": escape(", ".join(names) if len(names) < 4 else f"{len(names)} runs"),
         "studies": "".join(map(_study, studies)),
-        "overview": "" if one else overview(runs),
-        "runs": each if len(runs) <= MANY else folded("The runs one by one", each),
-        "style": _file("page.css"),
+        "overview": "" if is_one else overview(runs),
+        "runs": sections if is_few else folded("The runs one by one", sections),
         "data": embedded(data),
-        "script": "\n".join(map(_file, SCRIPTS)),
+        "script": "\n".join(map(asset, SCRIPTS)),
     }
-    return framed("report", _file("page.html"), parts)
+    return framed("report", asset("page.html"), parts)
 
 
 def framed(kind: str, body: str, parts: Mapping[str, str]) -> str:
-    """A page of this look: the body in what all pages share, and the parts where they are named."""
-    text = _file("frame.html")
-    for name, part in {"kind": kind, "body": body, **parts}.items():
+    """Put the body into the frame of all pages, and every part where its name stands."""
+    common = {"kind": kind, "body": body, "made": moment(time.time()), "style": asset("page.css")}
+    text = asset("frame.html")
+    for name, part in {**common, **parts}.items():
         text = text.replace(f"<!--{name}-->", part)
     return text
 
 
+def asset(name: str, package: str = "copd.lab.report") -> str:
+    """Return the text of a file that comes with a package."""
+    return resources.files(package).joinpath(name).read_text(encoding="utf-8")
+
+
 def embedded(data: object) -> str:
-    """JSON that no text in it can end or turn into markup."""
+    """Return JSON without `<`, so that no text in it ends the script or becomes markup."""
     return json.dumps(data, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
 
 
 def groups(runs: Sequence[RunFiles]) -> list[dict[str, Any]]:
-    """Runs that differ in nothing but their seed, together; in the order they came."""
+    """Group the runs that differ only in their seed, in the order they came."""
     found: dict[str, list[int]] = {}
     for number, run in enumerate(runs):
         own = {k: v for k, v in run.settings.items() if k not in ("seed", "output_dir")}
         key = json.dumps([run.method, own or number], sort_keys=True)
         found.setdefault(key, []).append(number)
-    labels = [_label([runs[i] for i in members]) for members in found.values()]
-    return [{"label": lb, "runs": m} for lb, m in zip(labels, found.values(), strict=True)]
+    return [{"label": _label([runs[i] for i in m]), "runs": m} for m in found.values()]
 
 
 def _label(runs: Sequence[RunFiles]) -> str:
@@ -92,12 +104,12 @@ def _label(runs: Sequence[RunFiles]) -> str:
 
 
 def _data(runs: Sequence[RunFiles]) -> dict[str, Any]:
+    """Return the values that the scripts of the page read."""
     gallery, points = Gallery(), num_points(len(runs))
     together = groups(runs)
     shown = [group["runs"][0] for group in together] if len(runs) > 2 * MANY else range(len(runs))
     for number in shown:
-        quota = MAX_GROUPS // len(shown)
-        run = runs[number]
+        run, quota = runs[number], MAX_GROUPS // len(shown)
         run.attempt(
             "Rollouts", lambda r=run, n=number, q=quota: add_rollouts(gallery, r, n, quota=q), None
         )
@@ -129,23 +141,23 @@ def _is_study(path: Path) -> bool:
 
 
 def _runs(path: Path, *, alone: bool) -> Iterable[RunFiles]:
-    """The run in the directory, or all runs of the study."""
+    """Read the run in a directory, or all runs of a study."""
     if _is_study(path):
         prefix = "" if alone else f"{path.name}/"
         for run in _in_order(path):
-            method = run.parent.name
-            yield read_run(run, name=f"{prefix}{method}/{run.name}", method=f"{prefix}{method}")
+            method = f"{prefix}{run.parent.name}"
+            yield read_run(run, name=f"{method}/{run.name}", method=method)
     elif (path / "config.json").is_file():
         yield read_run(path, name=path.name)
     else:
         raise ValueError(
-            f"{path} is no run: expected a config.json in it, or a study's results.json. "
+            f"{path} is not a run: expected a config.json in it, or a study's results.json. "
             "Name a directory that `copd train` or `copd compare` made."
         )
 
 
 def _in_order(study: Path) -> list[Path]:
-    """Runs by the study's methods, then seeds; experts that only others build on come last."""
+    """Sort runs by method, in the study's order, and seed; methods it does not name come last."""
     try:
         methods = [*json.loads((study / "study.json").read_text(encoding="utf-8"))["methods"]]
     except (OSError, *DAMAGE):
@@ -163,14 +175,5 @@ def _study(path: Path) -> str:
     try:
         return study_section(path)
     except (OSError, *DAMAGE) as error:
-        why = f"No comparison to show yet for {path.name}: {error}."
+        why = f"{path.name} has no comparison to show yet: {error}."
         return f'<section class="study"><p class="remark">{escape(why)}</p></section>'
-
-
-def _title(runs: Sequence[RunFiles], studies: Sequence[Path]) -> str:
-    names = [path.name for path in studies] or [run.name for run in runs]
-    return ", ".join(names) if len(names) < 4 else f"{len(names)} runs"
-
-
-def _file(name: str) -> str:
-    return resources.files("copd.lab.report").joinpath(name).read_text(encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Pictures as PNG data URIs, each once however often it is shown. Knows arrays only."""
+"""The pictures of a page as PNG data URIs, each stored once."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from numpy.typing import NDArray
 from PIL import Image
 
 MAX_SIDE = 320
-"""Pixels of the longer side; larger pictures are made smaller."""
+"""Pixels of the longer side; larger pictures are scaled down."""
 MAX_BYTES = 8_000_000
-"""All PNG files of a page together."""
+"""Bytes of all PNG files of a page together."""
 
 
 class Album:
-    """The pictures of a page, in the order they were first asked for."""
+    """The pictures of a page, in the order they were added."""
 
     def __init__(self, max_bytes: int = MAX_BYTES) -> None:
         self.uris: list[str] = []
@@ -24,7 +24,7 @@ class Album:
         self._room = max_bytes
 
     def place(self, pixels: NDArray[np.uint8]) -> int | None:
-        """Where the picture `H W 3` is in `uris`; None when the album is full."""
+        """Return the index in `uris` of a picture `H W 3`; None if the album is full."""
         key = (pixels.tobytes(), pixels.shape)
         if key not in self._places:
             png = _png(pixels)

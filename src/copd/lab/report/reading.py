@@ -1,6 +1,6 @@
-"""Reads a run directory, also one that is being written, damaged or half empty. Changes nothing.
+"""The files of a run, which may be unfinished or damaged.
 
-What is missing or damaged becomes one sentence of `notes`; the rest is shown.
+What is missing or damaged becomes a sentence in `notes`; the rest is shown.
 """
 
 from __future__ import annotations
@@ -17,25 +17,25 @@ from copd.storage import read_lines
 
 T = TypeVar("T")
 DAMAGE = (ValueError, KeyError, TypeError, AttributeError, IndexError, ArithmeticError)
-"""What reading values of an unexpected shape raises; json's errors are ValueErrors."""
+"""Errors from values of an unexpected shape; those of json are ValueErrors."""
 
 
 @dataclass(frozen=True, eq=False)
 class RunFiles:
-    """What there is of one run."""
+    """The small files of one run."""
 
     path: Path
     name: str
-    """What the page calls it."""
+    """Name on the page."""
 
     method: str | None
-    """The study's method it belongs to, if it is part of a study."""
+    """The study's method, if the run is part of a study."""
 
     settings: dict[str, Any]
-    """config.json as it is; empty where it cannot be read."""
+    """config.json as plain values; empty if it cannot be read."""
 
     config: Config | None
-    """The same as a configuration; None where this version of copd does not understand it."""
+    """The same as a configuration; None if this version of copd does not accept it."""
 
     plan: dict[str, Any]
     metrics: list[dict[str, Any]]
@@ -67,30 +67,30 @@ class RunFiles:
 
     @property
     def models(self) -> list[str]:
-        """Every model a run can have measured, the base first."""
+        """Every model that the run can evaluate, the base first."""
         merge = self.plan.get("merge")
         return ["base", *self.branches, *([merge["into"]] if merge else [])]
 
     @property
     def final(self) -> str | None:
-        """The one model the run ends with; None where every branch is one."""
+        """The one final model; None if every branch is one."""
         merge = self.plan.get("merge")
         return merge["into"] if merge else self.plan.get("result")
 
     @property
     def is_finished(self) -> bool:
-        """True once all is measured that its settings ask for; in a study that is not the base."""
+        """Whether every model is evaluated that the settings ask for."""
         given = self.settings.get("evaluation")
         evaluation = given if isinstance(given, dict) else {}
-        wanted = {self.final} if self.final else {*self.branches}
+        expected = {self.final} if self.final else {*self.branches}
         if evaluation.get("base", True):
-            wanted.add("base")
+            expected.add("base")
         if evaluation.get("branches", True):
-            wanted.update(self.branches)
-        return bool(self.branches) and wanted <= set(self.results)
+            expected.update(self.branches)
+        return bool(self.branches) and expected <= set(self.results)
 
     def attempt(self, what: str, make: Callable[[], T], otherwise: T) -> T:
-        """What `make` returns, or `otherwise` and a note when the values are not as expected."""
+        """Return what `make` returns; if values are damaged, add a note and return `otherwise`."""
         try:
             return make()
         except DAMAGE as error:
@@ -99,7 +99,7 @@ class RunFiles:
 
 
 def read_run(path: Path, *, name: str, method: str | None = None) -> RunFiles:
-    """All small files of a run; rollouts are read later, one by one."""
+    """Read all files of a run but its rollouts."""
     notes: list[str] = []
     settings = _json(path / "config.json", notes)
     return RunFiles(
@@ -119,7 +119,7 @@ def read_run(path: Path, *, name: str, method: str | None = None) -> RunFiles:
 
 
 def lines(path: Path, notes: list[str], *, needs: tuple[str, ...]) -> Iterator[dict[str, Any]]:
-    """The complete lines of a file up to the first damaged one, which is noted."""
+    """Yield the complete lines of a file up to the first damaged one, which is noted."""
     read = 0
     try:
         for record in read_lines(path):
@@ -133,7 +133,7 @@ def lines(path: Path, notes: list[str], *, needs: tuple[str, ...]) -> Iterator[d
             return
     except ValueError:  # neither JSON nor UTF-8
         pass
-    notes.append(f"{path.name} is damaged in line {read + 1}: read up to there.")
+    notes.append(f"{path.name} is damaged in line {read + 1}: only the lines before it are shown.")
 
 
 def _json(path: Path, notes: list[str]) -> dict[str, Any]:
@@ -142,13 +142,11 @@ def _json(path: Path, notes: list[str]) -> dict[str, Any]:
         return {}
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(value, dict):
+            raise ValueError("it is not a JSON object")
+        return value
     except ValueError as error:
-        notes.append(f"{path.name} is damaged: {_reason(error)}.")
-        return {}
-    if not isinstance(value, dict):
-        notes.append(f"{path.name} is damaged: it holds no table.")
-        return {}
-    return value
+        return _damaged(path, error, notes)
 
 
 def _plan(path: Path, notes: list[str]) -> dict[str, Any]:
@@ -158,8 +156,7 @@ def _plan(path: Path, notes: list[str]) -> dict[str, Any]:
             _ = int(stage["steps"]) + len(stage["name"])
         _ = [*plan.get("branches", [])], (plan.get("merge") or {"into": ""})["into"]
     except DAMAGE as error:
-        notes.append(f"{path.name} is damaged: {_reason(error)}.")
-        return {}
+        return _damaged(path, error, notes)
     return plan
 
 
@@ -168,22 +165,26 @@ def _config(path: Path, notes: list[str]) -> Config | None:
         return load_config(path)
     except ValueError as error:
         first = str(error).splitlines()[0]
-        notes.append(f"config.json is not understood, so no problem can be rebuilt: {first}")
+        notes.append(f"config.json cannot be loaded, so problems cannot be rebuilt: {first}")
         return None
 
 
 def _results(path: Path, notes: list[str]) -> dict[str, dict[str, DomainResult]]:
-    """eval.json appears when the base has been measured; before that nothing is wrong."""
+    """Read eval.json, which is not there before the base is evaluated."""
     if not path.exists():
         return {}
     try:
         results = from_json(_json(path, notes))
         if not all(own and all(r.accuracy for r in own.values()) for own in results.values()):
-            raise ValueError("a model in it has no measured problems")
+            raise ValueError("a model has no evaluated problems")
         return results
     except DAMAGE as error:
-        notes.append(f"{path.name} is damaged: {_reason(error)}.")
-        return {}
+        return _damaged(path, error, notes)
+
+
+def _damaged(path: Path, error: BaseException, notes: list[str]) -> dict[str, Any]:
+    notes.append(f"{path.name} is damaged: {_reason(error)}.")
+    return {}
 
 
 def _reason(error: BaseException) -> str:

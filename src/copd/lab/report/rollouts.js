@@ -9,7 +9,7 @@ const REWARDS = {
   right: (rewards) => rewards.every((r) => r >= 1),
   wrong: (rewards) => rewards.every((r) => r <= 0),
 };
-// Colours span what nearly all tokens show; the few beyond have the full colour.
+// The colour scale covers 98 % of the values; the others have the full colour.
 function bound(values) {
   const sizes = values.map(Math.abs).sort((a, b) => a - b);
   const size = sizes[Math.floor(0.98 * (sizes.length - 1))] || 1;
@@ -52,7 +52,7 @@ function select(i) {
   stop();
   if (!listed.length) {
     list.removeAttribute("aria-activedescendant");
-    detail.replaceChildren(el("p", { class: "remark" }, "No group is left by these filters."));
+    detail.replaceChildren(el("p", { class: "remark" }, "No group matches these filters."));
     return;
   }
   selected = Math.max(0, Math.min(listed.length - 1, i));
@@ -70,10 +70,10 @@ function select(i) {
 function drawGroup(group) {
   const run = DATA.runs.length > 1 ? `${DATA.runs[group.run].name}, ` : "";
   const facts = { problem: `${group.domain}/${group.split}/${group.index}`, suite: group.suite,
-    batch: group.kind === "cross" ? `cross, taught by ${group.teacher}` : "native", "expected answer": group.answer };
+    batch: group.kind === "cross" ? `cross, teacher ${group.teacher}` : "native", "expected answer": group.answer };
   return [
     el("h3", {}, `${run}step ${group.step}, ${what(group)}, ${from(group)}`),
-    el("div", { class: "asked" },
+    el("div", { class: "problem" },
       group.parts === null ? el("p", {}, "The problem cannot be rebuilt from this configuration.") : group.parts.map(part),
       el("dl", {}, Object.entries(facts).filter(([, v]) => v !== "").map(([k, v]) =>
         el("div", {}, el("dt", {}, k), el("dd", {}, v))))),
@@ -87,7 +87,7 @@ function drawGroup(group) {
 
 function part(one) {
   if (one.text !== undefined) return el("p", {}, one.text);
-  if (!one.frames.length) return el("p", { class: "remark" }, "The picture is left out: this page would grow too large.");
+  if (!one.frames.length) return el("p", { class: "remark" }, "The picture is left out to keep this page small.");
   const side = Math.min(one.height, 320), isSmall = one.width <= 128 && one.height <= 128;
   const zoom = isSmall ? Math.max(1, Math.round((one.fps ? 64 : 96) / Math.max(16, one.height))) : 1;
   const image = (i, k, times = 1) => el("img", { src: DATA.rollouts.pictures[i], class: isSmall ? "small" : "",
@@ -130,10 +130,10 @@ function play(clip, screen, row, button) {
 function legend(group) {
   const limit = BOUND[group.kind] ?? 1, isCross = group.kind === "cross";
   return el("p", { class: "scale" },
-    el("span", {}, isCross ? `${signed(-limit, 1)} the teacher likes it less` : `${signed(-limit, 1)} worse than its group`),
+    el("span", {}, isCross ? `${signed(-limit, 1)} less probable to the teacher` : `${signed(-limit, 1)} worse than its group`),
     el("i"),
-    el("span", {}, isCross ? `likes it more ${signed(limit, 1)} nats` : `better ${signed(limit, 1)}`),
-    el("span", {}, isCross ? "colour: delta of each token, teacher minus student" : "colour: the advantage, the same for all tokens of a completion"));
+    el("span", {}, isCross ? `more probable ${signed(limit, 1)} nats` : `better ${signed(limit, 1)}`),
+    el("span", {}, isCross ? "colour: delta of each token, teacher minus student" : "colour: advantage, the same for all tokens of a completion"));
 }
 
 const GLYPHS = { "\n": "\u23ce\n", "\t": "\u21e5\t" };
@@ -141,15 +141,15 @@ const visible = (text) => text.replace(/[\n\t]/g, (mark) => GLYPHS[mark]);
 
 function completion(group, rollout) {
   const isCross = group.kind === "cross", limit = BOUND[group.kind] ?? 1;
-  const pieces = rollout.tokens ? rollout.tokens.map((i) => DATA.rollouts.pieces[i]) : [rollout.text];
-  const describe = pieces.map((text, i) => {
+  const texts = rollout.tokens ? rollout.tokens.map((i) => DATA.rollouts.token_texts[i]) : [rollout.text];
+  const describe = texts.map((text, i) => {
     const value = isCross ? rollout.delta?.[i] : rollout.advantage;
     if (value === null || value === undefined) return JSON.stringify(text);
     return isCross
       ? `${JSON.stringify(text)}  \u03b4 = ${signed(value, 3)} nats, ${number(Math.exp(value))} \u00d7 as probable to the teacher`
       : `${JSON.stringify(text)}  advantage ${signed(value, 3)}`;
   });
-  const spans = pieces.map((text, i) => {
+  const spans = texts.map((text, i) => {
     const value = (isCross ? rollout.delta?.[i] : rollout.advantage) ?? 0;
     const depth = Math.round(62 * Math.min(1, Math.abs(value) / limit));
     const isControl = /^<\|.*\|>$/.test(text);
@@ -158,10 +158,10 @@ function completion(group, rollout) {
       onmouseenter: () => tip(spans[i], describe[i]), onmouseleave: () => tip(null) }, visible(text));
   });
   const tokens = el("div", { class: "tokens", tabindex: 0, role: "group",
-    "aria-label": `completion: ${rollout.text}. Left and right arrow keys read its tokens.`,
+    "aria-label": `completion: ${rollout.text}. Use the left and right arrow keys to read its tokens.`,
     onkeydown: (event) => walk(event, spans, describe), onblur: () => { tip(null); unmark(spans); } }, spans);
-  if (rollout.length > pieces.length && rollout.tokens) {
-    tokens.append(el("span", { class: "remark" }, ` \u2026 ${rollout.length - pieces.length} more tokens are not shown`));
+  if (rollout.length > texts.length && rollout.tokens) {
+    tokens.append(el("span", { class: "remark" }, ` \u2026 ${rollout.length - texts.length} more tokens are not shown`));
   }
   const isRight = rollout.reward >= 1;
   return el("li", {}, tokens,
@@ -220,9 +220,9 @@ if (ALL.length) {
   const { recorded, runs, max_tokens: cut } = DATA.rollouts;
   const from = runs < DATA.runs.length ? ` from ${runs} of ${DATA.runs.length} runs` : "";
   find("rollouts-note").replaceChildren(
-    `A run keeps the first group of every batch. Here are ${ALL.length} of ${recorded}${from}, spread evenly over steps, ` +
-    `with at most ${cut} tokens of a completion. `, el("span", { class: "noprint" }, "Keys: ", el("kbd", {}, "j"), " ",
-      el("kbd", {}, "k"), " or arrows in the list for the next and the last group; left and right arrows in a completion for its tokens."));
+    `A run records the first group of every batch. This page shows ${ALL.length} of ${recorded}${from}, spread evenly over steps, ` +
+    `with up to ${cut} tokens of a completion. `, el("span", { class: "noprint" }, "Keys: ", el("kbd", {}, "j"), " ",
+      el("kbd", {}, "k"), " or the arrow keys in the list move between groups; left and right in a completion move between its tokens."));
   rolloutsBar();
   find("rollouts-body").append(el("div", { class: "browser" },
     el("ul", { class: "list", id: "rollout-list", role: "listbox", tabindex: 0, "aria-label": "Groups of rollouts" }),

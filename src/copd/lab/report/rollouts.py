@@ -1,5 +1,4 @@
-"""Rollouts to read: some groups of every branch and action, spread over the run, with the problem
-rebuilt, the completion cut into its tokens, and what the verifier read."""
+"""The rollouts of a page: groups spread over the run, with problem, tokens, signal and answer."""
 
 from __future__ import annotations
 
@@ -32,35 +31,35 @@ TokenReader = Callable[[Sequence[int]], list[str]]
 
 @dataclass(eq=False)
 class Gallery:
-    """The rollouts of a page; token texts and pictures are kept once."""
+    """The rollouts of a page; token texts and pictures are stored once."""
 
     groups: list[dict[str, Any]] = field(default_factory=list)
     album: Album = field(default_factory=Album)
-    pieces: dict[str, int] = field(default_factory=dict)
     num_recorded: int = 0
+    _texts: dict[str, int] = field(default_factory=dict)
 
-    def piece(self, text: str) -> int:
-        """The number of a token's text."""
-        return self.pieces.setdefault(text, len(self.pieces))
+    def number(self, text: str) -> int:
+        """Return the number of a token's text."""
+        return self._texts.setdefault(text, len(self._texts))
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values for the page."""
+        """Return plain values for the page."""
         return {
             "groups": self.groups,
             "pictures": self.album.uris,
-            "pieces": list(self.pieces),
+            "token_texts": list(self._texts),
             "recorded": self.num_recorded,
         }
 
 
 def add_rollouts(gallery: Gallery, run: RunFiles, number: int, *, quota: int) -> None:
-    """About `quota` groups of the run, which is the page's run `number`."""
+    """Add about `quota` groups of the run, which is run `number` of the page."""
     path = run.path / _FILE
     needs = ("step", "branch", "action", "problem", "rollouts")
     keys = [(str(r["branch"]), str(r["action"])) for r in lines(path, run.notes, needs=needs)]
     gallery.num_recorded += len(keys)
     chosen = choose(keys, quota)
-    domains = load_domains(run.config.domains) if run.config else {}
+    domains = load_domains(run.config.domains, run.path) if run.config else {}
     read = _reader(run) if chosen else None
     for place, record in enumerate(lines(path, [], needs=needs)):
         if place in chosen:
@@ -71,20 +70,20 @@ def add_rollouts(gallery: Gallery, run: RunFiles, number: int, *, quota: int) ->
 
 
 def choose(keys: Sequence[tuple[str, str]], quota: int) -> set[int]:
-    """Places of at most `quota` records (or one of each key), evenly over each key's records."""
+    """Choose about `quota` records, at least one of each key, evenly over each key's records."""
     places: dict[tuple[str, str], list[int]] = defaultdict(list)
     for place, key in enumerate(keys):
         places[key].append(place)
     share = max(1, quota // max(1, len(places)))
-    spread = {
-        key: np.linspace(len(own) - 1, 0, min(share, len(own))).round().astype(int).tolist()
-        for key, own in places.items()
+    return {
+        own[i]
+        for own in places.values()
+        for i in np.linspace(len(own) - 1, 0, min(share, len(own))).round().astype(int).tolist()
     }
-    return {places[key][i] for key, kept in spread.items() for i in kept}
 
 
 def _reader(run: RunFiles) -> TokenReader | None:
-    """How the run's model writes its tokens; None, with a note, where it cannot be found."""
+    """Return what splits completions into tokens; None, with a note, without a tokenizer."""
     if run.config is None:
         return None
     model = run.config.model
@@ -105,16 +104,10 @@ def _group(
     domains: Mapping[str, Domain],
     read: TokenReader | None,
 ) -> dict[str, Any]:
-    name = record["problem"]
+    name, found = record["problem"], record["rollouts"]
     domain = domains.get(name["domain"])
     problem = _problem(domain, name)
-    rewards = [float(rollout["reward"]) for rollout in record["rollouts"]]
-    advantages = _advantages(run, rewards)
-    asked = (
-        {"suite": problem.suite, "answer": problem.answer, "parts": _parts(gallery, problem)}
-        if problem
-        else {"suite": "", "answer": "", "parts": None}
-    )
+    rewards = [float(rollout["reward"]) for rollout in found]
     rollouts = [
         {
             **_completion(gallery, rollout, read),
@@ -125,16 +118,27 @@ def _group(
             if domain and problem
             else "",
         }
-        for rollout, reward, advantage in zip(record["rollouts"], rewards, advantages, strict=True)
+        for rollout, reward, advantage in zip(
+            found, rewards, _advantages(run, rewards), strict=True
+        )
     ]
-    place = {"split": name["split"], "index": name["index"]}
-    parts = {**action_parts(record["action"]), "domain": name["domain"]}
-    step, branch = int(record["step"]), str(record["branch"])
-    return {"step": step, "b": branch, **parts, **place, **asked, "rollouts": rollouts}
+    parts = [p for m in problem.messages for p in m.content] if problem else None
+    return {
+        "step": int(record["step"]),
+        "b": str(record["branch"]),
+        **action_parts(record["action"]),
+        "domain": name["domain"],
+        "split": name["split"],
+        "index": name["index"],
+        "suite": problem.suite if problem else "",
+        "answer": problem.answer if problem else "",
+        "parts": None if parts is None else [_part(gallery, part) for part in parts],
+        "rollouts": rollouts,
+    }
 
 
 def _problem(domain: Domain | None, name: Mapping[str, Any]) -> Problem | None:
-    """The problem again, if its domain still has it: files may have moved since."""
+    """Rebuild the problem; None if its domain no longer has it, as when files have moved."""
     try:
         return domain.problem(name["split"], name["index"]) if domain else None
     except (*DAMAGE, OSError):
@@ -142,33 +146,29 @@ def _problem(domain: Domain | None, name: Mapping[str, Any]) -> Problem | None:
 
 
 def _advantages(run: RunFiles, rewards: list[float]) -> list[float]:
-    """As the update computed them, but for rewards rounded on the way to the file."""
+    """Compute the advantages like the update, from rewards that were rounded in the file."""
     if run.config is None or len(rewards) < 2:
         return [0.0] * len(rewards)
     loss = run.config.loss
-    table = group_relative(
+    advantages = group_relative(
         torch.tensor([rewards]), eps=loss.advantage_eps, scale=loss.scale_advantages
     )
-    return table[0].tolist()
+    return advantages[0].tolist()
 
 
 def _completion(
     gallery: Gallery, rollout: Mapping[str, Any], read: TokenReader | None
 ) -> dict[str, Any]:
-    """Tokens as numbers of pieces and the teacher's delta, both cut at `MAX_TOKENS`."""
+    """Return the numbers of the tokens' texts and the teacher's delta, up to `MAX_TOKENS`."""
     ids = rollout["token_ids"]
     delta = rollout.get("delta")
-    tokens = None if read is None else [gallery.piece(text) for text in read(ids[:MAX_TOKENS])]
+    tokens = None if read is None else [gallery.number(text) for text in read(ids[:MAX_TOKENS])]
     signal = None if delta is None else [rounded(value) for value in delta[:MAX_TOKENS]]
     return {"tokens": tokens, "delta": signal, "length": len(ids)}
 
 
-def _parts(gallery: Gallery, problem: Problem) -> list[dict[str, Any]]:
-    return [_part(gallery, part) for message in problem.messages for part in message.content]
-
-
 def _part(gallery: Gallery, part: ContentPart) -> dict[str, Any]:
-    """Text, or numbers of pictures in the album; an empty list when it is full."""
+    """Return a text, or the indices of pictures in the album, which are empty if it is full."""
     if isinstance(part, Text):
         return {"text": part.text}
     if isinstance(part, Image):
@@ -177,6 +177,5 @@ def _part(gallery: Gallery, part: ContentPart) -> dict[str, Any]:
     num_frames, height, width = part.frames.shape[:3]
     shown = np.linspace(0, num_frames - 1, min(MAX_FRAMES, num_frames)).round().astype(int)
     places = [gallery.album.place(part.frames[i]) for i in shown]
-    complete = [] if None in places else places
-    size = {"width": width, "height": height}
-    return {"frames": complete, **size, "fps": part.fps, "of": num_frames}
+    frames = [] if None in places else places
+    return {"frames": frames, "width": width, "height": height, "fps": part.fps, "of": num_frames}
