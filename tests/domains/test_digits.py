@@ -22,7 +22,7 @@ def domain(modality, *suites):
 
 def questions(modality, suite, count=150):
     one = domain(modality, suite)
-    return [one.question("train", index) for index in range(count)]
+    return [one.generate("train", index) for index in range(count)]
 
 
 def picture(question) -> Image:
@@ -52,7 +52,7 @@ def test_the_scans_are_scikit_learns():
     assert np.array_equal(labels, original.target)
 
 
-def test_a_cell_is_a_scan_twice_as_large_moved_by_a_pixel_at_most():
+def test_a_cell_is_a_scan_twice_as_large_shifted_by_a_pixel_at_most():
     images, labels = _archive()
     places = set()
     for seed in range(40):
@@ -105,11 +105,11 @@ def test_problems_are_deterministic_and_differ(modality, suite):
         else:
             assert a == b
     assert len({q.worked for q in questions(modality, suite)}) > 100
-    assert one.question("train", 5).worked != one.question("test", 5).worked
+    assert one.generate("train", 5).worked != one.generate("test", 5).worked
 
 
 @pytest.mark.parametrize(("modality", "suite"), ALL)
-def test_answers_are_short_and_the_careless_way_is_mostly_wrong(modality, suite):
+def test_answers_are_short_and_the_careless_answer_is_mostly_wrong(modality, suite):
     drawn = questions(modality, suite)
     assert all(re.fullmatch(r"-?\d+|[abc]", q.answer) for q in drawn)
     assert len({q.answer for q in drawn}) >= 3
@@ -131,7 +131,7 @@ def test_comparisons_compare():
         assert question.answer == pick(values, key=lambda label: values[label])
 
 
-def test_stories_add_up_and_nobody_owes():
+def test_stories_add_up_and_never_go_negative():
     for question in questions("text", "story"):
         start = int(found(r"has (\d+)", words(question)))
         changes = re.findall(r"(gets|loses) (\d+)", words(question))
@@ -152,8 +152,8 @@ def test_pictures_hold_what_is_counted():
         assert sum(digit > bound for digit in digits) == int(question.answer)
     for question in questions("image", "extreme"):
         digits = sorted(int(digit) for digit in question.worked.split(":")[0].split(","))
-        wanted = {"Largest?": digits[-1], "Smallest?": digits[0], "Second largest?": digits[-2]}
-        assert int(question.answer) == wanted[words(question)]
+        expected = {"Largest?": digits[-1], "Smallest?": digits[0], "Second largest?": digits[-2]}
+        assert int(question.answer) == expected[words(question)]
 
 
 def test_the_ink_of_a_term_is_its_sign():
@@ -188,8 +188,8 @@ def test_chosen_sums_and_order():
         assert sum(map(int, seen.replace("_", ""))) == int(question.answer)
     for question in questions("video", "order"):
         digits = question.worked.split(":")[0].split(",")
-        asked = found(r"before (\d)", words(question))
-        assert question.answer == digits[digits.index(asked) - 1]
+        named = found(r"before (\d)", words(question))
+        assert question.answer == digits[digits.index(named) - 1]
 
 
 def test_suites_take_turns():
@@ -202,7 +202,7 @@ def test_suites_take_turns():
     ]
 
 
-def test_the_verifier_reads_the_final_answer():
+def test_the_verifier_compares_the_final_answer():
     one = domain("text", "chain")
     problem = one.problem("test", 0)
     assert one.verify(problem, f"A1,2#{problem.answer}") == 1.0
@@ -211,11 +211,11 @@ def test_the_verifier_reads_the_final_answer():
 
 
 @pytest.mark.parametrize(
-    ("text", "reading"), [("A1,2#7", "7"), ("#1# 2\n", "2"), ("#", ""), ("7", ""), ("", "")]
+    ("text", "answer"), [("A1,2#7", "7"), ("#1# 2\n", "2"), ("#", ""), ("7", ""), ("", "")]
 )
-def test_the_reading_is_what_was_verified(text, extract_answer):
+def test_the_extracted_answer_is_what_was_verified(text, answer):
     one = domain("text", "chain")
-    assert one.extract_answer(one.problem("test", 0), text) == extract_answer
+    assert one.extract_answer(one.problem("test", 0), text) == answer
 
 
 def test_user_errors():

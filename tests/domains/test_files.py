@@ -1,4 +1,4 @@
-"""The user's own files: formats, columns, splits, and that nothing is read into memory at once."""
+"""Problems from the user's own files: formats, columns, splits, and their use in a run."""
 
 import csv
 import json
@@ -30,7 +30,7 @@ def opened(path: Path | str, *overrides: str) -> FilesDomain:
 
 
 def only(domain: FilesDomain):
-    """The one problem of a domain, wherever its split is."""
+    """Return the one problem of a domain, in whichever split it is."""
     assert domain.index.bad == ()
     [problem] = [domain.problem(s, i) for s in SPLITS for i in range(domain.num_problems(s))]
     return problem
@@ -40,12 +40,12 @@ def problems(domain: FilesDomain):
     return {s: [domain.problem(s, i) for i in range(domain.num_problems(s))] for s in SPLITS}
 
 
-def asked(problem) -> str:
+def prompt_text(problem) -> str:
     return "".join(part.text for m in problem.messages for part in m.content if type(part) is Text)
 
 
 def reason(path: Path, row: Any, *overrides: str) -> str:
-    """Why a row is bad."""
+    """Return why a row is bad."""
     domain = opened(write_lines(path / "row.jsonl", [row]), *overrides)
     [bad] = domain.index.bad
     assert sum(map(domain.num_problems, SPLITS)) == 0
@@ -80,7 +80,7 @@ def picture(tmp_path: Path) -> np.ndarray:
 def test_known_columns_need_no_mapping(tmp_path: Path, row: dict):
     problem = only(opened(write_lines(tmp_path / "a.jsonl", [row])))
     assert [message.role for message in problem.messages] == ["user"]
-    assert (asked(problem), problem.answer, problem.suite) == ("1+1?", "2", "mine")
+    assert (prompt_text(problem), problem.answer, problem.suite) == ("1+1?", "2", "mine")
 
 
 def test_a_mapping_names_columns_and_goes_into_tables(tmp_path: Path):
@@ -88,16 +88,17 @@ def test_a_mapping_names_columns_and_goes_into_tables(tmp_path: Path):
     path = write_lines(tmp_path / "a.jsonl", [row])
     mapping = '{prompt = "q", answer = "extra.a", suite = "kind"}'
     problem = only(opened(path, "--columns", mapping))
-    assert (asked(problem), problem.answer, problem.suite) == ("1+1?", "2", "sums")
+    assert (prompt_text(problem), problem.answer, problem.suite) == ("1+1?", "2", "sums")
 
 
-def test_system_prompt_and_suffix_frame_every_prompt(tmp_path: Path):
+def test_system_prompt_and_suffix_are_added_to_every_prompt(tmp_path: Path):
     own = [{"role": "system", "content": "mine"}, {"role": "user", "content": "b"}]
     rows = [{"prompt": "a", "answer": "1"}, {"prompt": own, "answer": "1"}]
     settings = ("--system_prompt", "Be brief.", "--prompt_suffix", '"\\nNow."', "--test_share", "0")
     domain = opened(write_lines(tmp_path / "a.jsonl", rows), *settings, "--validation_share", "0")
     assert sorted(
-        [asked(replace(p, messages=(m,))) for m in p.messages] for p in problems(domain)["train"]
+        [prompt_text(replace(p, messages=(m,))) for m in p.messages]
+        for p in problems(domain)["train"]
     ) == [
         ["Be brief.", "a\nNow."],
         ["mine", "b\nNow."],
@@ -180,12 +181,12 @@ def test_every_format_holds_the_same_problems(tmp_path: Path):
             writer = csv.DictWriter(file, ["prompt", "answer"], delimiter=delimiter)
             writer.writeheader()
             writer.writerows(rows)
-    told = [
-        {s: [(asked(p), p.answer) for p in ps] for s, ps in problems(opened(path)).items()}
+    found = [
+        {s: [(prompt_text(p), p.answer) for p in ps] for s, ps in problems(opened(path)).items()}
         for path in sorted(tmp_path.iterdir())
     ]
-    assert len(told) == 5 and all(one == told[0] for one in told)
-    assert sorted(chain(*told[0].values())) == sorted((r["prompt"], r["answer"]) for r in rows)
+    assert len(found) == 5 and all(one == found[0] for one in found)
+    assert sorted(chain(*found[0].values())) == sorted((r["prompt"], r["answer"]) for r in rows)
 
 
 def test_parquet_and_saved_data_sets(tmp_path: Path, picture, monkeypatch: pytest.MonkeyPatch):
@@ -215,7 +216,7 @@ def test_parquet_and_saved_data_sets(tmp_path: Path, picture, monkeypatch: pytes
     assert [p.answer for p in problems(opened(tmp_path / "split"))["test"]] == ["5", "6", "7"]
 
 
-def test_a_table_knows_places_not_content(tmp_path: Path):
+def test_a_table_holds_positions_and_no_content(tmp_path: Path):
     path = tmp_path / "a.jsonl"
     with path.open("w") as file:
         for i in range(2000):
@@ -224,10 +225,10 @@ def test_a_table_knows_places_not_content(tmp_path: Path):
     assert path.stat().st_size > 4_000_000
     assert len(pickle.dumps(domain)) < 150_000
     assert domain.index.num_rows == 2000
-    assert asked(domain.problem("train", 7)).split()[0] == domain.problem("train", 7).answer
+    assert prompt_text(domain.problem("train", 7)).split()[0] == domain.problem("train", 7).answer
 
 
-def test_bad_rows_have_the_line_a_person_finds_them_at(tmp_path: Path):
+def test_bad_rows_have_the_line_where_a_user_finds_them(tmp_path: Path):
     path = tmp_path / "a.jsonl"
     path.write_bytes(b'{"prompt":"a","answer":1}\n\n \nnonsense\n{"prompt":"\xff"}\r\n{"a":1}')
     assert [row.number for row in opened(path).index.bad] == [4, 5, 6]
@@ -265,7 +266,7 @@ def numbered(numbers: range) -> list[dict]:
     return [{"prompt": f"{i}?", "answer": str(i)} for i in numbers]
 
 
-def test_splits_are_disjoint_and_lines_that_are_added_move_nobody(tmp_path: Path):
+def test_splits_are_disjoint_and_added_lines_move_no_problem(tmp_path: Path):
     few = problems(opened(write_lines(tmp_path / "few.jsonl", numbered(range(400)))))
     more = numbered(range(600))[::-1]
     many = problems(opened(write_lines(tmp_path / "many.jsonl", more)))
@@ -274,8 +275,8 @@ def test_splits_are_disjoint_and_lines_that_are_added_move_nobody(tmp_path: Path
     assert 20 < sizes["test"] < 60 and 8 < sizes["validation"] < 35
     for split in SPLITS:
         assert {p.answer for p in few[split]} <= {p.answer for p in many[split]}
-    everyone = [p.answer for found in many.values() for p in found]
-    assert len(everyone) == len(set(everyone)) == 600
+    everything = [p.answer for found in many.values() for p in found]
+    assert len(everything) == len(set(everything)) == 600
 
 
 def test_repeated_problems_stay_in_one_split(tmp_path: Path):
@@ -286,7 +287,7 @@ def test_repeated_problems_stay_in_one_split(tmp_path: Path):
     assert domain.index.num_repeated == 200
 
 
-def test_a_split_with_its_own_file_keeps_its_order_and_is_not_learned(tmp_path: Path):
+def test_a_split_with_its_own_file_keeps_its_order_and_is_not_trained_on(tmp_path: Path):
     folder = tmp_path / "data"
     folder.mkdir()
     write_lines(folder / "train.jsonl", numbered(range(50)))
@@ -329,7 +330,7 @@ def config_of(folder: Path, rows: list[Any], *overrides: str):
     return load_config(folder / "run.toml", overrides)
 
 
-def test_a_run_learns_its_sizes_from_the_data_and_notices_other_data(tmp_path: Path):
+def test_a_run_takes_its_sizes_from_the_data_and_notices_other_data(tmp_path: Path):
     rows = numbered(range(100))
     config = config_of(tmp_path, rows)
     said: list[str] = []
@@ -355,9 +356,7 @@ def test_a_run_refuses_bad_problems_or_says_how_many_it_drops(tmp_path: Path):
     said: list[str] = []
     config = config_of(tmp_path, rows, "--domains.mine.drop_bad", "true")
     with_sizes(config, said.append)
-    assert said == [
-        "domain mine: dropped 7 of 107 problems as bad",
-    ]
+    assert said == ["domain mine: dropped 7 of 107 problems as bad"]
 
 
 @pytest.mark.parametrize(
@@ -378,10 +377,10 @@ def test_sizes_the_data_do_not_have_are_refused(tmp_path: Path, overrides, remed
 
 def test_a_limit_takes_the_first_ones(tmp_path: Path):
     path = write_lines(tmp_path / "a.jsonl", numbered(range(100)))
-    everyone = problems(opened(path))["train"]
+    whole = problems(opened(path))["train"]
     few = load_files("mine", parse_files(str(path), ["--num_train", "5"]))
     assert few.num_problems("train") == 5
-    assert [few.problem("train", i).answer for i in range(5)] == [p.answer for p in everyone[:5]]
+    assert [few.problem("train", i).answer for i in range(5)] == [p.answer for p in whole[:5]]
     with pytest.raises(IndexError, match="has 5 train problems: got index 5"):
         few.problem("train", 5)
 
@@ -390,18 +389,18 @@ def test_a_problem_that_vanishes_is_named(tmp_path: Path, picture):
     rows = [{"prompt": f"{i}?", "images": ["a.png"], "answer": "1"} for i in range(30)]
     domain = opened(write_lines(tmp_path / "a.jsonl", rows))
     (tmp_path / "a.png").unlink()
-    with pytest.raises(ValueError, match=r"a.jsonl:\d+ could be read before.*a.png.* is not there"):
+    with pytest.raises(
+        ValueError, match=r"a.jsonl:\d+ could be read before.*a.png.* does not exist"
+    ):
         domain.problem("train", 0)
 
 
-def test_a_completion_is_verified_and_read(tmp_path: Path):
+def test_a_completion_is_verified_and_its_answer_extracted(tmp_path: Path):
     rows = [{"prompt": "?", "answer": "#### 1,080"}]
     problem = only(domain := opened(write_lines(tmp_path / "a.jsonl", rows)))
     assert (domain.verify(problem, "so #1,080"), domain.verify(problem, "so 1,080")) == (1.0, 0.0)
-    assert (domain.extract_answer(problem, "so # 7 "), domain.extract_answer(problem, "so")) == (
-        "7",
-        "",
-    )
+    assert domain.extract_answer(problem, "so # 7 ") == "7"
+    assert domain.extract_answer(problem, "so") == ""
     domain = opened(tmp_path / "a.jsonl", "--verifier", "{type = 'numeric', mark = ''}")
     assert domain.verify(problem, "it is $1080.00!") == 1.0
     assert domain.extract_answer(problem, "it is $1080.50!") == "1080.5"

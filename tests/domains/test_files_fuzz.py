@@ -1,4 +1,4 @@
-"""Damaged data files: 2,400 cases, each ending in usable problems and reasons, or one sentence."""
+"""Damaged data files: each of 2,400 cases gives usable problems and reasons, or one sentence."""
 
 import base64
 import io
@@ -80,7 +80,7 @@ JUNK: list[Any] = [
 
 
 def replace_value(chance: random.Random, value: Any) -> Any:
-    """The value with something in it exchanged for junk."""
+    """Replace a part of the value with junk."""
     if isinstance(value, dict) and value and chance.random() < 0.9:
         key = chance.choice(list(value))
         if chance.random() < 0.15:
@@ -93,16 +93,16 @@ def replace_value(chance: random.Random, value: Any) -> Any:
 
 
 def damage(chance: random.Random, content: bytes) -> bytes:
-    """Bytes with a piece cut off, changed, doubled or put in."""
+    """Cut, change, repeat or insert bytes."""
     start = chance.randrange(len(content) + 1)
-    piece = content[start : start + chance.choice((1, 2, 7, 40))]
+    chunk = content[start : start + chance.choice((1, 2, 7, 40))]
     match chance.randrange(8):
         case 0:
             return content[:start]
         case 1:
-            return content[:start] + content[start + len(piece) :]
+            return content[:start] + content[start + len(chunk) :]
         case 2:
-            return content[:start] + chance.randbytes(len(piece)) + content[start + len(piece) :]
+            return content[:start] + chance.randbytes(len(chunk)) + content[start + len(chunk) :]
         case 3:
             return content[:start] + b"\0" * chance.choice((1, 9)) + content[start:]
         case 4:
@@ -171,7 +171,7 @@ WAYS: list[tuple[Callable[[random.Random, Path], Path], int]] = [
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Media that rows name, whole and broken."""
+    """Write the media that rows name, whole and broken."""
     import datasets
 
     global CLIP, PARQUET
@@ -194,7 +194,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def check(path: Path) -> int:
-    """Opens a file as `copd data` does; returns how many problems can be used."""
+    """Open a file as `copd data` does; return the number of usable problems."""
     try:
         domain = open_files("fuzz", parse_files(str(path), ["--max_pixels", "1000000"]))
     except ValueError as error:

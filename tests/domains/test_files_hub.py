@@ -1,4 +1,4 @@
-"""Data sets by their name on the hub, from the cache of `datasets`; nothing is downloaded."""
+"""Data sets of the hub by their name, from the cache of `datasets`, without a network."""
 
 import pickle
 from pathlib import Path
@@ -23,15 +23,15 @@ def answers(domain: FilesDomain, split) -> list[str]:
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A machine without a network."""
+    """Simulate a machine without a network."""
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
     monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     return tmp_path / "cache"
 
 
-def keep(cache: Path, name: str, subset: str, splits: dict[str, list[Any]]) -> None:
-    """A data set as the library leaves it after a download."""
+def save(cache: Path, name: str, subset: str, splits: dict[str, list[Any]]) -> None:
+    """Write a data set as the library does after a download."""
     from datasets import Dataset, DatasetInfo
     from datasets.arrow_writer import ArrowWriter
 
@@ -51,39 +51,39 @@ def keep(cache: Path, name: str, subset: str, splits: dict[str, list[Any]]) -> N
 
 
 def test_a_name_brings_its_splits(cache: Path):
-    keep(cache, "some/sums", "default", {"train": ROWS[:12], "test": ROWS[12:]})
+    save(cache, "some/sums", "default", {"train": ROWS[:12], "test": ROWS[12:]})
     domain = opened("some/sums", "--validation_share", "0.3")
     assert answers(domain, "test") == [str(i) for i in range(13, 21)]
-    learned = [*answers(domain, "train"), *answers(domain, "validation")]
-    assert sorted(map(int, learned)) == list(range(1, 13))
+    trained = [*answers(domain, "train"), *answers(domain, "validation")]
+    assert sorted(map(int, trained)) == list(range(1, 13))
     assert answers(pickle.loads(pickle.dumps(domain)), "train") == answers(domain, "train")
 
 
 def test_a_subset_and_a_split_of_another_name(cache: Path):
-    keep(cache, "some/sums", "easy", {"train": ROWS[:5]})
-    keep(cache, "some/sums", "hard", {"train": ROWS[5:], "validation": ROWS[:2]})
+    save(cache, "some/sums", "easy", {"train": ROWS[:5]})
+    save(cache, "some/sums", "hard", {"train": ROWS[5:], "validation": ROWS[:2]})
     hard = opened("some/sums:hard", "--test_share", "0")
     assert (hard.num_problems("train"), hard.num_problems("validation")) == (15, 2)
     both = opened("some/sums:easy", "--test_path", "some/sums:hard", "--validation_share", "0")
-    # it has no test split, so all of it is: two of its problems are asked in the other subset too
+    # it has no test split, so all of it is one: two of its prompts occur in the other subset too
     assert (both.num_problems("train"), both.num_problems("test")) == (3, 17)
 
 
 def test_it_is_filtered_into_parquet(cache: Path, tmp_path: Path):
-    keep(cache, "some/sums", "default", {"train": ROWS[:12], "test": ROWS[12:]})
+    save(cache, "some/sums", "default", {"train": ROWS[:12], "test": ROWS[12:]})
     domain = opened("some/sums", "--validation_share", "0")
-    check_target(domain, tmp_path / "kept.parquet")
-    assert write_filtered(domain, {1: 0.5, 3: 0.25}, tmp_path / "kept.parquet") == 0
-    kept = opened(str(tmp_path / "kept.parquet"), "--test_path", "some/sums")
-    learned = answers(kept, "train") + answers(kept, "validation")
+    check_target(domain, tmp_path / "filtered.parquet")
+    assert write_filtered(domain, {1: 0.5, 3: 0.25}, tmp_path / "filtered.parquet") == 0
+    filtered = opened(str(tmp_path / "filtered.parquet"), "--test_path", "some/sums")
+    trained = answers(filtered, "train") + answers(filtered, "validation")
     expected = [answers(domain, "train")[i] for i in (1, 3)]
-    assert sorted(learned) == sorted(expected)
-    assert answers(kept, "test") == answers(domain, "test")
+    assert sorted(trained) == sorted(expected)
+    assert answers(filtered, "test") == answers(domain, "test")
 
 
-def test_what_cannot_be_had_ends_in_a_sentence(cache: Path):
-    keep(cache, "some/sums", "easy", {"train": ROWS})
-    keep(cache, "some/sums", "hard", {"train": ROWS})
+def test_a_missing_data_set_gives_one_sentence(cache: Path):
+    save(cache, "some/sums", "easy", {"train": ROWS})
+    save(cache, "some/sums", "hard", {"train": ROWS})
     for name, remedy in (
         ("no/where", r"^data set 'no/where' cannot be loaded: .* Connect to the hub once"),
         ("some/sums", "(easy, hard|hard, easy).* Name a subset of it: 'owner/name:subset'"),

@@ -1,4 +1,4 @@
-"""Pictures and clips from strangers: where they may lie, what is refused, what they become."""
+"""Untrusted pictures and clips: where they may be, which are refused, how they are decoded."""
 
 import base64
 import io
@@ -47,7 +47,7 @@ def png(width: int, height: int, mode: str = "RGB", **settings) -> bytes:
 
 
 def bomb(width: int, height: int) -> bytes:
-    """A small PNG file that says it is huge, and is."""
+    """Return a small PNG file of a huge picture."""
 
     def chunk(name: bytes, data: bytes) -> bytes:
         body = name + data
@@ -182,7 +182,7 @@ def test_frames_are_chosen_by_rate_and_budget(times, budget, chosen, fps):
     assert found == chosen and rate == pytest.approx(fps)
 
 
-def test_a_clip_keeps_rate_colours_and_order(tmp_path: Path):
+def test_a_clip_has_the_rate_colours_and_order_of_its_file(tmp_path: Path):
     video = clip()
     write_clip(tmp_path / "a.mp4", video)
     every = read_clip(tmp_path / "a.mp4", ClipBudget(4.0, 32, 10_000))
@@ -232,10 +232,10 @@ def test_clips_that_cannot_be_used_say_why(reader: MediaReader):
         b"ffconcat version 1.0\nfile a.mp4\n",
         b"#EXTM3U\n#EXTINF:1,\nfile:///etc/passwd\n",
     ):
-        assert "is no MP4, WebM or GIF file" in refusal(reader, playlist, "video")
+        assert "is not an MP4, WebM or GIF file" in refusal(reader, playlist, "video")
 
 
-def test_a_clip_with_its_index_in_front_is_known_to_be_cut_off(reader: MediaReader):
+def test_a_cut_off_clip_with_its_index_in_front_is_refused(reader: MediaReader):
     frames = np.random.default_rng(0).integers(0, 256, (32, 16, 24, 3), dtype=np.uint8)
     path = reader.root / "a.mp4"
     write(path, Video(frames, 4.0), "libx264", "yuv420p", movflags="faststart")
@@ -249,7 +249,7 @@ def test_a_clip_with_its_index_in_front_is_known_to_be_cut_off(reader: MediaRead
 
 @pytest.fixture(scope="module", params=["image", "video"])
 def world(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory):
-    """A built-in domain, and the same one written to files and read from them."""
+    """Return a built-in domain, and the same one read from files."""
     modality = request.param
     sizes: dict[Split, int] = {"train": 9, "validation": 6, "test": 12}
     folder = tmp_path_factory.mktemp(modality)
@@ -267,10 +267,10 @@ def test_the_digits_world_comes_back_from_files_bit_by_bit(world, renderer: Rend
         for index in range(size):
             mine, theirs = built_in.problem(split, index), from_files.problem(split, index)
             assert (mine.id, mine.suite, mine.answer) == (theirs.id, theirs.suite, theirs.answer)
-            wanted, found = renderer.render(mine.messages), renderer.render(theirs.messages)
-            assert wanted.input_ids.tolist() == found.input_ids.tolist()
-            assert wanted.media.keys() == found.media.keys()
-            assert all(wanted.media[key].equal(found.media[key]) for key in wanted.media)
+            expected, found = renderer.render(mine.messages), renderer.render(theirs.messages)
+            assert expected.input_ids.tolist() == found.input_ids.tolist()
+            assert expected.media.keys() == found.media.keys()
+            assert all(expected.media[key].equal(found.media[key]) for key in expected.media)
 
 
 def test_a_lossy_clip_is_nearly_the_same(tmp_path: Path):

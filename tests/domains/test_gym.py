@@ -1,4 +1,4 @@
-"""Problems of reasoning-gym's generators: the same wherever they are made, scored by their own."""
+"""Problems of reasoning-gym: the same in every process, scored by their own scorers."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -50,7 +50,7 @@ def text_of(problem: Problem) -> str:
     return part.text  # type: ignore[union-attr]
 
 
-def test_generators_are_suites_in_turn_and_say_how_to_answer(gym):
+def test_generators_are_suites_in_turn_and_prompts_say_how_to_answer(gym):
     problems = [gym.problem("train", index) for index in range(6)]
     assert [p.suite for p in problems] == ["chain_sum", "isomorphic_strings", "spiral_matrix"] * 2
     assert (
@@ -61,18 +61,18 @@ def test_generators_are_suites_in_turn_and_say_how_to_answer(gym):
     assert text_of(problems[0]).count(" + ") + text_of(problems[0]).count(" - ") <= 2
 
 
-def test_problems_are_found_again_in_any_order_and_by_other_processes(gym):
-    places = [(split, index) for split in SPLITS for index in (0, 1, 2, 100, 101)]
-    first = {place: gym.problem(*place) for place in places}
+def test_problems_are_the_same_in_any_order_and_in_other_processes(gym):
+    positions = [(split, index) for split in SPLITS for index in (0, 1, 2, 100, 101)]
+    first = {position: gym.problem(*position) for position in positions}
     pool_for.cache_clear()
-    for place in reversed(places):
-        again = gym.problem(*place)
-        assert (text_of(again), again.answer) == (text_of(first[place]), first[place].answer)
+    for position in reversed(positions):
+        again, before = gym.problem(*position), first[position]
+        assert (text_of(again), again.answer) == (text_of(before), before.answer)
     sums = {text_of(gym.problem(split, i)) for split in SPLITS for i in range(0, 60, 3)}
     assert len(sums) == 60
 
 
-def test_its_own_scorer_judges_the_answer(gym):
+def test_its_own_scorer_rewards_the_answer(gym):
     sum_, spiral = gym.problem("test", 0), gym.problem("test", 2)
     right = f"I think <answer> {sum_.answer} </answer> ..."
     wrong = ("", sum_.answer, "<answer>", "<answer></answer>", "<answer>x</answer>")

@@ -1,4 +1,4 @@
-"""Letters, spans, boxes, layouts and mixtures: what earns what, on hand-written completions."""
+"""Rewards of letters, intervals, boxes, layouts and mixtures on hand-written completions."""
 
 import time
 from typing import Any
@@ -10,7 +10,7 @@ from pydantic import TypeAdapter
 
 from copd.config import VerifierConfig, parse_files
 from copd.verifiers import Verifier, load_verifier
-from copd.verifiers.regions import box_iou, chosen_letter, span, span_iou
+from copd.verifiers.regions import box_iou, chosen_letter, interval, interval_iou
 
 
 def made(**settings: Any) -> Verifier:
@@ -49,7 +49,7 @@ def made(**settings: Any) -> Verifier:
         ("Z", None),
     ],
 )
-def test_the_letter_a_text_decides_for(text, letter):
+def test_the_letter_a_text_chooses(text, letter):
     assert chosen_letter(text, "ABCD") == letter
 
 
@@ -57,9 +57,8 @@ def test_choice_compares_letters_after_the_mark():
     choice = made(type="choice", mark="#", letters="ABCD")
     assert [choice.reward(t, "B") for t in ("#B", "#(b)", "#A", "B", "#E")] == [1, 1, 0, 0, 0]
     assert choice.reward("#B", "(B)") == 1 and choice.extract_answer("#so (C)") == "C"
-    assert not choice.reference_error("B") and "none of the letters ABCD" in choice.reference_error(
-        "E"
-    )
+    assert not choice.reference_error("B")
+    assert "none of the letters ABCD" in choice.reference_error("E")
     assert choice.extract_answer(choice.format_reference("B")) == "B"
 
 
@@ -78,25 +77,24 @@ def test_choice_compares_letters_after_the_mark():
         ("9" * 400 + " " + "9" * 400, None),
     ],
 )
-def test_the_last_span_of_a_text(text, found):
-    assert span(text) == found
+def test_the_last_interval_of_a_text(text, found):
+    assert interval(text) == found
 
 
-def test_an_interval_earns_its_share_in_common():
-    interval = made(type="interval", mark="")
-    assert interval.reward("2 to 6", "[4, 8]") == pytest.approx(2 / 6)
-    assert [interval.reward(t, "[4, 8]") for t in ("4, 8", "8, 4", "9, 10", "4, 4", "no")] == [
+def test_the_reward_of_an_interval_is_its_iou():
+    plain = made(type="interval", mark="")
+    assert plain.reward("2 to 6", "[4, 8]") == pytest.approx(2 / 6)
+    assert [plain.reward(t, "[4, 8]") for t in ("4, 8", "8, 4", "9, 10", "4, 4", "no")] == [
         *(1.0, 0.0, 0.0, 0.0, 0.0)
     ]
     strict = made(type="interval", mark="", threshold=0.5)
     assert [strict.reward(t, "[4, 8]") for t in ("4, 6", "4, 5.9", "no")] == [1.0, 0.0, 0.0]
-    assert interval.extract_answer("00:02 - 00:06") == "2, 6"
-    assert "no span" in interval.reference_error("[8, 4]") and not interval.reference_error(
-        "[4, 8]"
-    )
+    assert plain.extract_answer("00:02 - 00:06") == "2, 6"
+    assert "not a time interval" in plain.reference_error("[8, 4]")
+    assert not plain.reference_error("[4, 8]")
 
 
-def test_a_box_earns_its_share_in_common():
+def test_the_reward_of_a_box_is_its_iou():
     corners, size = made(type="box", mark=""), made(type="box", mark="", form="size")
     assert corners.reward("[0, 0, 10, 10]", "[5, 5, 15, 15]") == pytest.approx(25 / 175)
     assert size.reward("[0, 0, 10, 10]", "[5, 5, 10, 10]") == pytest.approx(25 / 175)
@@ -104,17 +102,16 @@ def test_a_box_earns_its_share_in_common():
     assert corners.reward("<|box_start|>(1,2),(3,4)<|box_end|>", "1,2,3,4") == 1.0
     assert [corners.reward(t, "0 0 1 1") for t in ("1 1 0 0", "2 2 3 3", "0 0 1", "")] == [0.0] * 4
     assert corners.extract_answer("[1, 2.50, 3, 4]") == "1, 2.5, 3, 4"
-    assert "no box" in corners.reference_error("[3, 3, 3, 4]") and not size.reference_error(
-        "[3, 3, 3, 4]"
-    )
+    assert "not a box" in corners.reference_error("[3, 3, 3, 4]")
+    assert not size.reference_error("[3, 3, 3, 4]")
 
 
 numbers = st.lists(st.floats(-1e6, 1e6), min_size=4, max_size=4)
 
 
 @given(numbers, numbers)
-def test_overlaps_are_shares_symmetric_and_whole_with_themselves(one, other):
-    for overlap, a, b in ((box_iou, one, other), (span_iou, one[:2], other[:2])):
+def test_iou_is_in_the_unit_interval_symmetric_and_one_for_itself(one, other):
+    for overlap, a, b in ((box_iou, one, other), (interval_iou, one[:2], other[:2])):
         assert 0 <= overlap(a, b) <= 1 + 1e-9
         assert overlap(a, b) == pytest.approx(overlap(b, a))
     if one[0] + 1 < one[2] and one[1] + 1 < one[3]:
@@ -136,7 +133,7 @@ def test_overlaps_are_shares_symmetric_and_whole_with_themselves(one, other):
         ("1", 0),
     ],
 )
-def test_format_is_about_the_layout_alone(text, reward):
+def test_format_rewards_the_layout_alone(text, reward):
     layout = made(type="format")
     assert layout.reward(text, "anything") == reward
     assert (layout.extract_answer(text) != "") == bool(reward)
@@ -189,9 +186,9 @@ def test_a_wrong_setting_is_named(verifier, remedy):
 def test_hostile_text_costs_no_time():
     kinds = ("choice", "interval", "box", "format", "numeric", "exact")
     verifiers = [made(type=kind) for kind in kinds] + [made(type="choice", mark="")]
-    pieces = ("A", "(", "answer ", "1:", "[1,", "<think>", "<", " ", "9", "\\boxed{", "#", "-1.")
+    chunks = ("A", "(", "answer ", "1:", "[1,", "<think>", "<", " ", "9", "\\boxed{", "#", "-1.")
     before = time.process_time()
-    for piece in pieces:
+    for chunk in chunks:
         for verifier in verifiers:
-            assert 0 <= verifier.reward(piece * (10**6 // len(piece)), "7") <= 1
+            assert 0 <= verifier.reward(chunk * (10**6 // len(chunk)), "7") <= 1
     assert time.process_time() - before < 20

@@ -1,4 +1,4 @@
-"""What runs in worker processes: math-verify and the user's function, on hostile input."""
+"""Verifiers in worker processes: math-verify and the user's function, on hostile input."""
 
 import os
 import signal
@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from copd.config import FunctionVerifier, MathVerifier, parse_files
-from copd.domains.files import with_sizes
+from copd.domains.files import load_files
 from copd.verifiers import load_verifier
 from copd.verifiers.pool import MAX_DEATHS, NUM_CALLS, pool_for
 
@@ -43,7 +43,7 @@ def score(text, answer):
         return os.getpid() / 2**23
     return float(text == answer)
 
-class TeacherOutputs:
+class Rewards:
     half = staticmethod(lambda text, answer: 0.5)
 
 text = "no function"
@@ -52,7 +52,7 @@ text = "no function"
 
 @pytest.fixture(autouse=True)
 def rewards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """The user's module in the folder where copd runs; its workers end with the test."""
+    """Write the user's module to the folder where copd runs; close its workers after the test."""
     (tmp_path / "my_rewards.py").write_text(REWARDS)
     monkeypatch.chdir(tmp_path)
     yield
@@ -98,12 +98,12 @@ def test_a_function_that_is_not_there_is_found_before_training(tmp_path, name, r
     (tmp_path / "a.jsonl").write_text(lines)
     verifier = f"{{type = 'function', name = '{name}'}}"
     with pytest.raises(ValueError, match=reason) as caught:
-        with_sizes("mine", parse_files("a.jsonl", ["--verifier", verifier]))
+        load_files("mine", parse_files("a.jsonl", ["--verifier", verifier])).measured_config()
     assert f"name another one than '{name}'" in str(caught.value)
 
 
 def test_a_function_may_sit_in_a_class():
-    assert function("my_rewards:TeacherOutputs.half").reward("x", "y") == 0.5
+    assert function("my_rewards:Rewards.half").reward("x", "y") == 0.5
 
 
 def test_a_large_batch_is_shared_and_comes_back_in_order():
@@ -139,16 +139,16 @@ def test_workers_end_with_a_parent_that_is_killed(tmp_path: Path):
         assert ends(worker), f"the worker outlived its parent, doing {doing}"
 
 
-def appears(path: Path, patience: float = 60.0) -> bool:
-    deadline = time.monotonic() + patience
+def appears(path: Path, limit: float = 60.0) -> bool:
+    deadline = time.monotonic() + limit
     while not path.exists() and time.monotonic() < deadline:
         time.sleep(0.02)
     return path.exists()
 
 
-def ends(pid: int, patience: float = 20.0) -> bool:
-    """Whether a process, not a child of ours, ends; a zombie has ended."""
-    deadline = time.monotonic() + patience
+def ends(pid: int, limit: float = 20.0) -> bool:
+    """Test whether a process that is not our child ends; a zombie has ended."""
+    deadline = time.monotonic() + limit
     while time.monotonic() < deadline:
         status = Path(f"/proc/{pid}/stat")
         if not status.exists() or status.read_text().rpartition(")")[2].split()[0] == "Z":
@@ -181,13 +181,10 @@ def test_math_knows_equal_from_unequal(maths):
         ("", "0.5"): 0,
     }
     assert maths.rewards(list(pairs)) == list(pairs.values())
-    assert (
-        maths.extract_answer(r"so \boxed{\frac{3}{4}}") == "3/4"
-        and maths.extract_answer("none") == ""
-    )
-    assert not maths.reference_error(r"\frac{1}{2}") and "cannot be read" in maths.reference_error(
-        ""
-    )
+    assert maths.extract_answer(r"so \boxed{\frac{3}{4}}") == "3/4"
+    assert maths.extract_answer("none") == ""
+    assert not maths.reference_error(r"\frac{1}{2}")
+    assert "cannot be read" in maths.reference_error("")
     assert maths.extract_answer(maths.format_reference("12")) == "12"
     marked = load_verifier(MathVerifier(mark="<answer>", timeout_seconds=1))
     assert marked.reward(r"1 or 2 <answer>\frac12</answer> 9", "1/2") == 1
@@ -206,6 +203,6 @@ def test_a_hostile_expression_costs_its_limit_and_no_more():
         "\ud800 \x00 $1$",
         "$__import__('os').system('touch hacked')$",
     ]
-    earned = maths.rewards([(text, "2") for text in [*hostile, r"\boxed{2}"]])
-    assert earned == [0.0] * len(hostile) + [1.0]
+    rewards = maths.rewards([(text, "2") for text in [*hostile, r"\boxed{2}"]])
+    assert rewards == [0.0] * len(hostile) + [1.0]
     assert not Path("hacked").exists()

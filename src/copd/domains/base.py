@@ -1,7 +1,4 @@
-"""What a domain is: indexable problems and the verifier that reads a completion.
-
-Knows no model and no torch.
-"""
+"""The protocol of a domain: problems by index, and the verification of completions."""
 
 from __future__ import annotations
 
@@ -14,7 +11,7 @@ from copd.types import Problem, Split
 class Domain(Protocol):
     """A capability: its problems and its verifier.
 
-    Problems are rebuilt from (split, index), always the same.
+    A problem is rebuilt from its split and index, and is the same each time.
     """
 
     @property
@@ -22,30 +19,30 @@ class Domain(Protocol):
 
     @property
     def suites(self) -> tuple[str, ...]:
-        """Suite names in reporting order."""
+        """Names of the suites, in reporting order."""
         ...
 
     @property
     def modality(self) -> str:
-        """`text`, `image` or `video`: what a model must be able to read."""
+        """What a model must be able to read: `text`, `image` or `video`."""
         ...
 
     def num_problems(self, split: Split) -> int:
-        """How many different problems the split has."""
+        """Return the number of problems of a split."""
         ...
 
     def problem(self, split: Split, index: int) -> Problem:
-        """The problem at `index`, 0 <= index < num_problems(split)."""
+        """Build the problem at `index`, 0 <= index < num_problems(split)."""
         ...
 
     def verify(self, problem: Problem, text: str) -> float:
-        """The reward in [0, 1] of a completion's text; what cannot be parsed earns 0.0."""
+        """Return the reward of a completion, in [0, 1]; 0.0 if no answer can be parsed."""
         ...
 
     def verify_all(self, problems: Sequence[Problem], texts: Sequence[str]) -> list[float]:
-        """`verify` of many at once, in their order."""
+        """Return the rewards of many completions, one per problem, in their order."""
         ...
 
     def extract_answer(self, problem: Problem, text: str) -> str:
-        """What `verify` took for the answer in a completion's text; "" where it found none."""
+        """Return the answer that `verify` finds in a completion; "" if it finds none."""
         ...

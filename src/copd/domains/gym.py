@@ -1,7 +1,8 @@
-"""Problems from reasoning-gym's generators. No model; the generators run in worker processes.
+"""Problems from the generators of reasoning-gym, which run in worker processes.
 
-They are not imported here: some order sets by the hash of text, which differs from process to
-process unless it is fixed at the start, and their scorers evaluate what a model wrote.
+The generators are not imported here. Some iterate over sets of strings, whose order differs from
+process to process unless the hash seed is fixed at the start; and their scorers evaluate text that
+a model wrote.
 """
 
 from __future__ import annotations
@@ -19,12 +20,12 @@ from copd.verifiers.remote import MEMORY_BYTES, check_installed
 
 _SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 _SPAN = 2**29
-"""Seeds a split may use. A generator makes problem i from its seed + i, so splits keep apart."""
+"""Number of seeds of a split. A generator makes problem i from seed + i, so splits are disjoint."""
 
 
 @dataclass(frozen=True)
 class GymDomain:
-    """Problems of one or several generators in turn; each generator is a suite."""
+    """Problems of several generators in turn; each generator is a suite."""
 
     name: str
     config: GymConfig
@@ -47,28 +48,29 @@ class GymDomain:
                 f"got index {index}"
             )
         name = ProblemId(self.name, split, index)
-        [made] = self._pool().run([("problem", *self._place(name))])
-        if made is None:
+        generator, *position = self._position(name)
+        [generated] = self._pool().run([("problem", generator, *position)])
+        if generated is None:
             raise ValueError(
-                f"generator {self._place(name)[0]!r} could not make {split} problem {index} of "
+                f"generator {generator!r} could not make {split} problem {index} of "
                 f"domain {self.name!r} within {self.config.timeout_seconds:g} s: it failed or took "
                 f"too long. Change domains.{self.name}.config, or raise its timeout_seconds."
             )
-        question, answer = made
+        prompt, answer = generated
         system = self.config.system_prompt
         first = () if system is None else (Message("system", (Text(system),)),)
-        asked = Message("user", (Text(question + self.config.prompt_suffix),))
-        return Problem(name, self._place(name)[0], (*first, asked), answer)
+        user = Message("user", (Text(prompt + self.config.prompt_suffix),))
+        return Problem(name, generator, (*first, user), answer)
 
     def verify(self, problem: Problem, text: str) -> float:
         return self.verify_all([problem], [text])[0]
 
     def verify_all(self, problems: Sequence[Problem], texts: Sequence[str]) -> list[float]:
-        """The generator's own score; 0.0 without an answer."""
-        found = [final_answer(text, self.config.mark) for text in texts]
+        """Return the scores of the generators' own scorers; 0.0 where there is no answer."""
+        answers = [final_answer(text, self.config.mark) for text in texts]
         calls = {
-            i: ("reward", *self._place(problem.id), answer)
-            for i, (problem, answer) in enumerate(zip(problems, found, strict=True))
+            i: ("reward", *self._position(problem.id), answer)
+            for i, (problem, answer) in enumerate(zip(problems, answers, strict=True))
             if answer
         }
         values = dict(zip(calls, self._pool().run(list(calls.values())), strict=True))
@@ -78,10 +80,11 @@ class GymDomain:
         return final_answer(text, self.config.mark) or ""
 
     def check(self) -> None:
-        """Refuses unknown generators and parameters."""
+        """Raise ValueError for unknown generators and parameters."""
         self._pool().check()
 
-    def _place(self, name: ProblemId) -> Call:
+    def _position(self, name: ProblemId) -> Call:
+        """Return generator, split, and the index among the generator's problems."""
         suite = self.suites[name.index % len(self.suites)]
         return suite, name.split, name.index // len(self.suites)
 
@@ -99,7 +102,7 @@ class GymDomain:
 
 
 def load_gym(name: str, config: GymConfig) -> GymDomain:
-    """The domain; its generators are made once, so that a mistake in them is found now."""
+    """Build the domain, and its generators once, so that a mistake in their settings is found."""
     check_installed("reasoning_gym", f"domain {name!r}", "gym")
     domain = GymDomain(name, config)
     domain.check()

@@ -1,4 +1,4 @@
-"""Verifiers: from a completion's text and the reference answer to a reward. No model."""
+"""Verifiers: rewards from the text of a completion and a reference answer."""
 
 from __future__ import annotations
 
@@ -14,15 +14,7 @@ from copd.config import (
     NumericVerifier,
     VerifierConfig,
 )
-from copd.verifiers.answers import (
-    ANSWER_MARK,
-    Exact,
-    Numeric,
-    exact,
-    final_answer,
-    last_number,
-    numeric,
-)
+from copd.verifiers.answers import ANSWER_MARK, Exact, Numeric, exact, final_answer, last_number
 from copd.verifiers.base import Pair, Verifier
 from copd.verifiers.mixture import Format, Mixture
 from copd.verifiers.regions import Box, Choice, Interval
@@ -37,12 +29,18 @@ __all__ = [
     "final_answer",
     "last_number",
     "load_verifier",
-    "numeric",
 ]
 
 
 def load_verifier(config: VerifierConfig) -> Verifier:
-    """The configured verifier; starts no process until it is asked."""
+    """Build the configured verifier.
+
+    Args:
+        config: The settings of a verifier.
+
+    Returns:
+        The verifier. One that needs worker processes starts them at its first call.
+    """
     match config:
         case ExactVerifier():
             return Exact(config.mark)
@@ -67,7 +65,11 @@ def load_verifier(config: VerifierConfig) -> Verifier:
 
 
 def check_functions(verifier: Verifier) -> None:
-    """Loads the user's functions, so that a wrong name is found before training."""
+    """Load the user's functions, so that a wrong name is found before training.
+
+    Args:
+        verifier: Any verifier; those of a mixture are checked too.
+    """
     match verifier:
         case Function():
             verifier.check()

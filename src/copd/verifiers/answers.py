@@ -1,19 +1,15 @@
-"""What a completion answers, and whether it equals the reference as text or as a number.
-
-Pure functions: no model, no I/O.
-"""
+"""Final answers in completions, compared with the reference as text or as numbers."""
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 
-from copd.verifiers.base import Pair
+from copd.verifiers.base import Verifier
 
 ANSWER_MARK = "#"
-"""What precedes the final answer in a completion, as in GSM8K's solutions."""
+"""Precedes the final answer in a completion, as in the solutions of GSM8K."""
 
 _NUMBER = re.compile(
     r"(?<![0-9])[-+]?(?:(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)(?:\.[0-9]+)?|\.[0-9]+)"
@@ -21,10 +17,15 @@ _NUMBER = re.compile(
 
 
 def final_answer(text: str, mark: str = ANSWER_MARK) -> str | None:
-    """What follows the last answer mark, stripped; None when there is none.
+    """Return the text after the last answer mark.
 
-    An empty mark makes the whole text the answer. Where the mark is a tag such as `<answer>`, the
-    answer ends at `</answer>`.
+    Args:
+        text: The completion.
+        mark: What precedes an answer. Empty makes the whole text the answer; after a tag such as
+            `<answer>`, the answer ends at `</answer>`.
+
+    Returns:
+        The stripped answer, or None if there is no mark.
     """
     if not mark:
         return text.strip()
@@ -35,35 +36,49 @@ def final_answer(text: str, mark: str = ANSWER_MARK) -> str | None:
 
 
 def exact(text: str, answer: str, mark: str = ANSWER_MARK) -> float:
-    """1.0 when the final answer is the reference to the letter, else 0.0, also without a mark."""
+    """Compare the final answer with the reference, character by character.
+
+    Args:
+        text: The completion.
+        answer: The reference.
+        mark: What precedes the final answer, as in `final_answer`.
+
+    Returns:
+        1.0 if they are equal, else 0.0.
+    """
     return float(final_answer(text, mark) == answer)
 
 
-def numeric(text: str, answer: str, *, mark: str = ANSWER_MARK, tolerance: float = 0.0) -> float:
-    """1.0 when the last number of the final answer is within `tolerance` of the reference's."""
-    given, wanted = last_number(final_answer(text, mark) or ""), last_number(answer)
-    return float(given is not None and wanted is not None and abs(given - wanted) <= tolerance)
-
-
 def last_number(text: str) -> float | None:
-    """The last finite decimal number in a text: `1,080`, `-3.5`; a sign after a digit is a minus
-    between two numbers."""
+    """Find the last decimal number in a text, such as `1,080` or `-3.5`.
+
+    Args:
+        text: Any text. A sign after a digit is a minus between two numbers.
+
+    Returns:
+        The number, or None if there is none or it is not finite.
+    """
     found = _NUMBER.findall(text)
     value = float(found[-1].replace(",", "")) if found else math.inf
     return value if math.isfinite(value) else None
 
 
 @dataclass(frozen=True)
-class Exact:
-    """`exact`, as configured."""
+class MarkedVerifier(Verifier):
+    """A verifier that looks for the answer after the last mark."""
 
     mark: str
 
+    def format_reference(self, answer: str) -> str:
+        return self.mark + answer
+
+
+@dataclass(frozen=True)
+class Exact(MarkedVerifier):
+    """1.0 if the final answer equals the reference, as in `exact`."""
+
     def reward(self, text: str, answer: str) -> float:
         return exact(text, answer, self.mark)
-
-    def rewards(self, pairs: Sequence[Pair]) -> list[float]:
-        return [self.reward(*pair) for pair in pairs]
 
     def extract_answer(self, text: str) -> str:
         return final_answer(text, self.mark) or ""
@@ -73,29 +88,25 @@ class Exact:
             return ""
         return f"answer {answer[:40]!r} has spaces around it or the mark {self.mark!r} in it"
 
-    def format_reference(self, answer: str) -> str:
-        return self.mark + answer
-
 
 @dataclass(frozen=True)
-class Numeric:
-    """`numeric`, as configured."""
+class Numeric(MarkedVerifier):
+    """1.0 if the last number of the final answer is within `tolerance` of the reference's."""
 
-    mark: str
-    tolerance: float
+    tolerance: float = 0.0
 
     def reward(self, text: str, answer: str) -> float:
-        return numeric(text, answer, mark=self.mark, tolerance=self.tolerance)
-
-    def rewards(self, pairs: Sequence[Pair]) -> list[float]:
-        return [self.reward(*pair) for pair in pairs]
+        value, expected = self._value(text), last_number(answer)
+        if value is None or expected is None:
+            return 0.0
+        return float(abs(value - expected) <= self.tolerance)
 
     def extract_answer(self, text: str) -> str:
-        value = last_number(final_answer(text, self.mark) or "")
+        value = self._value(text)
         return "" if value is None else f"{value:.12g}"
 
     def reference_error(self, answer: str) -> str:
         return "" if last_number(answer) is not None else f"answer {answer[:40]!r} has no number"
 
-    def format_reference(self, answer: str) -> str:
-        return self.mark + answer
+    def _value(self, text: str) -> float | None:
+        return last_number(final_answer(text, self.mark) or "")

@@ -1,33 +1,33 @@
-"""What a verifier is. Knows no kind of them."""
+"""The base class of verifiers."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Protocol
 
 Pair = tuple[str, str]
-"""A completion's text and the reference answer."""
+"""The text of a completion, and the reference answer."""
 
 
-class Verifier(Protocol):
-    """How a domain judges completions."""
+class Verifier(ABC):
+    """Rewards completions by comparing them with a reference answer."""
 
+    @abstractmethod
     def reward(self, text: str, answer: str) -> float:
-        """In [0, 1]; what cannot be parsed earns 0.0."""
-        ...
+        """Return the reward of a completion, in [0, 1]; 0.0 if it cannot be parsed."""
 
     def rewards(self, pairs: Sequence[Pair]) -> list[float]:
-        """`reward` of many pairs of completion and reference at once, in their order."""
-        ...
+        """Return the rewards of many pairs of completion and reference, in their order."""
+        return [self.reward(*pair) for pair in pairs]
 
+    @abstractmethod
     def extract_answer(self, text: str) -> str:
-        """What it takes for the answer in a completion; empty where it finds none."""
-        ...
+        """Return the answer found in a completion; "" if there is none."""
 
     def reference_error(self, answer: str) -> str:
-        """Why no completion could ever match this reference; empty where one can."""
-        ...
+        """Return why no completion could match this reference; "" if one can."""
+        return ""
 
+    @abstractmethod
     def format_reference(self, answer: str) -> str:
-        """The reference as a completion would give it, to show how it is read."""
-        ...
+        """Write the reference as a completion would, to show how it is read."""

@@ -1,7 +1,7 @@
-"""The program of a worker process: answers calls from its standard input, one line at a time.
+"""The program of a worker process, which answers calls from its standard input, line by line.
 
-Run by its path, so that it starts without copd and its dependencies; imports only the standard
-library, until a job needs more. Knows no configuration.
+It is run by its path, so that it starts without copd and its dependencies. It imports only the
+standard library until a handler needs more.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ import traceback
 from collections.abc import Callable
 from typing import Any
 
-Job = Callable[..., Any]
+Handler = Callable[..., Any]
 
 NUM_WAITING = 3
-"""A call may take so many times its limit of processor time while it sleeps or waits."""
+"""Wall-clock limit of a call, as a multiple of its limit of processor time."""
 
 _ALLOWED = ("os.listdir", "os.scandir", "os.walk", "os.fwalk")
 _FORBIDDEN = ("os.", "subprocess.", "socket.", "shutil.", "ctypes.", "pty.", "tempfile.", "signal.")
 
 
-def math_job() -> Job:
-    """`reward`, `extract_answer` and `reference_error` by math-verify."""
+def math_handler() -> Handler:
+    """Build the handler of `reward`, `extract_answer` and `reference_error` by math-verify."""
     sympy_random = importlib.import_module("sympy.core.random")
     math_verify = importlib.import_module("math_verify")
     logging.disable(logging.CRITICAL)
@@ -38,7 +38,7 @@ def math_job() -> Job:
         return math_verify.parse(text, parsing_timeout=0)
 
     def reference(answer: str) -> list[Any]:
-        """As it stands where it is marked as LaTeX, else as a formula, else as an expression."""
+        """Parse a reference: as it is if marked as LaTeX, else as a formula and an expression."""
         if "$" in answer or "\\boxed" in answer or "\\(" in answer:
             return parsed(answer)
         return [*parsed(f"${answer}$"), *parsed(answer)]
@@ -47,16 +47,16 @@ def math_job() -> Job:
         sympy_random.seed(0)
         if method == "reference_error":
             return not reference(answer)
-        if method == "reading":
+        if method == "extract_answer":
             return str(next(iter(parsed(text)), ""))
         return float(math_verify.verify(reference(answer), parsed(text), timeout_seconds=0))
 
-    call("reward", "$\\frac{1}{2}$", "0.5")  # what is imported late is imported now
+    call("reward", "$\\frac{1}{2}$", "0.5")  # so that lazy imports happen now
     return call
 
 
-def function_job(name: str) -> Job:
-    """The user's function."""
+def function_handler(name: str) -> Handler:
+    """Build the handler that calls the user's function."""
     module, _, path = name.partition(":")
     function: Any = importlib.import_module(module)
     for part in path.split("."):
@@ -74,24 +74,24 @@ def function_job(name: str) -> Job:
     return call
 
 
-def gym_job(
+def gym_handler(
     datasets: dict[str, dict[str, Any]], first: dict[str, int], size: dict[str, int]
-) -> Job:
-    """`problem` and `reward` of reasoning-gym's generators, by name, split and position."""
+) -> Handler:
+    """Build the handler of `problem` and `reward`, by generator, split and position."""
     reasoning_gym = importlib.import_module("reasoning_gym")
     known = importlib.import_module("reasoning_gym.factory").DATASETS
 
-    def made(name: str, split: str) -> Any:
+    def build(name: str, split: str) -> Any:
         if name not in known:
             near = difflib.get_close_matches(name, known, n=3, cutoff=0)
             raise ValueError(f"reasoning-gym has no {name!r}, it has {', '.join(near)}")
         try:
-            given = {**datasets[name], "seed": first[split], "size": size[split]}
-            return reasoning_gym.create_dataset(name, **given)
+            parameters = {**datasets[name], "seed": first[split], "size": size[split]}
+            return reasoning_gym.create_dataset(name, **parameters)
         except Exception as error:
             raise ValueError(f"generator {name!r}: {error}") from None
 
-    problems = {(name, split): made(name, split) for name in datasets for split in first}
+    problems = {(name, split): build(name, split) for name in datasets for split in first}
 
     def call(method: str, name: str, split: str, position: int, text: str = "") -> Any:
         random.seed(0)
@@ -101,29 +101,29 @@ def gym_job(
             return [str(entry["question"]), "" if entry["answer"] is None else str(entry["answer"])]
         try:
             return min(1.0, max(0.0, float(dataset.score_answer(text, entry))))
-        except Exception:  # its scorers evaluate what a model wrote
+        except Exception:  # the scorers evaluate text that a model wrote
             return 0.0
 
     for name in datasets:
-        first_time = call("problem", name, "train", 0)
-        call("reward", name, "train", 1 % size["train"], "1+1")  # imports what comes late, too
-        if call("problem", name, "train", 0) != first_time:
+        before = call("problem", name, "train", 0)
+        call("reward", name, "train", 1 % size["train"], "1+1")  # so that lazy imports happen now
+        if call("problem", name, "train", 0) != before:
             raise ValueError(f"generator {name!r} does not make the same problem twice")
     return call
 
 
-JOBS: dict[str, Callable[..., Job]] = {
-    "math": math_job,
-    "function": function_job,
-    "gym": gym_job,
+HANDLERS: dict[str, Callable[..., Handler]] = {
+    "math": math_handler,
+    "function": function_handler,
+    "gym": gym_handler,
 }
 
 
 def guard(event: str, arguments: tuple[Any, ...]) -> None:
-    """Refuses to touch files, processes and the network; an audit hook.
+    """Refuse access to files, processes and the network, as an audit hook.
 
-    Libraries that evaluate text would otherwise do for a model whatever it writes. It stops
-    what is plain, and is no sandbox.
+    Libraries that evaluate text would otherwise run whatever a model writes. This stops the plain
+    ways and is no sandbox.
     """
     if event == "open":
         _, mode, flags = arguments
@@ -135,7 +135,7 @@ def guard(event: str, arguments: tuple[Any, ...]) -> None:
 
 
 def address_space() -> int:
-    """Bytes this process has mapped by now; 0 where the system does not tell."""
+    """Return the bytes this process has mapped; 0 if the system does not say."""
     try:
         with open("/proc/self/statm", encoding="ascii") as file:
             return int(file.read().split()[0]) * resource.getpagesize()
@@ -143,15 +143,15 @@ def address_space() -> int:
         return 0
 
 
-def answer(job: Job, call: list[Any], *, seconds: float, trusted: bool) -> dict[str, Any]:
-    """What a call returns; the kernel ends the process if it takes too long, also in C code.
+def answer(handler: Handler, call: list[Any], *, seconds: float, trusted: bool) -> dict[str, Any]:
+    """Run a call; the kernel ends the process if it takes too long, also in C code.
 
-    An exception in what is not the user's own code comes of hostile text.
+    An exception gives None unless the code is the user's own: other code fails on hostile text.
     """
     signal.setitimer(signal.ITIMER_PROF, seconds)
     signal.setitimer(signal.ITIMER_REAL, NUM_WAITING * seconds)
     try:
-        return {"value": job(*call)}
+        return {"value": handler(*call)}
     except (MemoryError, RecursionError):
         return {"value": None}
     except Exception:
@@ -162,33 +162,33 @@ def answer(job: Job, call: list[Any], *, seconds: float, trusted: bool) -> dict[
 
 
 def main() -> None:
-    """Says whether the job could be loaded, then answers until there is no parent any more."""
+    """Report whether the handler could be loaded, then answer calls until the parent ends."""
     requests, replies = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.dup2(2, 1)
     sys.dont_write_bytecode = True
 
-    def say(reply: dict[str, Any]) -> None:
+    def send(reply: dict[str, Any]) -> None:
         replies.write(json.dumps(reply).encode() + b"\n")
         replies.flush()
 
-    task = json.loads(requests.readline())
-    sys.path[:] = task["path"]
+    spec = json.loads(requests.readline())
+    sys.path[:] = spec["path"]
     try:
-        job = JOBS[task["kind"]](**task["settings"])
+        handler = HANDLERS[spec["kind"]](**spec["settings"])
     except Exception as error:
-        told = traceback.format_exception(error, limit=-3)
-        return say({"error": "".join(told if task["kind"] == "function" else told[-1:])})
-    if task["memory_bytes"] is not None:
-        limit = address_space() + task["memory_bytes"]
+        lines = traceback.format_exception(error, limit=-3)
+        return send({"error": "".join(lines if spec["kind"] == "function" else lines[-1:])})
+    if spec["memory_bytes"] is not None:
+        limit = address_space() + spec["memory_bytes"]
         resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-    trusted = task["kind"] == "function"
+    trusted = spec["kind"] == "function"
     if not trusted:
         sys.addaudithook(guard)
-    say({"value": None})
+    send({"value": None})
     for line in requests:
         for call in json.loads(line):
-            say(answer(job, call, seconds=task["seconds"], trusted=trusted))
+            send(answer(handler, call, seconds=spec["seconds"], trusted=trusted))
 
 
 if __name__ == "__main__":

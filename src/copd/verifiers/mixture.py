@@ -1,4 +1,4 @@
-"""The layout of a completion as a verifier, and verifiers mixed with weights. Runs no process."""
+"""Verifiers of the layout of a completion, and weighted mixtures of verifiers."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from copd.verifiers.base import Pair, Verifier
 
 
 @dataclass(frozen=True)
-class Format:
-    """1.0 for blocks of tags in order, each once, with something in each and nothing between."""
+class Format(Verifier):
+    """1.0 for non-empty blocks of the tags in order, each once, with nothing between them."""
 
     tags: tuple[str, ...]
 
@@ -20,14 +20,8 @@ class Format:
         found = self._pattern.fullmatch(text.strip())
         return float(found is not None and all(self._is_filled(block) for block in found.groups()))
 
-    def rewards(self, pairs: Sequence[Pair]) -> list[float]:
-        return [self.reward(*pair) for pair in pairs]
-
     def extract_answer(self, text: str) -> str:
         return " ".join(f"<{tag}>" for tag in self.tags) if self.reward(text, "") else ""
-
-    def reference_error(self, answer: str) -> str:
-        return ""
 
     def format_reference(self, answer: str) -> str:
         *before, last = self.tags
@@ -44,8 +38,11 @@ class Format:
 
 
 @dataclass(frozen=True)
-class Mixture:
-    """The weighted sum of several verifiers; the weights sum to 1."""
+class Mixture(Verifier):
+    """The weighted sum of several verifiers; the weights sum to 1.
+
+    The first one extracts the answer.
+    """
 
     weights: tuple[float, ...]
     parts: tuple[Verifier, ...]
@@ -54,21 +51,20 @@ class Mixture:
         return self.rewards([(text, answer)])[0]
 
     def rewards(self, pairs: Sequence[Pair]) -> list[float]:
-        earned = zip(*(part.rewards(pairs) for part in self.parts), strict=True)
-        return [self._sum(each) for each in earned]
+        by_part = [part.rewards(pairs) for part in self.parts]
+        return [self._weighted_sum(rewards) for rewards in zip(*by_part, strict=True)]
 
     def extract_answer(self, text: str) -> str:
-        """What the first part takes for the answer."""
         return self.parts[0].extract_answer(text)
 
     def reference_error(self, answer: str) -> str:
-        return next((said for part in self.parts if (said := part.reference_error(answer))), "")
+        return next(filter(None, (part.reference_error(answer) for part in self.parts)), "")
 
     def format_reference(self, answer: str) -> str:
         return self.parts[0].format_reference(answer)
 
-    def _sum(self, earned: Sequence[float]) -> float:
-        """Full marks are exactly 1, as accuracy asks for, whatever the weights round to."""
-        if all(reward == 1.0 for reward in earned):
+    def _weighted_sum(self, rewards: Sequence[float]) -> float:
+        """Return the sum; exactly 1 for full rewards, as accuracy needs, despite rounding."""
+        if all(reward == 1.0 for reward in rewards):
             return 1.0
-        return min(1.0, sum(w * reward for w, reward in zip(self.weights, earned, strict=True)))
+        return min(1.0, sum(w * reward for w, reward in zip(self.weights, rewards, strict=True)))

@@ -1,6 +1,6 @@
-"""Worker processes that answer calls within limits of time and memory. Knows no verifier.
+"""Worker processes that answer calls within limits of time and memory.
 
-A call that exceeds them costs its limit and ends in None; its worker is replaced.
+A call that exceeds a limit returns None, and its worker is replaced.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ from copd.verifiers.child import NUM_WAITING
 CHILD = Path(__file__).with_name("child.py")
 
 NUM_CALLS = 32
-"""Calls a worker is handed at once; a batch of more is shared among workers."""
+"""Calls sent to a worker at once; a larger batch is shared among workers."""
 
 MAX_WORKERS = 8
 MAX_DEATHS = 16
-"""Calls in a row that may kill their worker before that is no accident."""
+"""Calls in a row that may kill their worker before this is an error."""
 
 _START_SECONDS = 300.0
 _GRACE_SECONDS = 5.0
@@ -42,49 +42,51 @@ Call = tuple[Any, ...]
 
 @dataclass(frozen=True)
 class WorkerSpec:
-    """What workers do, and what a call may cost."""
+    """What workers run, and the limits of a call."""
 
     kind: str
-    """Key of `JOBS` in the child."""
+    """Key of `HANDLERS` in the child."""
     settings: str
-    """Arguments of the job as JSON."""
+    """Arguments of the handler as JSON."""
     seconds: float
+    """Processor time of a call."""
     memory_bytes: int | None
     remedy: str
-    """What a person can do if the job does not load or fails."""
+    """What the user can do if the handler cannot be loaded or fails."""
 
 
 class Worker:
-    """One process; begins when it is first asked."""
+    """One worker process; it starts at its first call."""
 
-    def __init__(self, task: WorkerSpec) -> None:
-        self._task = task
+    def __init__(self, spec: WorkerSpec) -> None:
+        self._spec = spec
         self._process: subprocess.Popen[bytes] | None = None
         self._buffer = b""
         self._num_deaths = 0
 
     def run(self, calls: Sequence[Call]) -> list[Any]:
-        """The values of all calls, None for those that broke a limit or the process."""
+        """Return the values of all calls; None for one that broke a limit or the process."""
         values: list[Any] = []
         while len(values) < len(calls):
             process = self._process or self._start()
             rest = calls[len(values) :]
-            replies = self._ask(process, rest)
+            replies = self._request(process, rest)
             for call, reply in zip(rest, replies, strict=False):
                 self._check(call, reply)
             values += [reply["value"] for reply in replies]
             self._num_deaths = 0 if replies else self._num_deaths
             if len(replies) < len(rest):
-                self._restart_error(process, rest[len(replies)])
+                self._discard(process, rest[len(replies)])
                 values.append(None)
         return values
 
     def check(self) -> None:
+        """Start the process if there is none, which fails if its handler cannot be loaded."""
         if self._process is None:
             self._start()
 
     def close(self) -> None:
-        """Ends the process and what it started."""
+        """Kill the process and all processes it started."""
         process, self._process, self._buffer = self._process, None, b""
         if process is None:
             return
@@ -102,31 +104,33 @@ class Worker:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env={**os.environ, "PYTHONHASHSEED": "0"},  # sets iterate alike in every worker
-            start_new_session=True,  # Ctrl-C is for the parent, which ends its workers
+            start_new_session=True,  # Ctrl-C goes to the parent, which ends its workers
         )
-        task = self._task
-        begin = {
-            "kind": task.kind,
-            "settings": json.loads(task.settings),
-            "seconds": task.seconds,
-            "memory_bytes": task.memory_bytes,
+        spec = self._spec
+        message = {
+            "kind": spec.kind,
+            "settings": json.loads(spec.settings),
+            "seconds": spec.seconds,
+            "memory_bytes": spec.memory_bytes,
             "path": [*sys.path, os.getcwd()],
         }
-        self._send(process, begin)
+        self._send(process, message)
         reply = self._reply(process, _START_SECONDS)
         if reply is None or "error" in reply:
             self.close()
-            told = reply["error"] if reply else "it ended before it was ready"
-            raise ValueError(f"a verifier could not be loaded: {told.strip()}\n{task.remedy}")
+            reason = reply["error"] if reply else "it ended before it was ready"
+            raise ValueError(f"a verifier could not be loaded: {reason.strip()}\n{spec.remedy}")
         return process
 
-    def _ask(self, process: subprocess.Popen[bytes], calls: Sequence[Call]) -> list[dict[str, Any]]:
-        """The replies until the process ended or took too long."""
+    def _request(
+        self, process: subprocess.Popen[bytes], calls: Sequence[Call]
+    ) -> list[dict[str, Any]]:
+        """Send calls; return the replies until the process ends or takes too long."""
         self._send(process, calls)
-        patience = NUM_WAITING * self._task.seconds + _GRACE_SECONDS
+        limit = NUM_WAITING * self._spec.seconds + _GRACE_SECONDS
         replies: list[dict[str, Any]] = []
         while len(replies) < len(calls):
-            reply = self._reply(process, patience)
+            reply = self._reply(process, limit)
             if reply is None:
                 break
             replies.append(reply)
@@ -138,10 +142,10 @@ class Worker:
             process.stdin.write(json.dumps(message).encode() + b"\n")
             process.stdin.flush()
 
-    def _reply(self, process: subprocess.Popen[bytes], patience: float) -> dict[str, Any] | None:
-        """The next line of the process; None where it ended or let us wait for too long."""
+    def _reply(self, process: subprocess.Popen[bytes], limit: float) -> dict[str, Any] | None:
+        """Read the next line; None if the process ended or took more than `limit` seconds."""
         assert process.stdout is not None, "it is a pipe"
-        deadline = monotonic() + patience
+        deadline = monotonic() + limit
         while b"\n" not in self._buffer:
             ready, _, _ = select.select([process.stdout], [], [], max(0.0, deadline - monotonic()))
             found = os.read(process.stdout.fileno(), 2**16) if ready else b""
@@ -154,14 +158,14 @@ class Worker:
     def _check(self, call: Call, reply: dict[str, Any]) -> None:
         if "error" in reply:
             raise ValueError(
-                f"a verifier failed on {_shown(call)}: {reply['error'].strip()}\n"
-                f"{self._task.remedy}"
+                f"a verifier failed on {_shortened(call)}: {reply['error'].strip()}\n"
+                f"{self._spec.remedy}"
             )
 
-    def _restart_error(self, process: subprocess.Popen[bytes], call: Call) -> None:
-        """Clears away a process that did not answer a call."""
+    def _discard(self, process: subprocess.Popen[bytes], call: Call) -> None:
+        """Close a process that did not answer a call; raise if this happens again and again."""
         with suppress(subprocess.TimeoutExpired):
-            process.wait(timeout=0.1)  # still there: it waited beyond all limits
+            process.wait(timeout=0.1)  # still running if it exceeded the time limit by waiting
         code = process.poll()
         self.close()
         is_limit = code in (None, -signal.SIGPROF, -signal.SIGALRM)
@@ -169,21 +173,22 @@ class Worker:
         if self._num_deaths >= MAX_DEATHS:
             raise ValueError(
                 f"a verifier must survive its calls: got {MAX_DEATHS} in a row that ended its "
-                f"process (exit code {code}), the last one on {_shown(call)}. {self._task.remedy}"
+                f"process (exit code {code}), the last one on {_shortened(call)}. "
+                f"{self._spec.remedy}"
             )
 
 
 class Pool:
-    """Workers for one task; a large batch is shared among them."""
+    """Workers of one kind, which share large batches of calls."""
 
-    def __init__(self, task: WorkerSpec, num_workers: int) -> None:
-        self._workers = [Worker(task) for _ in range(num_workers)]
+    def __init__(self, spec: WorkerSpec, num_workers: int) -> None:
+        self._workers = [Worker(spec) for _ in range(num_workers)]
         self._idle: LifoQueue[Worker] = LifoQueue()
         for worker in reversed(self._workers):
             self._idle.put(worker)
 
     def run(self, calls: Sequence[Call]) -> list[Any]:
-        """The values in the order of the calls; equal calls are made once."""
+        """Return the values in the order of the calls; equal calls are made once."""
         distinct = list(dict.fromkeys(calls))
         chunks = [distinct[i : i + NUM_CALLS] for i in range(0, len(distinct), NUM_CALLS)]
         if len(chunks) < 2:
@@ -195,7 +200,7 @@ class Pool:
         return [values[call] for call in calls]
 
     def check(self) -> None:
-        """Refuses a task that cannot be loaded, before anything depends on it."""
+        """Raise ValueError if the handler cannot be loaded."""
         self._workers[0].check()
 
     def close(self) -> None:
@@ -207,16 +212,16 @@ class Pool:
         try:
             return worker.run(chunk)
         except BaseException:
-            worker.close()  # what it still answers belongs to no call
+            worker.close()  # replies that are still to come belong to no call
             raise
         finally:
             self._idle.put(worker)
 
 
 @cache
-def pool_for(task: WorkerSpec) -> Pool:
-    """The workers for a task, the same for all who ask; they end with this process."""
-    pool = Pool(task, min(os.cpu_count() or 1, MAX_WORKERS))
+def pool_for(spec: WorkerSpec) -> Pool:
+    """Return the pool of a spec, the same for all callers; it ends with this process."""
+    pool = Pool(spec, min(os.cpu_count() or 1, MAX_WORKERS))
     atexit.register(pool.close)
     return pool
 
@@ -224,8 +229,8 @@ def pool_for(task: WorkerSpec) -> Pool:
 os.register_at_fork(after_in_child=pool_for.cache_clear)
 
 
-def _shown(call: Call) -> str:
-    """A call's texts, by their ends."""
+def _shortened(call: Call) -> str:
+    """Show the arguments of a call; long ones by their start and end."""
     return ", ".join(
         f"{text[:20]!r} ... {text[-60:]!r}" if len(text) > 80 else repr(text)
         for text in map(str, call)

@@ -1,6 +1,6 @@
-"""Letters, spans of time and boxes in completions, and how well they match the reference.
+"""Letters, time intervals and boxes in completions, compared with the reference.
 
-Pure functions: no model, no I/O. Patterns take linear time on hostile text.
+All patterns take linear time on hostile text.
 """
 
 from __future__ import annotations
@@ -11,8 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from copd.verifiers.answers import final_answer
-from copd.verifiers.base import Pair
+from copd.verifiers.answers import MarkedVerifier, final_answer
 
 _NUMBER = r"(?<![\w.])[-+]?(?:[0-9]{1,15}(?:\.[0-9]{0,15})?|\.[0-9]{1,15})(?![0-9])"
 _CLOCK = r"(?<![\w.:])(?:[0-9]{1,3}:)?[0-9]{1,3}:[0-9]{2}(?:\.[0-9]{1,9})?(?![0-9:])"
@@ -26,22 +25,18 @@ _LABEL = r"\A[(\[*]{0,3}%s(?:[)\]*]{1,3}|[.:])(?![\w)])"
 _BRACKETS = r"(?:\(|\[|\*\*)%s(?=\)|\]|\*\*)"
 
 _WINDOW = 4096
-"""A letter, span or box is looked for in so many of the last characters."""
+"""Number of last characters in which a letter, interval or box is looked for."""
 
 
 @dataclass(frozen=True)
-class Choice:
-    """The letter of a multiple choice."""
+class Choice(MarkedVerifier):
+    """1.0 for the right letter of a multiple choice."""
 
-    mark: str
     letters: str
 
     def reward(self, text: str, answer: str) -> float:
-        given = self._letter(text)
-        return float(given is not None and given == chosen_letter(answer, self.letters))
-
-    def rewards(self, pairs: Sequence[Pair]) -> list[float]:
-        return [self.reward(*pair) for pair in pairs]
+        letter = self._letter(text)
+        return float(letter is not None and letter == chosen_letter(answer, self.letters))
 
     def extract_answer(self, text: str) -> str:
         return self._letter(text) or ""
@@ -51,18 +46,16 @@ class Choice:
             return ""
         return f"answer {answer[:40]!r} is none of the letters {self.letters}"
 
-    def format_reference(self, answer: str) -> str:
-        return self.mark + answer
-
     def _letter(self, text: str) -> str | None:
         return chosen_letter(final_answer(text, self.mark) or "", self.letters)
 
 
 def chosen_letter(text: str, letters: str) -> str | None:
-    """The letter a text decides for; None where it names none, or several in one breath.
+    """Return the letter that a text chooses; None if it names none, or offers several together.
 
-    In this order: the whole text (`B`, `(b)`, `B.`), the last `answer is B`, `Answer: (B)` or
-    `\\boxed{B}`, a label at its beginning (`B. Paris`), the last letter in brackets or bold.
+    These are tried in order: the whole text (`B`, `(b)`, `B.`), the last `answer is B`,
+    `Answer: (B)` or `\\boxed{B}`, a label at the start (`B. Paris`), the last letter in brackets
+    or bold.
     """
     text = text.strip()[-_WINDOW:]
     one = f"([{letters}])"
@@ -73,60 +66,51 @@ def chosen_letter(text: str, letters: str) -> str | None:
         found = list(re.finditer(pattern, text))
         if found:
             last = found[-1]
-            return None if _goes_on(text, last.end(1), letters) else last[1]
+            return None if _has_alternative(text, last.end(1), letters) else last[1]
     return None
 
 
-def _goes_on(text: str, end: int, letters: str) -> bool:
-    """Whether another letter is offered along with the one that ends here: `A or B`."""
+def _has_alternative(text: str, end: int, letters: str) -> bool:
+    """Test whether another letter follows the one that ends at `end`, as in `A or B`."""
     between = r"[)\]*\"'}$]{0,4}\s*(?:,|/|;|&|\bor\b|\band\b)\s*(?:or\s+|and\s+)?[(\[*]{0,3}"
     return re.compile(rf"{between}[{letters}](?!\w)").match(text, end) is not None
 
 
 @dataclass(frozen=True)
-class Interval:
-    """Intersection over union of two spans of time."""
+class Interval(MarkedVerifier):
+    """Intersection over union of two time intervals."""
 
-    mark: str
     threshold: float | None
 
     def reward(self, text: str, answer: str) -> float:
-        given, wanted = self._span(text), span(answer)
-        return _earned(span_iou(given, wanted) if given and wanted else 0.0, self.threshold)
-
-    def rewards(self, pairs: Sequence[Pair]) -> list[float]:
-        return [self.reward(*pair) for pair in pairs]
+        found, expected = self._interval(text), interval(answer)
+        iou = interval_iou(found, expected) if found and expected else 0.0
+        return _thresholded(iou, self.threshold)
 
     def extract_answer(self, text: str) -> str:
-        return _listed(self._span(text))
+        return _listed(self._interval(text))
 
     def reference_error(self, answer: str) -> str:
-        found = span(answer)
+        found = interval(answer)
         if found and found[0] < found[1]:
             return ""
-        return f"answer {answer[:40]!r} is no span of time with its start before its end"
+        return f"answer {answer[:40]!r} is not a time interval that starts before it ends"
 
-    def format_reference(self, answer: str) -> str:
-        return self.mark + answer
-
-    def _span(self, text: str) -> tuple[float, ...] | None:
-        return span(final_answer(text, self.mark) or "")
+    def _interval(self, text: str) -> tuple[float, ...] | None:
+        return interval(final_answer(text, self.mark) or "")
 
 
 @dataclass(frozen=True)
-class Box:
-    """Intersection over union of two rectangles."""
+class Box(MarkedVerifier):
+    """Intersection over union of two boxes."""
 
-    mark: str
     form: Literal["corners", "size"]
     threshold: float | None
 
     def reward(self, text: str, answer: str) -> float:
-        given, wanted = self._corners(self._box(text)), self._corners(box(answer))
-        return _earned(box_iou(given, wanted) if given and wanted else 0.0, self.threshold)
-
-    def rewards(self, pairs: Sequence[Pair]) -> list[float]:
-        return [self.reward(*pair) for pair in pairs]
+        found, expected = self._corners(self._box(text)), self._corners(box(answer))
+        iou = box_iou(found, expected) if found and expected else 0.0
+        return _thresholded(iou, self.threshold)
 
     def extract_answer(self, text: str) -> str:
         return _listed(self._box(text))
@@ -135,10 +119,7 @@ class Box:
         found = self._corners(box(answer))
         if found and found[0] < found[2] and found[1] < found[3]:
             return ""
-        return f"answer {answer[:40]!r} is no box of four numbers with an area"
-
-    def format_reference(self, answer: str) -> str:
-        return self.mark + answer
+        return f"answer {answer[:40]!r} is not a box of four numbers with an area"
 
     def _box(self, text: str) -> tuple[float, ...] | None:
         return box(final_answer(text, self.mark) or "")
@@ -150,19 +131,21 @@ class Box:
         return x, y, x + width, y + height
 
 
-def span(text: str) -> tuple[float, ...] | None:
-    """The last two times of a text, of its last brackets that hold just two where there are such:
-    seconds, `mm:ss` or `hh:mm:ss`."""
+def interval(text: str) -> tuple[float, ...] | None:
+    """Find the last two times in a text, in seconds; also written `mm:ss` or `hh:mm:ss`.
+
+    The last brackets that hold exactly two are preferred.
+    """
     return _last(text, 2, _TIME)
 
 
 def box(text: str) -> tuple[float, ...] | None:
-    """The last four numbers of a text, of its last brackets that hold just four where such are."""
+    """Find the last four numbers in a text; the last brackets that hold exactly four come first."""
     return _last(text, 4, _COORDINATE)
 
 
-def span_iou(one: Sequence[float], other: Sequence[float]) -> float:
-    """|A and B| / |A or B| of two spans; a reversed or empty one has nothing in common."""
+def interval_iou(one: Sequence[float], other: Sequence[float]) -> float:
+    """Return intersection over union of two intervals; 0.0 if one is reversed or empty."""
     common = min(one[1], other[1]) - max(one[0], other[0])
     if common <= 0 or one[0] >= one[1] or other[0] >= other[1]:
         return 0.0
@@ -170,7 +153,7 @@ def span_iou(one: Sequence[float], other: Sequence[float]) -> float:
 
 
 def box_iou(one: Sequence[float], other: Sequence[float]) -> float:
-    """|A and B| / |A or B| of two boxes x1, y1, x2, y2; a reversed one has nothing in common."""
+    """Return intersection over union of two boxes x1, y1, x2, y2; 0.0 if one is reversed."""
     width = min(one[2], other[2]) - max(one[0], other[0])
     height = min(one[3], other[3]) - max(one[1], other[1])
     if width <= 0 or height <= 0 or not (_is_upright(one) and _is_upright(other)):
@@ -199,8 +182,8 @@ def _seconds(text: str) -> float:
     return math.fsum(float(p) * 60**i for i, p in enumerate(reversed(text.split(":"))))
 
 
-def _earned(overlap: float, threshold: float | None) -> float:
-    return overlap if threshold is None else float(overlap >= threshold)
+def _thresholded(iou: float, threshold: float | None) -> float:
+    return iou if threshold is None else float(iou >= threshold)
 
 
 def _listed(numbers: tuple[float, ...] | None) -> str:

@@ -1,7 +1,4 @@
-"""Verifiers whose work is expensive or not ours: they ask worker processes.
-
-Nothing of a completion is evaluated here.
-"""
+"""Verifiers that run in worker processes: math-verify, and the user's function."""
 
 from __future__ import annotations
 
@@ -11,16 +8,16 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 
 from copd.verifiers.answers import final_answer
-from copd.verifiers.base import Pair
+from copd.verifiers.base import Pair, Verifier
 from copd.verifiers.pool import Pool, WorkerSpec, pool_for
 
 MEMORY_BYTES = 2**32
-"""Address space for evaluating a completion, beyond what the libraries take."""
+"""Address space for the evaluation of a completion, beyond that of the libraries."""
 
 
 @dataclass(frozen=True)
-class Math:
-    """Equality as math-verify finds it."""
+class Math(Verifier):
+    """1.0 for an answer that math-verify finds equal to the reference."""
 
     mark: str
     timeout_seconds: float
@@ -33,7 +30,7 @@ class Math:
         return [value or 0.0 for value in self._pool().run(calls)]
 
     def extract_answer(self, text: str) -> str:
-        [value] = self._pool().run([("reading", self._answer(text), "")])
+        [value] = self._pool().run([("extract_answer", self._answer(text), "")])
         return value or ""
 
     def reference_error(self, answer: str) -> str:
@@ -46,7 +43,7 @@ class Math:
         return self.mark + answer if self.mark else f"\\boxed{{{answer}}}"
 
     def _answer(self, text: str) -> str:
-        """What follows the mark as a formula, for math-verify looks only where one may be."""
+        """Return the answer as a formula: math-verify looks only at LaTeX and expressions."""
         if not self.mark:
             return text
         found = final_answer(text, self.mark) or ""
@@ -59,8 +56,8 @@ class Math:
 
 
 @dataclass(frozen=True)
-class Function:
-    """The user's own function, by its dotted name."""
+class Function(Verifier):
+    """The reward of the user's own function, by its dotted name."""
 
     name: str
     timeout_seconds: float
@@ -73,17 +70,13 @@ class Function:
         return [value or 0.0 for value in self._pool().run(list(pairs))]
 
     def extract_answer(self, text: str) -> str:
-        """A function returns a reward and does not say what it read."""
-        return ""
-
-    def reference_error(self, answer: str) -> str:
-        return ""
+        return ""  # a function returns nothing but a reward
 
     def format_reference(self, answer: str) -> str:
         return answer
 
     def check(self) -> None:
-        """Loads the function, so that a wrong name is found before training."""
+        """Load the function, so that a wrong name is found before training."""
         self._pool().check()
 
     def _pool(self) -> Pool:
@@ -94,7 +87,7 @@ class Function:
 
 
 def check_installed(module: str, what: str, extra: str) -> None:
-    """An optional package that is not there is named with the extra that has it."""
+    """Raise ValueError, with the extra to install, for an optional package that is missing."""
     if find_spec(module) is None:
         raise ValueError(
             f"{what} needs the package {module}: it is not installed. "

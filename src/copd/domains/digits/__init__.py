@@ -1,6 +1,6 @@
-"""The digits world: three domains of small problems over real scanned handwritten digits.
+"""The digits world: text, image and video problems over scanned handwritten digits.
 
-No files, no network.
+It needs no files and no network.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from copd.domains.digits import image, text, video
-from copd.domains.digits.question import Generator, Question
+from copd.domains.digits.generator import Question, SuiteGenerator
 from copd.types import Message, Problem, ProblemId, Split
 from copd.verifiers import exact, final_answer
 
-MODALITIES: Mapping[str, Mapping[str, Generator]] = {
+MODALITIES: Mapping[str, Mapping[str, SuiteGenerator]] = {
     "text": text.SUITES,
     "image": image.SUITES,
     "video": video.SUITES,
@@ -42,21 +42,20 @@ class DigitsDomain:
         for suite in self.suites:
             if suite not in known:
                 raise ValueError(
-                    f"domain {self.name!r} names an unknown suite: got {suite!r}, "
-                    f"the digits world has {', '.join(known)} for {self.modality}. "
-                    f"Correct domains.{self.name}.suites."
+                    f"domain {self.name!r} names an unknown suite: got {suite!r}, expected one of "
+                    f"{', '.join(known)} for {self.modality}. Correct domains.{self.name}.suites."
                 )
 
     def num_problems(self, split: Split) -> int:
         return self.sizes[split]
 
     def problem(self, split: Split, index: int) -> Problem:
-        question = self.question(split, index)
+        generated = self.generate(split, index)
         return Problem(
             id=ProblemId(self.name, split, index),
             suite=self._suite(index),
-            messages=(Message("user", question.parts),),
-            answer=question.answer,
+            messages=(Message("user", generated.parts),),
+            answer=generated.answer,
         )
 
     def verify(self, problem: Problem, text: str) -> float:
@@ -68,8 +67,8 @@ class DigitsDomain:
     def extract_answer(self, problem: Problem, text: str) -> str:
         return final_answer(text) or ""
 
-    def question(self, split: Split, index: int) -> Question:
-        """The generated question behind a problem; its seed is (suite, split, index)."""
+    def generate(self, split: Split, index: int) -> Question:
+        """Generate the question of a problem, with the seed (suite, split, index)."""
         if not 0 <= index < self.sizes[split]:
             raise IndexError(
                 f"domain {self.name!r} has {self.sizes[split]} {split} problems: got index {index}"

@@ -1,22 +1,21 @@
-"""Image suites of the digits world: signed sums, extremes and counting over several scans in one
-picture."""
+"""Image suites of the digits world: several scans in one picture."""
 
 from __future__ import annotations
 
 import numpy as np
 
-from copd.domains.digits.question import Generator, Question, joined, running
+from copd.domains.digits.generator import Question, SuiteGenerator, joined, running
 from copd.domains.digits.scans import draw_digit, grey_to_rgb
 from copd.types import Image, Split, Text
 
 _LAYOUTS = ((1, 3), (3, 1), (1, 4), (2, 2), (4, 1))
-"""Rows and columns of a picture; scans are read row by row."""
+"""Rows and columns of a picture; the scans are read row by row."""
 
 
 def signed_sum(rng: np.random.Generator, split: Split) -> Question:
     """Add the light digits, subtract the dark ones.
 
-    The careless way does not look at the ink.
+    The careless procedure ignores the ink.
     """
     digits = _digits(rng)
     signs = rng.choice([-1, 1], size=digits.size)
@@ -31,9 +30,9 @@ def signed_sum(rng: np.random.Generator, split: Split) -> Question:
 
 
 def extreme(rng: np.random.Generator, split: Split) -> Question:
-    """The largest, smallest or middle digit.
+    """Ask for the largest, smallest or second largest digit.
 
-    The careless way ignores which was asked and takes the largest.
+    The careless procedure always takes the largest.
     """
     digits = _digits(rng, distinct=True)
     ranked = np.sort(digits)
@@ -52,9 +51,9 @@ def extreme(rng: np.random.Generator, split: Split) -> Question:
 
 
 def count(rng: np.random.Generator, split: Split) -> Question:
-    """How many digits lie above a bound.
+    """Count the digits above a bound.
 
-    The careless way counts those below it.
+    The careless procedure counts those below it.
     """
     digits = _digits(rng)
     bound = int(rng.integers(2, 8))
@@ -81,7 +80,7 @@ def _inks(rng: np.random.Generator, digits: np.ndarray) -> np.ndarray:
 def _picture(
     rng: np.random.Generator, split: Split, digits: np.ndarray, signs: np.ndarray
 ) -> Image:
-    """Scans in reading order on a random layout; a negative sign is drawn in dark ink on white."""
+    """Draw the scans in reading order on a random layout; a negative sign means dark ink."""
     layouts = [layout for layout in _LAYOUTS if layout[0] * layout[1] == digits.size]
     rows, columns = layouts[rng.integers(len(layouts))]
     cells = [
@@ -94,4 +93,4 @@ def _picture(
     return Image(grey_to_rgb(np.concatenate(lines, axis=0)))
 
 
-SUITES: dict[str, Generator] = {"signed_sum": signed_sum, "extreme": extreme, "count": count}
+SUITES: dict[str, SuiteGenerator] = {"signed_sum": signed_sum, "extreme": extreme, "count": count}

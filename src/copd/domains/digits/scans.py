@@ -1,9 +1,9 @@
-"""The scanned digits and how they are put on a canvas.
+"""The scanned digits as arrays.
 
-Knows arrays only: no problems, no models. The scans are the 1,797 handwritten digits of 8 x 8
-pixels that scikit-learn ships: the test part of "Optical Recognition of Handwritten Digits" (E.
-Alpaydin, C. Kaynak, UCI Machine Learning Repository, 1998, doi:10.24432/C50P49, CC BY 4.0).
-`scans.npz` holds them unchanged, in scikit-learn's order.
+The scans are the 1,797 handwritten digits of 8 x 8 pixels that scikit-learn ships: the test part of
+"Optical Recognition of Handwritten Digits" (E. Alpaydin, C. Kaynak, UCI Machine Learning
+Repository, 1998, doi:10.24432/C50P49, CC BY 4.0). `scans.npz` holds them unchanged, in
+scikit-learn's order.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from copd.types import Split
 Ink = Literal["light", "dark"]
 """Light digits on black, or dark digits on white."""
 CELL = 16
-"""Pixels along one side of a cell: a scan enlarged twice, one visual token of the embedded base."""
+"""Side of a cell in pixels: a scan enlarged twice, one visual token of the embedded base."""
 
 _PARTS: dict[Split, slice] = {
     "train": slice(0, 1197),
@@ -38,7 +38,7 @@ def _archive() -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
 
 @cache
 def scan_ids(split: Split, digit: int) -> NDArray[np.int64]:
-    """Indices of the scans of one digit in a split; the splits share no scan."""
+    """Return the indices of the scans of one digit in a split; the splits share no scan."""
     images, labels = _archive()
     order = np.random.default_rng(8).permutation(len(images))
     part = np.sort(order[_PARTS[split]])
@@ -48,7 +48,7 @@ def scan_ids(split: Split, digit: int) -> NDArray[np.int64]:
 def draw_digit(
     rng: np.random.Generator, split: Split, digit: int, ink: Ink = "light"
 ) -> NDArray[np.uint8]:
-    """A random scan of `digit` as a grey cell, `CELL CELL`, moved by up to one pixel."""
+    """Draw a random scan of `digit` as a grey cell, `CELL CELL`, shifted by up to one pixel."""
     images, _ = _archive()
     scan = images[rng.choice(scan_ids(split, digit))]
     wide = np.zeros((CELL + 2, CELL + 2), dtype=np.uint8)
@@ -59,8 +59,5 @@ def draw_digit(
 
 
 def grey_to_rgb(grey: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Repeat a grey picture `...
-
-    H W` over three colour channels, `... H W 3`.
-    """
+    """Repeat a grey picture, `... H W`, over three colour channels, `... H W 3`."""
     return np.repeat(grey[..., None], 3, axis=-1)

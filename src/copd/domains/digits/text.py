@@ -1,17 +1,17 @@
-"""Text suites of the digits world: chains of signed additions, comparisons, small word problems."""
+"""Text suites of the digits world: signed additions, comparisons, small word problems."""
 
 from __future__ import annotations
 
 import numpy as np
 
-from copd.domains.digits.question import Generator, Question, joined, running
+from copd.domains.digits.generator import Question, SuiteGenerator, joined, running
 from copd.types import Split, Text
 
 
 def chain(rng: np.random.Generator, split: Split) -> Question:
-    """`Compute 3-4+8-2.`: keep a running total.
+    """Ask for a signed sum: `Compute 3-4+8-2.`
 
-    The careless way drops the signs.
+    The careless procedure drops the signs.
     """
     terms = _terms(rng, rng.integers(4, 6))
     totals, unsigned = running(terms), running([abs(term) for term in terms])
@@ -25,9 +25,9 @@ def chain(rng: np.random.Generator, split: Split) -> Question:
 
 
 def compare(rng: np.random.Generator, split: Split) -> Question:
-    """`Which is smallest?
+    """Compare three expressions: `Which is smallest? a 3-4 b 8-2 c 1+6`.
 
-    a 3-4 b 8-2 c 1+6`: work out each. The careless way drops signs and always takes the largest.
+    The careless procedure drops the signs and always takes the largest.
     """
     while True:
         options = [_terms(rng, 2) for _ in range(3)]
@@ -49,9 +49,9 @@ def compare(rng: np.random.Generator, split: Split) -> Question:
 
 
 def story(rng: np.random.Generator, split: Split) -> Question:
-    """`Ann has 5 pens, gets 3, loses 2.
+    """Tell a story of changes: `Ann has 5 pens, gets 3, loses 2. How many?`
 
-    How many?`: follow the story. The careless way adds up all it reads.
+    The careless procedure adds up all numbers.
     """
     changes: list[int] = []
     total = start = int(rng.integers(1, 10))
@@ -60,11 +60,11 @@ def story(rng: np.random.Generator, split: Split) -> Question:
         changes.append(change)
         total += change
     name, thing = rng.choice(["Ann", "Bob", "Eve"]), rng.choice(["pens", "coins", "cards"])
-    told = ", ".join(f"{'gets' if change > 0 else 'loses'} {abs(change)}" for change in changes)
+    events = ", ".join(f"{'gets' if change > 0 else 'loses'} {abs(change)}" for change in changes)
     totals = running([start, *changes])
     unsigned = running([start, *map(abs, changes)])
     return Question(
-        parts=(Text(f"{name} has {start} {thing}, {told}. How many?"),),
+        parts=(Text(f"{name} has {start} {thing}, {events}. How many?"),),
         answer=str(total),
         worked=joined(totals),
         careless=joined(unsigned),
@@ -73,7 +73,7 @@ def story(rng: np.random.Generator, split: Split) -> Question:
 
 
 def _terms(rng: np.random.Generator, count: int | np.integer) -> list[int]:
-    """`count` digits 1 to 9, the first positive, the others of either sign."""
+    """Draw `count` digits from 1 to 9, the first positive, the others of either sign."""
     digits = rng.integers(1, 10, size=count)
     signs = rng.choice([-1, 1], size=count)
     signs[0] = 1
@@ -84,4 +84,4 @@ def _expression(terms: list[int]) -> str:
     return str(terms[0]) + "".join(f"{term:+d}" for term in terms[1:])
 
 
-SUITES: dict[str, Generator] = {"chain": chain, "compare": compare, "story": story}
+SUITES: dict[str, SuiteGenerator] = {"chain": chain, "compare": compare, "story": story}

@@ -1,5 +1,4 @@
-"""Video suites of the digits world: rises, sums over chosen scans and order, over scans shown one
-after another."""
+"""Video suites of the digits world: scans shown one after another."""
 
 from __future__ import annotations
 
@@ -7,18 +6,18 @@ from itertools import pairwise
 
 import numpy as np
 
-from copd.domains.digits.question import Generator, Question, joined, running
+from copd.domains.digits.generator import Question, SuiteGenerator, joined, running
 from copd.domains.digits.scans import Ink, draw_digit, grey_to_rgb
 from copd.types import Split, Text, Video
 
 FPS = 2.0
-"""Every scan is seen for two frames, one second."""
+"""Each scan is shown for two frames, one second."""
 
 
 def rises(rng: np.random.Generator, split: Split) -> Question:
-    """How often the next digit is larger than the one before.
+    """Count how often a digit is larger than the one before.
 
-    The careless way counts the falls.
+    The careless procedure counts the falls.
     """
     digits = rng.choice(10, size=rng.integers(4, 6)).tolist()
     steps = list(pairwise(digits))
@@ -38,7 +37,7 @@ def rises(rng: np.random.Generator, split: Split) -> Question:
 def light_sum(rng: np.random.Generator, split: Split) -> Question:
     """Add the light scans.
 
-    The careless way adds everything.
+    The careless procedure adds all scans.
     """
     digits = rng.choice(10, size=rng.integers(4, 6)).tolist()
     while True:
@@ -58,21 +57,21 @@ def light_sum(rng: np.random.Generator, split: Split) -> Question:
 
 
 def order(rng: np.random.Generator, split: Split) -> Question:
-    """Which digit comes right before another one.
+    """Ask which digit comes right before another one.
 
-    The careless way names the one after it.
+    The careless procedure names the one after it.
     """
     digits = rng.choice(10, size=rng.integers(4, 6), replace=False).tolist()
     place = int(rng.integers(1, len(digits) - 1))
-    before, asked, after = digits[place - 1 : place + 2]
+    before, named, after = digits[place - 1 : place + 2]
     return Question(
         parts=(
             _clip(rng, split, digits, _inks(rng, digits)),
-            Text(f"Which comes before {asked}?"),
+            Text(f"Which comes before {named}?"),
         ),
         answer=str(before),
-        worked=f"{joined(digits)}:{before}{asked}",
-        careless=f"{joined(digits)}:{asked}{after}",
+        worked=f"{joined(digits)}:{before}{named}",
+        careless=f"{joined(digits)}:{named}{after}",
         careless_answer=str(after),
     )
 
@@ -82,9 +81,9 @@ def _inks(rng: np.random.Generator, digits: list[int]) -> list[Ink]:
 
 
 def _clip(rng: np.random.Generator, split: Split, digits: list[int], inks: list[Ink]) -> Video:
-    """Each scan fills the picture for one second."""
+    """Show each scan for one second."""
     scans = [draw_digit(rng, split, *shown) for shown in zip(digits, inks, strict=True)]
     return Video(grey_to_rgb(np.repeat(np.stack(scans), int(FPS), axis=0)), fps=FPS)
 
 
-SUITES: dict[str, Generator] = {"rises": rises, "light_sum": light_sum, "order": order}
+SUITES: dict[str, SuiteGenerator] = {"rises": rises, "light_sum": light_sum, "order": order}

@@ -1,20 +1,21 @@
-"""Problems from the user's own files. No model; what is read is never trusted."""
+"""Problems from the user's own files, whose content is never trusted."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from copd.config import FilesConfig
+from copd.domains.files.cache import cached_index, index_key, index_path
 from copd.domains.files.clips import ClipBudget
 from copd.domains.files.draft import Draft, read_draft
-from copd.domains.files.index import Index, Source, build_index
+from copd.domains.files.index import SPLITS, Index, Source, build_index, stamp
 from copd.domains.files.media import MediaReader
 from copd.domains.files.sources import SUFFIXES, Tables, find_tables
 from copd.domains.files.tables import Table
@@ -24,10 +25,16 @@ from copd.verifiers import Verifier, check_functions, load_verifier
 NUM_SHOWN = 5
 """Bad rows that an error message lists."""
 
+_NOT_INDEXED = {"num_train", "num_validation", "num_test", "drop_bad", "fingerprint"}
+"""Settings that do not change the index."""
+
 
 @dataclass(frozen=True, eq=False)
 class FilesDomain:
-    """Problems that are read when they are asked for; pickled, it is only their places."""
+    """Problems that are read from their files when they are needed.
+
+    It holds positions in files and no content, so it is small when pickled.
+    """
 
     name: str
     config: FilesConfig
@@ -47,13 +54,8 @@ class FilesDomain:
         return len(self.places(split))
 
     def places(self, split: Split) -> NDArray[np.int64]:
-        """Table and row of every problem of a split, shape `P 2`."""
-        limit = {
-            "train": self.config.num_train,
-            "validation": self.config.num_validation,
-            "test": self.config.num_test,
-        }[split]
-        return self.index.rows[split][:limit]
+        """Return table and row of every problem of a split, shape `P 2`."""
+        return self.index.rows[split][: _limit(self.config, split)]
 
     def problem(self, split: Split, index: int) -> Problem:
         if not 0 <= index < self.num_problems(split):
@@ -82,11 +84,16 @@ class FilesDomain:
         return self.verifier.rewards(pairs)
 
     def extract_answer(self, problem: Problem, text: str) -> str:
-        """What the verifier takes for the answer."""
         return self.verifier.extract_answer(text)
 
+    def measured_config(self) -> FilesConfig:
+        """Return the settings with all sizes and the fingerprint filled in."""
+        check_functions(self.verifier)
+        sizes = {f"num_{split}": self.num_problems(split) for split in SPLITS}
+        return self.config.model_copy(update=sizes | {"fingerprint": self.index.fingerprint})
+
     def _messages(self, draft: Draft, reader: MediaReader) -> Iterator[Message]:
-        """The turns with their media loaded, and what the configuration adds to them."""
+        """Yield the turns with their media loaded, and with system prompt and suffix."""
         system, suffix = self.config.system_prompt, self.config.prompt_suffix
         if system is not None and draft.turns[0].role != "system":
             yield Message("system", (Text(system),))
@@ -99,6 +106,10 @@ class FilesDomain:
             yield Message(turn.role, tuple(parts))
 
 
+def _limit(config: FilesConfig, split: Split) -> int | None:
+    return getattr(config, f"num_{split}")
+
+
 def _extended(parts: list[ContentPart], suffix: str) -> list[ContentPart]:
     last = parts[-1] if parts else None
     if isinstance(last, Text):
@@ -106,26 +117,41 @@ def _extended(parts: list[ContentPart], suffix: str) -> list[ContentPart]:
     return [*parts, Text(suffix)]
 
 
-def open_files(name: str, config: FilesConfig) -> FilesDomain:
-    """The domain as it is, bad rows and all; they are in its index and never among its problems.
+def open_files(
+    name: str, config: FilesConfig, run_dir: Path | None = None, *, store: bool = False
+) -> FilesDomain:
+    """Open a domain; its index lists bad rows, which are never among its problems.
 
-    The rows of unchanged files are looked at once per process.
+    The index of unchanged files is built once per process. It is read from `run_dir` if one is
+    stored there that fits; else, with `store`, it is written there for other processes.
     """
-    seen = {"num_train", "num_validation", "num_test", "drop_bad", "fingerprint"}
-    sources, index = _examined(name, config.model_dump_json(exclude=seen), _stamps(config))
+    inputs = _Inputs(name, config.model_dump_json(exclude=_NOT_INDEXED), tuple(_stamps(config)))
+    sources = _sources(inputs)
+    if run_dir is None:
+        index = _index(inputs)
+    else:
+        key = index_key((name, inputs.settings, *inputs.stamps), sources)
+        path = index_path(run_dir, name)
+        index = cached_index(path, key, lambda: _index(inputs), store=store)
     return FilesDomain(name, config, sources, index, load_verifier(config.verifier))
 
 
 def open_usable(name: str, config: FilesConfig) -> FilesDomain:
-    """The domain where it has no bad rows or may drop them, however many problems are left."""
+    """Open a domain with any number of problems; raise ValueError for bad rows it may not drop."""
     domain = open_files(name, config)
     _check_rows(domain)
     return domain
 
 
-def load_files(name: str, config: FilesConfig) -> FilesDomain:
-    """The domain for a run, which refuses what it cannot use."""
-    domain = open_usable(name, config)
+def load_files(
+    name: str, config: FilesConfig, run_dir: Path | None = None, *, store: bool = False
+) -> FilesDomain:
+    """Open a domain for a run; raise ValueError if its problems cannot be used.
+
+    The index is read from or stored in `run_dir`, as in `open_files`.
+    """
+    domain = open_files(name, config, run_dir, store=store)
+    _check_rows(domain)
     _check_sizes(domain)
     if config.fingerprint not in (None, domain.index.fingerprint):
         raise ValueError(
@@ -136,24 +162,10 @@ def load_files(name: str, config: FilesConfig) -> FilesDomain:
     return domain
 
 
-def with_sizes(name: str, config: FilesConfig) -> FilesConfig:
-    """The settings with all that the data decide filled in."""
-    domain = load_files(name, config)
-    check_functions(domain.verifier)
-    return config.model_copy(
-        update={
-            "num_train": domain.num_problems("train"),
-            "num_validation": domain.num_problems("validation"),
-            "num_test": domain.num_problems("test"),
-            "fingerprint": domain.index.fingerprint,
-        }
-    )
-
-
 def remarks(index: Index) -> Iterator[str]:
-    """What a person should know of usable problems before training on them."""
+    """Yield what a user should know about the usable problems before training on them."""
     if index.num_leaked:
-        yield f"{index.num_leaked} problems are left out: a held-out split asks the same"
+        yield f"{index.num_leaked} problems are left out: a held-out split has the same prompt"
     if index.num_repeated:
         yield f"{index.num_repeated} problems repeat an earlier one of their split"
 
@@ -162,30 +174,21 @@ def _check_rows(domain: FilesDomain) -> None:
     bad = domain.index.bad
     if not bad or domain.config.drop_bad:
         return
-    rest = [f"... and {len(bad) - NUM_SHOWN} more"] if len(bad) > NUM_SHOWN else []
-    raise ValueError(
-        "\n".join(
-            [
-                f"domain {domain.name!r} must have problems that can all be used: got {len(bad)} "
-                f"bad ones of {domain.index.num_rows}. Correct them (`copd data` lists all), or "
-                f"set domains.{domain.name}.drop_bad = true.",
-                *(str(row) for row in bad[:NUM_SHOWN]),
-                *rest,
-            ]
-        )
-    )
+    lines = [
+        f"domain {domain.name!r} must have problems that can all be used: got {len(bad)} bad ones "
+        f"of {domain.index.num_rows}. Correct them (`copd data` lists all), or set "
+        f"domains.{domain.name}.drop_bad = true.",
+        *map(str, bad[:NUM_SHOWN]),
+    ]
+    if len(bad) > NUM_SHOWN:
+        lines.append(f"... and {len(bad) - NUM_SHOWN} more")
+    raise ValueError("\n".join(lines))
 
 
 def _check_sizes(domain: FilesDomain) -> None:
-    config = domain.config
-    wanted: dict[Split, int | None] = {
-        "train": config.num_train,
-        "validation": config.num_validation,
-        "test": config.num_test,
-    }
-    for split, number in wanted.items():
-        there = len(domain.index.rows[split])
-        if there < (number or 1):
+    for split in SPLITS:
+        limit, available = _limit(domain.config, split), len(domain.index.rows[split])
+        if available < (limit or 1):
             key = f"domains.{domain.name}"
             more = (
                 f"lower {key}.test_share"
@@ -193,21 +196,35 @@ def _check_sizes(domain: FilesDomain) -> None:
                 else f"raise {key}.{split}_share, or name {key}.{split}_path"
             )
             raise ValueError(
-                f"domain {domain.name!r} has {there} {split} problems: {key} asks for "
-                f"{number or 'at least 1'}. Add problems, or {more}."
+                f"domain {domain.name!r} has {available} {split} problems: {key} asks for "
+                f"{limit or 'at least 1'}. Add problems, or {more}."
             )
 
 
+class _Inputs(NamedTuple):
+    """All that decides an index but the media files."""
+
+    name: str
+    settings: str
+    stamps: tuple[str, ...]
+
+    @property
+    def config(self) -> FilesConfig:
+        return FilesConfig.model_validate_json(self.settings)
+
+
 @lru_cache(maxsize=16)
-def _examined(
-    name: str, settings: str, stamps: tuple[object, ...]
-) -> tuple[tuple[Source, ...], Index]:
-    config = FilesConfig.model_validate_json(settings)
-    sources = tuple(_sources(find_tables(config), config))
-    return sources, build_index(sources, config, load_verifier(config.verifier), name)
+def _sources(inputs: _Inputs) -> tuple[Source, ...]:
+    return tuple(_open_sources(find_tables(inputs.config), inputs.config))
 
 
-def _sources(tables: Tables, config: FilesConfig) -> Iterator[Source]:
+@lru_cache(maxsize=16)
+def _index(inputs: _Inputs) -> Index:
+    config = inputs.config
+    return build_index(_sources(inputs), config, load_verifier(config.verifier), inputs.name)
+
+
+def _open_sources(tables: Tables, config: FilesConfig) -> Iterator[Source]:
     budget = ClipBudget(config.fps, config.max_frames, config.max_pixels)
     for split, found in tables.items():
         for table in found:
@@ -228,14 +245,11 @@ def _media_root(table: Table, config: FilesConfig) -> Path:
     return root
 
 
-def _stamps(config: FilesConfig) -> tuple[object, ...]:
-    """Changes when a data file does; pictures and clips are not looked at."""
-    found: list[object] = []
+def _stamps(config: FilesConfig) -> Iterator[str]:
+    """Yield the stamps of all data files; media files are not among them."""
     for paths in (config.path, config.validation_path, config.test_path):
         for path in [paths] if isinstance(paths, str) else paths or ():
             place = Path(path).expanduser()
             inside = [p for p in sorted(place.rglob("*")) if p.suffix in (*SUFFIXES, ".arrow")]
-            for file in [place, *inside] if os.path.lexists(place) else []:
-                status = file.stat()
-                found.append((str(file), status.st_size, status.st_mtime_ns))
-    return tuple(found)
+            for file in [place] if place.is_file() else inside:
+                yield f"{file} {stamp(str(file))}"

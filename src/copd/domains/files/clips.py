@@ -1,7 +1,7 @@
-"""Frames of a video file by rate and budget: the only file that imports `av`. Knows no problem.
+"""Frames of a video file by rate and budget; the only module that imports `av`.
 
-The file is demuxed once to learn when its frames are shown, then decoded once, only as far as the
-last frame that is wanted.
+A file is demuxed once to find the times of its frames, then decoded once, up to the last frame that
+is needed.
 """
 
 from __future__ import annotations
@@ -24,27 +24,27 @@ if TYPE_CHECKING:
     from av.video.stream import VideoStream
 
 MAX_WORK = 2**37
-"""Pixels a clip may have before frames are chosen: about an hour of 720p at 30 frames a second."""
+"""Largest number of pixels of all frames of a file: about an hour of 720p at 30 frames a second."""
 
 _CONTAINERS = ((b"\x1a\x45\xdf\xa3", 0, "matroska"), (b"GIF8", 0, "gif"), (b"ftyp", 4, "mov"))
-"""How WebM, GIF and MP4 files begin, where, and what libav calls them.
+"""First bytes of WebM, GIF and MP4 files, their offset, and libav's name of the format.
 
-It is told which to read: left to itself it would follow play lists to other files.
+The format is always given to libav, which would otherwise follow playlists to other files.
 """
 
 
 @dataclass(frozen=True)
 class ClipBudget:
-    """How much of a clip is kept."""
+    """Limits on the frames of a clip."""
 
     fps: float
     max_frames: int
     max_pixels: int
-    """Of all frames together; larger frames are shrunk."""
+    """Of all frames together; larger frames are scaled down."""
 
 
 def read_clip(source: Path | bytes, budget: ClipBudget) -> Video:
-    """Frames `fps` apart, or evenly over the whole clip where those would be too many."""
+    """Read frames at rate `fps`, or evenly spaced if those are more than the budget allows."""
     with io.BytesIO(source) if isinstance(source, bytes) else source.open("rb") as file:
         with _open(file) as container:
             times = _frame_times(container)
@@ -55,9 +55,9 @@ def read_clip(source: Path | bytes, budget: ClipBudget) -> Video:
 
 
 def choose_frames(times: list[float], budget: ClipBudget) -> tuple[list[int], float]:
-    """Which frames to keep, and how many per second they are.
+    """Choose frames of a clip; return their indices, and how many they are per second.
 
-    At each of n evenly spaced moments, the frame that is shown; n = duration * fps within
+    These are the frames shown at n evenly spaced moments, n = duration * fps within
     [2, max_frames].
     """
     if len(times) < 2:
@@ -74,10 +74,10 @@ def _container_format(file: BinaryIO) -> str:
     file.seek(0)
     start = file.read(12)
     file.seek(0)
-    for magic, place, name in _CONTAINERS:
-        if start[place : place + len(magic)] == magic:
+    for magic, offset, name in _CONTAINERS:
+        if start[offset : offset + len(magic)] == magic:
             return name
-    raise ValueError("is no MP4, WebM or GIF file")
+    raise ValueError("is not an MP4, WebM or GIF file")
 
 
 def _open(file: BinaryIO) -> InputContainer:
@@ -90,20 +90,20 @@ def _open(file: BinaryIO) -> InputContainer:
         ) from None
     options = {"protocol_whitelist": "file"}
     container = av.open(file, mode="r", format=_container_format(file), options=options)
-    assert isinstance(container, InputContainer), "it was opened to be read"
+    assert isinstance(container, InputContainer), "opened for reading"
     return container
 
 
 def _stream(container: InputContainer) -> VideoStream:
     if not container.streams.video:
-        raise ValueError("has no pictures in it")
+        raise ValueError("has no video stream")
     stream = container.streams.video[0]
     stream.codec_context.options = {"err_detect": "explode"}
     return stream
 
 
 def _frame_times(container: InputContainer) -> list[float]:
-    """When each frame is shown, in seconds and in order, without decoding; finds cut-off files."""
+    """Return the times of all frames, in seconds, without decoding; refuse cut-off files."""
     stream = _stream(container)
     size = max(stream.width * stream.height, 1)
     found: list[float] = []
@@ -122,10 +122,10 @@ def _frame_times(container: InputContainer) -> list[float]:
 
 
 def _decode(
-    container: InputContainer, wanted: list[float], budget: ClipBudget
+    container: InputContainer, times: list[float], budget: ClipBudget
 ) -> Iterator[NDArray[np.uint8]]:
-    """The wanted frames as RGB, `H W 3`, all of the first one's size."""
-    stream, waiting = _stream(container), list(wanted)
+    """Yield the frames at some times as RGB, `H W 3`, all of the first one's size."""
+    stream, waiting = _stream(container), list(times)
     size: tuple[int, int] | None = None
     for frame in container.decode(stream):
         if frame.time is None or frame.is_corrupt:
@@ -135,17 +135,17 @@ def _decode(
                 f"has frames of {frame.width} x {frame.height}, max_pixels allows "
                 f"{budget.max_pixels}"
             )
-        size = size or _shrunk(frame, budget.max_pixels // len(wanted))
+        size = size or _shrunk(frame, budget.max_pixels // len(times))
         while waiting and frame.time >= waiting[0] - 1e-6:
             pixels = frame.to_ndarray(format="rgb24", width=size[0], height=size[1])
             yield pixels.astype(np.uint8, copy=False)
             waiting.pop(0)
         if not waiting:
             return
-    raise ValueError(f"is cut off or broken: {len(waiting)} of {len(wanted)} frames do not decode")
+    raise ValueError(f"is cut off or broken: {len(waiting)} of {len(times)} frames do not decode")
 
 
 def _shrunk(frame: VideoFrame, max_pixels: int) -> tuple[int, int]:
-    """Width and height of a frame that has at most so many pixels."""
+    """Return width and height of a frame, scaled down to at most `max_pixels`."""
     scale = min(1.0, math.sqrt(max_pixels / (frame.width * frame.height)))
     return max(1, int(frame.width * scale)), max(1, int(frame.height * scale))

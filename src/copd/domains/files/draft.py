@@ -1,6 +1,6 @@
-"""A row's turns, media and answer, still without pixels. Knows no file format and opens no media.
+"""The turns, media and answer of a row, before its media are loaded.
 
-Every mistake is a ValueError that says what is wrong with the row.
+A row that cannot be used raises ValueError with the reason.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from copd.domains.files.tables import Row, parse_json
 Kind = Literal["image", "video"]
 
 MAX_MEDIA = 256
-"""Pictures and clips of one problem."""
+"""Largest number of pictures and clips of one problem."""
 
 _KNOWN: Mapping[str, tuple[str, ...]] = {
     "prompt": ("prompt", "problem", "question", "messages"),
@@ -35,16 +35,16 @@ _MARK = re.compile(r"<(image|video)>")
 _CONTROL = re.compile(r"<\|\w{1,40}\|>")
 _DATA_URI = re.compile(r"data:[\w.+-]+/[\w.+-]+;base64,")
 _BASE64_STARTS = ("iVBORw0KGgo", "/9j/", "R0lGOD", "UklGR")
-"""How pictures of PNG, JPEG, GIF and WebP begin in base64."""
+"""First characters of PNG, JPEG, GIF and WebP pictures in base64."""
 
 
 @dataclass(frozen=True)
 class Media:
-    """A picture or a clip that is not loaded yet."""
+    """A picture or a clip that is not loaded."""
 
     kind: Kind
     source: str | bytes
-    """A path, or the content of the file."""
+    """A path, or the content of a file."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class Draft:
         return (part for turn in self.turns for part in turn.content if isinstance(part, Media))
 
     def key(self, identify: Callable[[Media], str]) -> int:
-        """63 bits that two problems share only if they ask the same; the answer is not in it."""
+        """Hash the prompt, without the answer, to 63 bits; `identify` names the media."""
         parts = [
             [t.role, *([p] if isinstance(p, str) else [p.kind, identify(p)] for p in t.content)]
             for t in self.turns
@@ -78,36 +78,37 @@ class Draft:
 
 
 def read_draft(row: Row, columns: ColumnsConfig) -> Draft:
-    """The problem a row states, by the columns named or known."""
+    """Read the problem of a row from its configured or known columns."""
     *before, last = _turns(_required(row, columns, "prompt"))
-    found = _find(row, columns, "answer")
-    if found is None and before and last.role == "assistant":
-        found = "".join(part for part in last.content if isinstance(part, str))
+    answer = _find(row, columns, "answer")
+    if answer is None and before and last.role == "assistant":
+        answer = "".join(part for part in last.content if isinstance(part, str))
         *before, last = before
-    if found is None:
-        found = _required(row, columns, "answer")
+    if answer is None:
+        answer = _required(row, columns, "answer")
     if last.role != "user":
         raise ValueError(f"has no question: its last turn is the {last.role}'s")
     media = [*_media(row, columns, "images", "image"), *_media(row, columns, "videos", "video")]
     suite = _find(row, columns, "suite")
-    turns = _placed((*before, last), media)
-    if not any(_is_content(part) for turn in turns for part in turn.content):
+    turns = _with_media((*before, last), media)
+    if not any(isinstance(p, Media) or p.strip() for turn in turns for p in turn.content):
         raise ValueError("has an empty prompt")
-    return Draft(turns, _answer(found), None if suite is None else _checked(str(suite), "suite"))
-
-
-def _is_content(part: str | Media) -> bool:
-    return isinstance(part, Media) or bool(part.strip())
+    return Draft(turns, _answer(answer), None if suite is None else _checked(str(suite), "suite"))
 
 
 def _find(row: Row, columns: ColumnsConfig, role: str) -> Any:
-    """The value of the first column there is; None and an empty cell count as absent."""
-    chosen: str | None = getattr(columns, role)
-    for name in _KNOWN[role] if chosen is None else (chosen,):
+    """Return the value of the first column that has one; empty cells count as absent."""
+    for name in _names(columns, role):
         value = _lookup(row, name)
         if value is not None and not (isinstance(value, str) and not value.strip()):
             return value
     return None
+
+
+def _names(columns: ColumnsConfig, role: str) -> tuple[str, ...]:
+    """Return the configured column of a role, or the known ones."""
+    name: str | None = getattr(columns, role)
+    return _KNOWN[role] if name is None else (name,)
 
 
 def _lookup(row: Row, name: str) -> Any:
@@ -123,15 +124,14 @@ def _lookup(row: Row, name: str) -> Any:
 def _required(row: Row, columns: ColumnsConfig, role: str) -> Any:
     value = _find(row, columns, role)
     if value is None:
-        chosen: str | None = getattr(columns, role)
-        expected = " or ".join(_KNOWN[role]) if chosen is None else chosen
-        has = ", ".join(map(str, list(row)[:12])) or "no columns"
-        raise ValueError(f"has no {role}: expected a value in {expected}, got {has[:200]}")
+        expected = " or ".join(_names(columns, role))
+        present = ", ".join(map(str, list(row)[:12])) or "no columns"
+        raise ValueError(f"has no {role}: expected a value in {expected}, got {present[:200]}")
     return value
 
 
 def _structure(text: str) -> Any:
-    """A list or table that a cell spells as JSON; the text itself where it is none."""
+    """Parse a list or table in a cell; return the text itself if it is not JSON."""
     try:
         return parse_json(text)
     except ValueError:
@@ -140,11 +140,11 @@ def _structure(text: str) -> Any:
 
 def _turns(value: Any) -> tuple[Turn, ...]:
     if isinstance(value, str) and re.match(r'\s*\[\s*\{\s*"', value):
-        spelled = _structure(value)
-        is_chat = isinstance(spelled, list) and all(
-            isinstance(turn, dict) and "role" in turn for turn in spelled
+        parsed = _structure(value)
+        is_chat = isinstance(parsed, list) and all(
+            isinstance(turn, dict) and "role" in turn for turn in parsed
         )
-        value = spelled if is_chat else value
+        value = parsed if is_chat else value
     if isinstance(value, str):
         return (Turn("user", (_checked(value, "prompt"),)),)
     if not isinstance(value, list) or not value:
@@ -166,18 +166,18 @@ def _turn(value: Any) -> Turn:
 
 
 def _part(value: Any) -> str | Media:
-    """A part of a message; one that only says "image" takes the next of the row's pictures."""
+    """Read a part of a message; {"type": "image"} alone takes the row's next picture."""
     kind = value.get("type") if isinstance(value, dict) else None
     if kind == "text" and isinstance(value.get("text"), str):
         return _checked(value["text"], "message")
     if kind in ("image", "video"):
         source = value.get(kind) or value.get("path") or value.get("url")
         return f"<{kind}>" if source is None else _one_media(source, kind)
-    raise ValueError(f"has a message part that is no text, image or video: got {repr(value)[:60]}")
+    raise ValueError(f"has a message part that is not text, image or video: got {repr(value)[:60]}")
 
 
 def _checked(text: str, what: str) -> str:
-    """Refuses what a tokenizer or a chat template would stumble over."""
+    """Return the text; raise ValueError for what breaks tokenizers or chat templates."""
     if "\0" in text:
         raise ValueError(f"has a NUL byte in its {what}")
     if not text.isascii() and any("\ud800" <= char <= "\udfff" for char in text):
@@ -188,7 +188,7 @@ def _checked(text: str, what: str) -> str:
 
 
 def _answer(value: Any) -> str:
-    """The reference as text; a worked solution of GSM8K counts from its last ####."""
+    """Return the reference as text; of a GSM8K solution, what follows the last ####."""
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, int) or (isinstance(value, float) and math.isfinite(value)):
@@ -233,8 +233,8 @@ def _decoded(text: str, kind: Kind) -> bytes:
         raise ValueError(f"has base64 of its {kind} that is broken ({error})") from None
 
 
-def _placed(turns: tuple[Turn, ...], media: list[Media]) -> tuple[Turn, ...]:
-    """Media at their marks in order; without any mark, before the first word of the user."""
+def _with_media(turns: tuple[Turn, ...], media: list[Media]) -> tuple[Turn, ...]:
+    """Put media at their marks in order; without any mark, before the first user turn."""
     waiting: dict[str, list[Media]] = {"image": [], "video": []}
     for one in media:
         waiting[one.kind].append(one)
@@ -242,24 +242,24 @@ def _placed(turns: tuple[Turn, ...], media: list[Media]) -> tuple[Turn, ...]:
         marks = sum(_count(turn, f"<{kind}>") for turn in turns)
         if marks and marks != len(found):
             raise ValueError(f"has {marks} <{kind}> in its text but {len(found)} {kind}s")
-    free = [m for m in media if not any(_count(turn, f"<{m.kind}>") for turn in turns)]
-    placed = [Turn(t.role, tuple(_split(t, waiting))) for t in turns]
+    unmarked = [m for m in media if not any(_count(turn, f"<{m.kind}>") for turn in turns)]
+    filled = [Turn(t.role, tuple(_fill_marks(t, waiting))) for t in turns]
     first = next(i for i, turn in enumerate(turns) if turn.role == "user")
-    placed[first] = Turn("user", (*free, *placed[first].content))
-    return tuple(placed)
+    filled[first] = Turn("user", (*unmarked, *filled[first].content))
+    return tuple(filled)
 
 
 def _count(turn: Turn, mark: str) -> int:
     return sum(part.count(mark) for part in turn.content if isinstance(part, str))
 
 
-def _split(turn: Turn, waiting: dict[str, list[Media]]) -> Iterator[str | Media]:
+def _fill_marks(turn: Turn, waiting: dict[str, list[Media]]) -> Iterator[str | Media]:
     for part in turn.content:
         if isinstance(part, Media):
             yield part
             continue
-        for place, piece in enumerate(_MARK.split(part)):
-            if place % 2:
-                yield waiting[piece].pop(0)
-            elif piece:
-                yield piece
+        for number, segment in enumerate(_MARK.split(part)):
+            if number % 2:
+                yield waiting[segment].pop(0)
+            elif segment:
+                yield segment

@@ -1,4 +1,4 @@
-"""Some rows of a domain's files with one more column, in the format they came in. Judges none."""
+"""Writes chosen rows of a domain's files with their pass rates, in the format of the files."""
 
 from __future__ import annotations
 
@@ -16,24 +16,21 @@ from copd.domains.files.tables import TextTable
 from copd.domains.files.text import holds_list
 
 COLUMN = "pass_rate"
-"""The column that is added."""
-
-Place = tuple[int, int]
-"""Table and row."""
+"""Name of the added column."""
 
 
 def check_target(domain: FilesDomain, out: Path) -> None:
-    """Refuses a file that could not hold the rows, or in which they would mean something else."""
+    """Raise ValueError for a file that cannot hold the rows, or would change their meaning."""
     if out.exists():
         raise ValueError(f"{out} exists already: expected a new file. Choose another --out.")
     if not out.parent.is_dir():
         raise ValueError(f"--out must be in a folder that exists: got {out}. Make the folder.")
-    sources = _written(domain)
+    sources = _training_sources(domain)
     expected = {_suffix(source) for source in sources.values()}
     if expected != {out.suffix}:
         kinds = ", ".join(sorted(expected))
         raise ValueError(
-            f"the filtered file is written as its source is: got --out {out} for {kinds}. "
+            f"the filtered file has the format of its source: got --out {out} for {kinds}. "
             + (f"Name a file that ends in {kinds}." if len(expected) == 1 else "Filter each alone.")
         )
     headers = {s.table.header for s in sources.values() if isinstance(s.table, TextTable)}
@@ -45,46 +42,46 @@ def check_target(domain: FilesDomain, out: Path) -> None:
     paths = [domain.config.path] if isinstance(domain.config.path, str) else domain.config.path
     if any(Path(path).expanduser().resolve() == out.parent.resolve() for path in paths):
         raise ValueError(
-            f"every file in {out.parent} would train: got --out {out} inside a folder that is a "
+            f"every file in {out.parent} is training data: got --out {out} in a folder that is a "
             "path of the domain. Write it elsewhere (with media, set media_root to the folder)."
         )
     for source in sources.values():
         _check_rows(source, domain, out)
 
 
-def write_filtered(domain: FilesDomain, kept: Mapping[int, float], out: Path) -> int:
-    """Writes the training problems in `kept` with their rates, in the order of their files.
+def write_filtered(domain: FilesDomain, rates: Mapping[int, float], out: Path) -> int:
+    """Write the training problems in `rates` with their rates, in the order of their files.
 
-    Problems that shares hold out are written too, without a rate, so that the new file has the same
-    held-out splits. Returns how many those are.
+    Held-out problems of the training files are written too, without a rate, so that the new file
+    has the same held-out splits. Their number is returned.
     """
-    rates: dict[Place, float | None] = {}
+    by_place: dict[tuple[int, int], float | None] = {}
     for split in ("validation", "test"):
         for number, row in domain.places(split).tolist():
             if domain.sources[number].split == "train":
-                rates[number, row] = None
-    num_held_out = len(rates)
+                by_place[number, row] = None
+    num_held_out = len(by_place)
     places = domain.places("train")
-    for index, rate in kept.items():
+    for index, rate in rates.items():
         number, row = places[index].tolist()
-        rates[number, row] = rate
-    chosen = {
-        number: {row: rates[n, row] for n, row in sorted(rates) if n == number}
-        for number in _written(domain)
+        by_place[number, row] = rate
+    rows = {
+        number: {row: by_place[n, row] for n, row in sorted(by_place) if n == number}
+        for number in _training_sources(domain)
     }
-    tables = [(domain.sources[number].table, rows) for number, rows in chosen.items()]
-    texts = [(table, rows) for table, rows in tables if isinstance(table, TextTable)]
+    tables = [(domain.sources[number].table, own) for number, own in rows.items()]
+    texts = [(table, own) for table, own in tables if isinstance(table, TextTable)]
     if texts:
         with out.open("w", encoding="utf-8", newline="") as file:
             _write_texts(texts, file)
     else:
-        arrows = [(table, rows) for table, rows in tables if isinstance(table, ArrowTable)]
+        arrows = [(table, own) for table, own in tables if isinstance(table, ArrowTable)]
         write_parquet(arrows, COLUMN, out)
     return num_held_out
 
 
-def _written(domain: FilesDomain) -> dict[int, Source]:
-    """The tables that `path` has for training; a held-out split's own files stay as they are."""
+def _training_sources(domain: FilesDomain) -> dict[int, Source]:
+    """Return the training tables of `path`; held-out splits with their own files stay as is."""
     return {n: source for n, source in enumerate(domain.sources) if source.split == "train"}
 
 
@@ -94,7 +91,7 @@ def _suffix(source: Source) -> str:
 
 
 def _check_rows(source: Source, domain: FilesDomain, out: Path) -> None:
-    """Refuses a column that would be overwritten, and media that would not be found from there."""
+    """Raise ValueError for a column that would be overwritten, or media that would be lost."""
     table = source.table
     has_moved = domain.config.media_root is None and out.parent.resolve() != table.folder.resolve()
     for place, row in enumerate(table.rows()):
@@ -116,7 +113,7 @@ def _check_rows(source: Source, domain: FilesDomain, out: Path) -> None:
 def _names_media(row: Mapping[str, object], domain: FilesDomain) -> bool:
     try:
         draft = read_draft(row, domain.config.columns)
-    except ValueError:  # a bad row, which is not written
+    except ValueError:  # a bad row is not written
         return False
     return any(isinstance(media.source, str) for media in draft.media)
 
@@ -124,12 +121,12 @@ def _names_media(row: Mapping[str, object], domain: FilesDomain) -> bool:
 def _write_texts(
     tables: Sequence[tuple[TextTable, Mapping[int, float | None]]], file: TextIO
 ) -> None:
-    """One file of all: with a header, as one JSON list, or an object per line, as the first is."""
+    """Write all rows to one file in the format of the first: CSV, JSON list or lines."""
     first, _ = tables[0]
     if first.header:
         writer = csv.writer(file, delimiter=first.delimiter, lineterminator="\n")
         writer.writerow([*first.header, COLUMN])
-        writer.writerows(row.values() for row in _rows(tables))  # None is an empty cell
+        writer.writerows(row.values() for row in _rows(tables))  # None becomes an empty cell
         return
     is_list = holds_list(first.path)
     lines = (json.dumps(row, ensure_ascii=False) for row in _rows(tables))

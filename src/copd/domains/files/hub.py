@@ -1,6 +1,7 @@
-"""Parquet files and Hugging Face data sets as tables: the only file that imports `datasets`.
+"""Tables of Parquet files and Hugging Face data sets; the only module that imports `datasets`.
 
-Rows are memory-mapped by that library and read without its decoders: pictures stay bytes and paths.
+Rows are memory-mapped and read without the decoders of that library, so that pictures stay bytes
+and paths.
 """
 
 from __future__ import annotations
@@ -29,6 +30,12 @@ class ArrowTable:
 
     has_strings_only = False
 
+    @property
+    def revision(self) -> str:
+        """Names and sizes of the Arrow files; those of the hub are in a folder per revision."""
+        files = [Path(file["filename"]) for file in self.data.cache_files]
+        return " ".join(f"{f.parent.name}/{f.name}:{f.stat().st_size}" for f in files)
+
     def __len__(self) -> int:
         return len(self.data)
 
@@ -52,7 +59,7 @@ class ArrowTable:
 
 
 def open_parquet(path: Path) -> ArrowTable:
-    """A Parquet file, through the library's cache of memory-mapped files."""
+    """Open a Parquet file, through the library's cache of memory-mapped files."""
 
     def load() -> Dataset:
         from datasets import Dataset, DatasetDict, IterableDataset
@@ -65,7 +72,7 @@ def open_parquet(path: Path) -> ArrowTable:
 
 
 def open_saved(folder: Path) -> Mapping[str, ArrowTable]:
-    """What `save_to_disk` wrote, by split; a data set without splits is "train"."""
+    """Open a folder that `save_to_disk` wrote, by split; without splits it is "train"."""
 
     def load() -> Dataset | DatasetDict:
         from datasets import load_from_disk
@@ -78,14 +85,14 @@ def open_saved(folder: Path) -> Mapping[str, ArrowTable]:
 
 
 def open_named(name: str) -> Mapping[str, ArrowTable]:
-    """A data set of the hub, `owner/name` or `owner/name:subset`, by split."""
+    """Open a data set of the hub, `owner/name` or `owner/name:subset`, by split."""
     repository, _, subset = name.partition(":")
 
     def load() -> DatasetDict:
         from datasets import DatasetDict, load_dataset
 
         found = load_dataset(repository, subset or None)
-        assert isinstance(found, DatasetDict), "no split was asked for"
+        assert isinstance(found, DatasetDict), "no split was requested"
         return found
 
     return _splits(_loaded(load, f"data set {name!r} cannot be loaded"), name, Path.cwd())
@@ -94,7 +101,7 @@ def open_named(name: str) -> Mapping[str, ArrowTable]:
 def write_parquet(
     tables: Sequence[tuple[ArrowTable, Mapping[int, float | None]]], column: str, path: Path
 ) -> None:
-    """Some rows of some tables, by their places, with a new column of numbers."""
+    """Write some rows of some tables, by their positions, with a new column of numbers."""
     from datasets import Value, concatenate_datasets
 
     parts = [
@@ -114,7 +121,7 @@ def write_parquet(
 
 
 def is_saved(folder: Path) -> bool:
-    """True for a folder that `save_to_disk` wrote."""
+    """Test whether `save_to_disk` wrote a folder."""
     return (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file()
 
 
@@ -138,10 +145,10 @@ def _loaded(load: Callable[[], Loaded], failure: str) -> Loaded:
             f"{failure}: the library `datasets` is not installed. Run pip install 'copd[data]'."
         ) from None
     disable_progress_bar()
-    set_verbosity(50)  # its warnings and errors come as exceptions too
+    set_verbosity(50)  # its warnings and errors are raised as exceptions too
     try:
         return load()
-    except Exception as error:  # the library lets through whatever its readers raise
+    except Exception as error:  # the library passes on whatever its readers raise
         raise ValueError(f"{failure}: {_brief(error)}. {_remedy(error)}") from None
 
 
@@ -157,6 +164,6 @@ def _remedy(error: Exception) -> str:
 
 
 def _brief(error: Exception) -> str:
-    """The start of a message; what there is to choose from stands in its second line."""
+    """Return the start of a message; its second line lists the choices."""
     text = " ".join(str(error).strip().splitlines()[:2]).rstrip(".")
     return f"{type(error).__name__} {text[:200]}".strip()

@@ -1,11 +1,12 @@
-"""Looks at every row once: which can be used, what is asked twice, and which split each is in.
+"""The index of a domain's rows: which are usable, repeated or leaked, and the split of each.
 
-Keeps a few numbers per problem and no content.
+It holds a few numbers per problem and none of the content.
 """
 
 from __future__ import annotations
 
 import hashlib
+import os
 from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -40,28 +41,35 @@ class BadRow:
 
 @dataclass(frozen=True, eq=False)
 class Index:
-    """What is known of a domain's rows."""
+    """What reading all rows of a domain finds."""
 
     rows: Mapping[Split, NDArray[np.int64]]
-    """Table and row of every problem, shape `P 2`; see `_order`."""
+    """Table and row of every problem, shape `P 2`. Splits with their own files keep the order of
+    the files; the others, and the training problems beside them, are in the order of their keys."""
 
     num_rows: int
     bad: tuple[BadRow, ...]
     num_repeated: int
-    """Problems that ask what an earlier one of their split asks; they stay."""
+    """Problems with the prompt of an earlier one of their split, which are not left out."""
 
     num_leaked: int
-    """Problems left out because a split further from training asks the same."""
+    """Problems left out because a later split has the same prompt."""
 
     suites: tuple[str, ...]
     modality: str
     fingerprint: str
-    """Changes with any question or answer."""
+    """Changes with any prompt or answer."""
+
+    media: tuple[str, ...]
+    """Paths of all media files that rows name, whether or not they exist."""
+
+    media_stamp: str
+    """Hash of the sizes and modification times of `media` when they were read."""
 
 
 @dataclass(frozen=True)
 class Source:
-    """A table, the split it was given for, and how its media are read."""
+    """A table, the split it is for, and the reader of its media."""
 
     table: Table
     split: Split
@@ -69,8 +77,8 @@ class Source:
 
 
 @dataclass
-class _Seen:
-    """Usable rows while they are being found."""
+class _Found:
+    """Usable and bad rows found so far."""
 
     keys: array[int] = field(default_factory=lambda: array("q"))
     tables: array[int] = field(default_factory=lambda: array("q"))
@@ -79,41 +87,66 @@ class _Seen:
     suites: set[str] = field(default_factory=set)
     level: int = 0
     digest: hashlib.blake2b = field(default_factory=lambda: hashlib.blake2b(digest_size=8))
+    media: dict[str, str] = field(default_factory=dict)
+    """Path of a media file to its stamp."""
 
 
 def build_index(
     sources: Sequence[Source], config: FilesConfig, verifier: Verifier, default_suite: str
 ) -> Index:
-    """Reads all rows of all tables; media are decoded if the configuration says so."""
-    seen = _Seen()
+    """Read all rows of all tables, and decode their media if `check_media` is set."""
+    found = _Found()
     for number, source in enumerate(sources):
         for place, row in enumerate(source.table.rows()):
             try:
-                draft, key = _examine(row, source.reader, config, verifier)
-                seen.suites.add(_suite(draft, default_suite, seen.suites))
+                draft, key = _examine(row, source.reader, config, verifier, found.media)
+                found.suites.add(_suite(draft, default_suite, found.suites))
             except ValueError as error:
-                where = source.table.number(place)
-                seen.bad.append(BadRow(source.table.name, where, _one_line(str(error))))
+                line = source.table.number(place)
+                found.bad.append(BadRow(source.table.name, line, _one_line(str(error))))
                 continue
-            seen.keys.append(key)
-            seen.tables.append(number)
-            seen.rows.append(place)
+            found.keys.append(key)
+            found.tables.append(number)
+            found.rows.append(place)
             kinds = [_MODALITIES.index(media.kind) for media in draft.media]
-            seen.level = max(seen.level, *kinds, 0)
-            seen.digest.update(f"{key} {draft.answer}\n".encode())
-    return _finished(seen, sources, config)
+            found.level = max(found.level, *kinds, 0)
+            found.digest.update(f"{key} {draft.answer}\n".encode())
+    return _index(found, sources, config)
+
+
+def stamp(path: str) -> str:
+    """Return size and modification time of a file, by which changes are noticed; "" if missing."""
+    try:
+        status = os.stat(path)
+    except (OSError, ValueError):
+        return ""
+    return f"{status.st_size} {status.st_mtime_ns}"
+
+
+def hash_text(*parts: str) -> str:
+    """Return a hash of a sequence of strings."""
+    return hashlib.blake2b(
+        "\0".join(parts).encode(errors="backslashreplace"), digest_size=16
+    ).hexdigest()
 
 
 def _one_line(text: str, limit: int = 300) -> str:
-    """A reason may quote what a stranger wrote."""
+    """Shorten a reason, which may quote untrusted text."""
     line = " ".join(text.split())
     return line if len(line) <= limit else f"{line[:limit]} ..."
 
 
 def _examine(
-    row: Row | ValueError, reader: MediaReader, config: FilesConfig, verifier: Verifier
+    row: Row | ValueError,
+    reader: MediaReader,
+    config: FilesConfig,
+    verifier: Verifier,
+    stamps: dict[str, str],
 ) -> tuple[Draft, int]:
-    """The problem of a row and its key, if nothing is wrong with it."""
+    """Return the problem of a row and its key, and add the stamps of its media.
+
+    Raise ValueError if the row cannot be used.
+    """
     if isinstance(row, ValueError):
         raise row
     draft = read_draft(row, config.columns)
@@ -121,6 +154,9 @@ def _examine(
         raise ValueError(
             f"{reference_error}: the verifier {config.verifier.type!r} could never match it"
         )
+    for media in draft.media:
+        if isinstance(media.source, str) and (path := reader.path(media.source)):
+            stamps.setdefault(str(path), stamp(str(path)))
     key = draft.key(reader.identify)
     if config.check_media:
         for media in draft.media:
@@ -135,37 +171,42 @@ def _suite(draft: Draft, default: str, known: set[str]) -> str:
     return suite
 
 
-def _finished(seen: _Seen, sources: Sequence[Source], config: FilesConfig) -> Index:
-    keys, tables, rows = (np.array(a, dtype=np.int64) for a in (seen.keys, seen.tables, seen.rows))
+def _index(found: _Found, sources: Sequence[Source], config: FilesConfig) -> Index:
+    """Assign the usable rows to splits."""
+    keys, tables, places = (
+        np.array(values, dtype=np.int64) for values in (found.keys, found.tables, found.rows)
+    )
     given: set[Split] = {source.split for source in sources}
     own = np.array([SPLITS.index(source.split) for source in sources], dtype=np.int64)
     splits = own[tables] if len(tables) else tables
     splits = np.where(splits == 0, _by_share(keys, given, config), splits)
-    kept = _not_leaked(keys, splits)
-    found: dict[Split, NDArray[np.int64]] = {}
+    is_leaked = _leaked(keys, splits)
+    rows: dict[Split, NDArray[np.int64]] = {}
     num_repeated = 0
     for level, split in enumerate(SPLITS):
-        members = np.flatnonzero(kept & (splits == level))
+        members = np.flatnonzero(~is_leaked & (splits == level))
         num_repeated += len(members) - len(np.unique(keys[members]))
         if split not in given or (split == "train" and given != set(SPLITS)):
             members = members[np.argsort(keys[members], kind="stable")]
-        found[split] = np.stack([tables[members], rows[members]], axis=1)
+        rows[split] = np.stack([tables[members], places[members]], axis=1)
     return Index(
-        rows=found,
-        num_rows=len(keys) + len(seen.bad),
-        bad=tuple(seen.bad),
+        rows=rows,
+        num_rows=len(keys) + len(found.bad),
+        bad=tuple(found.bad),
         num_repeated=num_repeated,
-        num_leaked=int((~kept).sum()),
-        suites=tuple(sorted(seen.suites)),
-        modality=_MODALITIES[seen.level],
-        fingerprint=seen.digest.hexdigest(),
+        num_leaked=int(is_leaked.sum()),
+        suites=tuple(sorted(found.suites)),
+        modality=_MODALITIES[found.level],
+        fingerprint=found.digest.hexdigest(),
+        media=tuple(found.media),
+        media_stamp=hash_text(*found.media.values()),
     )
 
 
 def _by_share(keys: NDArray[np.int64], given: set[Split], config: FilesConfig) -> NDArray[np.int64]:
-    """Splits of the rows of `path`, by fixed zones of their keys: test below, validation above.
+    """Split the rows of `path` by ranges of their keys: the lowest test, the highest validation.
 
-    A row's split depends on nothing but its own question, so rows that are added move no other.
+    The split of a row depends on its own prompt alone, so added rows move no other.
     """
     place = keys / float(2**63)
     is_test = (place < config.test_share) & ("test" not in given)
@@ -173,9 +214,9 @@ def _by_share(keys: NDArray[np.int64], given: set[Split], config: FilesConfig) -
     return np.where(is_test, 2, np.where(is_validation, 1, 0))
 
 
-def _not_leaked(keys: NDArray[np.int64], splits: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """False where a later split has the same key: what is measured is not learned."""
-    later = np.zeros(len(keys), dtype=np.bool_)
+def _leaked(keys: NDArray[np.int64], splits: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Find rows whose key occurs in a later split: training must not see held-out prompts."""
+    is_leaked = np.zeros(len(keys), dtype=np.bool_)
     for level in (0, 1):
-        later |= (splits == level) & np.isin(keys, keys[splits > level])
-    return ~later
+        is_leaked |= (splits == level) & np.isin(keys, keys[splits > level])
+    return is_leaked

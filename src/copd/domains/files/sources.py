@@ -1,4 +1,4 @@
-"""Where a domain's rows are: paths and names to tables per split. Reads no row."""
+"""Tables per split from the paths and names in the settings of a domain."""
 
 from __future__ import annotations
 
@@ -28,23 +28,24 @@ Tables = dict[Split, list[Table]]
 
 
 def find_tables(config: FilesConfig) -> Tables:
-    """Tables by split; a folder or data set may bring splits of its own, by their names.
+    """Open the tables of all splits.
 
-    What a setting names for a split replaces what `path` has for it.
+    A folder or data set may have splits of its own, found by their names. A setting for a split,
+    such as `test_path`, replaces that split of `path`.
     """
     found = _find_all(config.path, "path")
-    given: dict[Split, str | tuple[str, ...] | None] = {
+    own_paths: dict[Split, str | tuple[str, ...] | None] = {
         "validation": config.validation_path,
         "test": config.test_path,
     }
-    for split, paths in given.items():
+    for split, paths in own_paths.items():
         if paths is not None:
             tables = _find_all(paths, f"{split}_path")
             found[split] = tables[split] or list(chain.from_iterable(tables.values()))
     if not found["train"]:
         raise ValueError(
-            f"path must have problems to learn from: got {config.path!r}, which has only "
-            "files for validation or test. Name the training file."
+            f"path must have problems to train on: got {config.path!r}, which has only files for "
+            "validation or test. Name the training file."
         )
     return found
 
@@ -66,17 +67,17 @@ def _find(name: str, key: str) -> Tables:
     if _HUB_NAME.fullmatch(name) and not Path(name.split("/")[0]).exists():
         return _by_split(open_named(name))
     raise ValueError(
-        f"{key} must be a file, a folder or a data set: got {name!r}, which is none. "
+        f"{key} must be a file, a folder or a data set: got {name!r}. "
         "Check the path; a data set of the hub is named 'owner/name'."
     )
 
 
 def open_file(path: Path) -> Table:
-    """One data file, by its suffix."""
+    """Open one data file, by its suffix."""
     if path.suffix not in SUFFIXES:
         raise ValueError(
             f"{path} is of a kind copd does not read: got {path.suffix or 'no suffix'}, expected "
-            f"{', '.join(SUFFIXES)}. Convert it, or rename it to what it is."
+            f"one of {', '.join(SUFFIXES)}. Convert it, or rename it to what it is."
         )
     return open_parquet(path) if path.suffix == ".parquet" else open_text(path)
 
@@ -85,7 +86,7 @@ def _in_folder(folder: Path, key: str) -> Tables:
     files = sorted(p for p in folder.iterdir() if p.suffix in SUFFIXES and p.is_file())
     if not files:
         raise ValueError(
-            f"{key} must hold data files: got folder {str(folder)!r}, which has none of "
+            f"{key} must hold data files: got folder {str(folder)!r} without any of "
             f"{', '.join(SUFFIXES)}. Name the file itself."
         )
     found: Tables = {"train": [], "validation": [], "test": []}
@@ -102,5 +103,5 @@ def _by_split(tables: Mapping[str, Table]) -> Tables:
 
 
 def split_of(name: str) -> Split:
-    """The split a name says: `test-00000`, `val.2` and `validation` do, everything else trains."""
+    """Return the split in a name such as `test-00000`, `val.2` or `validation`; else `train`."""
     return _SPLIT_NAMES.get(re.split(r"[^a-z]", name.lower())[0], "train")

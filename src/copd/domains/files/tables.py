@@ -1,6 +1,6 @@
-"""Rows of a data file, one at a time: where each is, and what it says.
+"""Rows of data files, read one at a time by their position.
 
-A row that cannot be read is a ValueError with the reason. Knows no column and no problem.
+A row that cannot be read raises ValueError with the reason.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 MAX_ROW_BYTES = 2**26
-"""Longest line, and largest row, that is read; pictures may be inside."""
+"""Largest row that is read; it may contain pictures."""
 
 Row = Mapping[str, Any]
 
@@ -27,47 +27,53 @@ class Table(Protocol):
 
     @property
     def name(self) -> str:
-        """What it is called in messages."""
+        """The name in messages."""
         ...
 
     @property
     def folder(self) -> Path:
-        """Where paths in its rows start."""
+        """The folder that relative paths in the rows start from."""
         ...
 
     @property
     def has_strings_only(self) -> bool:
-        """True when a list or a table arrives as JSON text."""
+        """True if lists and tables are JSON text."""
+        ...
+
+    @property
+    def revision(self) -> str:
+        """The version of a table that is not in files that the user named; "" for others."""
         ...
 
     def __len__(self) -> int: ...
 
     def number(self, index: int) -> int:
-        """Where a person finds the row: its line, or its place in a list, counted from 1."""
+        """Return where a user finds the row: its line, or its place in a list, from 1."""
         ...
 
     def row(self, index: int) -> Row: ...
 
     def rows(self) -> Iterator[Row | ValueError]:
-        """All in order; what cannot be read comes as its error."""
+        """Yield all rows in order; the error of one that cannot be read."""
         ...
 
 
 @dataclass(frozen=True, eq=False)
 class TextTable:
-    """A JSONL, JSON or CSV file as places in it; nothing of its content is kept."""
+    """A JSONL, JSON or CSV file, held as positions of its rows without their content."""
 
     path: Path
     starts: NDArray[np.int64]
     sizes: NDArray[np.int64]
     numbers: NDArray[np.int64]
     broken: Mapping[int, str] = field(default_factory=dict)
-    """Rows known to be unreadable, with the reason."""
+    """Unreadable rows to the reason."""
 
     header: tuple[str, ...] = ()
     """Column names of a CSV file."""
 
     delimiter: str = ","
+    revision = ""
 
     @property
     def name(self) -> str:
@@ -125,7 +131,7 @@ class TextTable:
 
 
 def parse_object(text: str) -> Row:
-    """A JSON object; anything else is refused with the reason."""
+    """Parse a JSON object; raise ValueError for anything else."""
     value = parse_json(text)
     if not isinstance(value, dict):
         raise ValueError(f"is not a JSON object but a {type(value).__name__}")
@@ -133,7 +139,7 @@ def parse_object(text: str) -> Row:
 
 
 def parse_json(text: str) -> Any:
-    """Any JSON value, strictly: no NaN, no bottomless nesting, no endless numbers."""
+    """Parse any JSON value, strictly: no NaN, no deep nesting, no endless numbers."""
     try:
         return json.loads(text, parse_constant=_refuse_constant)
     except json.JSONDecodeError as error:

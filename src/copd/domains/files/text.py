@@ -1,4 +1,4 @@
-"""Finds the rows of JSONL, JSON and CSV files without keeping them. Knows no column."""
+"""Tables of JSONL, JSON and CSV files: finds the positions of their rows."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ import numpy as np
 from copd.domains.files.tables import MAX_ROW_BYTES, TextTable
 
 MAX_LIST_BYTES = 2**28
-"""Largest JSON list: unlike lines, it has to be read at once to find its entries."""
+"""Largest JSON list: unlike lines, it is read as a whole to find its entries."""
 
 _BOM = b"\xef\xbb\xbf"
 
 
 @dataclass
-class _Places:
-    """Where rows are, while they are being found."""
+class _Positions:
+    """Positions of the rows found so far."""
 
     starts: array[int] = field(default_factory=lambda: array("q"))
     sizes: array[int] = field(default_factory=lambda: array("q"))
@@ -44,29 +44,29 @@ class _Places:
 
 
 def open_text(path: Path) -> TextTable:
-    """The table of a file, by its suffix; a .json file may hold a list, or an object per line."""
+    """Open a file by its suffix; a .json file may hold a list, or an object per line."""
     if path.suffix in (".csv", ".tsv"):
         return _find_records(path, "\t" if path.suffix == ".tsv" else ",")
     return _find_entries(path) if holds_list(path) else _find_lines(path)
 
 
 def holds_list(path: Path) -> bool:
-    """True for a .json file that is one list, false where each line is an object."""
+    """Test whether a .json file is one list; else each line is an object."""
     with path.open("rb") as file:
         return path.suffix == ".json" and file.read(4096).removeprefix(_BOM).lstrip()[:1] == b"["
 
 
 def _find_lines(path: Path) -> TextTable:
-    places = _Places()
+    positions = _Positions()
     with path.open("rb") as file:
         for number, (start, size, is_blank) in enumerate(_lines(file), start=1):
             if not is_blank:
-                places.add(start, size, number)
-    return places.table(path)
+                positions.add(start, size, number)
+    return positions.table(path)
 
 
 def _lines(file: BinaryIO) -> Iterator[tuple[int, int, bool]]:
-    """Start, size and blankness of every line; a huge one is walked over in pieces."""
+    """Yield start, size and blankness of every line; a huge one is read in chunks."""
     start = len(_BOM) if file.read(len(_BOM)) == _BOM else 0
     file.seek(start)
     while line := file.readline(MAX_ROW_BYTES):
@@ -78,49 +78,49 @@ def _lines(file: BinaryIO) -> Iterator[tuple[int, int, bool]]:
 
 
 def _find_entries(path: Path) -> TextTable:
-    """The entries of one JSON list; after a mistake in its syntax the rest is one bad row."""
+    """Find the entries of one JSON list; after a syntax error the rest is one bad row."""
     size = path.stat().st_size
     if size > MAX_LIST_BYTES:
         raise ValueError(
             f"{path} is one JSON list of {size} bytes: at most {MAX_LIST_BYTES} are read at once. "
             "Write one object per line (.jsonl) instead."
         )
-    places, content = _Places(), path.read_bytes()
+    positions, content = _Positions(), path.read_bytes()
     skipped = len(_BOM) if content.startswith(_BOM) else 0
     try:
         text = content[skipped:].decode("utf-8")
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not UTF-8: {error.reason} at byte {error.start}.") from None
     decoder, at, done = json.JSONDecoder(), _skip(text, text.index("[") + 1), 0
-    place = skipped
+    position = skipped
     while text[at : at + 1] != "]":
         try:
             _, end = decoder.raw_decode(text, at)
         except (ValueError, RecursionError):
             end = len(text)
-        begin = place + len(text[done:at].encode())
-        place, done = begin + len(text[at:end].encode()), end
-        number, at = len(places.starts) + 1, _skip(text, end)
+        begin = position + len(text[done:at].encode())
+        position, done = begin + len(text[at:end].encode()), end
+        number, at = len(positions.starts) + 1, _skip(text, end)
         if text[at : at + 1] not in (",", "]"):
             reason = "ends the list: the JSON is broken here, what follows cannot be read"
-            places.add(begin, place - begin, number, reason)
+            positions.add(begin, position - begin, number, reason)
             break
-        places.add(begin, place - begin, number)
+        positions.add(begin, position - begin, number)
         at = _skip(text, at + 1) if text[at] == "," else at
-    return places.table(path)
+    return positions.table(path)
 
 
 def _skip(text: str, at: int) -> int:
-    """The next place that is not white space."""
+    """Return the next position that is not white space."""
     while text[at : at + 1] in (" ", "\t", "\n", "\r"):
         at += 1
     return at
 
 
 def _find_records(path: Path, delimiter: str) -> TextTable:
-    """CSV records, which may span lines; the first one names the columns."""
+    """Find CSV records, which may span lines; the first one names the columns."""
     csv.field_size_limit(MAX_ROW_BYTES)
-    places = _Places()
+    positions = _Positions()
     with path.open("rb") as file:
         feed = _Feed(file)
         reader = csv.reader(feed, delimiter=delimiter)
@@ -132,20 +132,20 @@ def _find_records(path: Path, delimiter: str) -> TextTable:
                 cells = next(reader, None)
             except (csv.Error, ValueError) as error:
                 reason = f"is not CSV ({error}), what follows cannot be read"
-                places.add(start, feed.position - start, number, reason)
+                positions.add(start, feed.position - start, number, reason)
                 break
             if cells is None:
                 break
             if cells:
-                places.add(start, feed.position - start, number)
-    return places.table(path, header, delimiter)
+                positions.add(start, feed.position - start, number)
+    return positions.table(path, header, delimiter)
 
 
 def _header(path: Path, reader: Iterator[list[str]]) -> tuple[str, ...]:
     try:
         names = tuple(name.encode("latin-1").decode("utf-8") for name in next(reader, []))
     except (csv.Error, ValueError) as error:
-        raise ValueError(f"{path} has no header that could be read: {error}.") from None
+        raise ValueError(f"{path} has no readable header: {error}.") from None
     if not names or len(set(names)) < len(names):
         raise ValueError(
             f"{path} must name each column once in its first line: got {list(names)!r}."
@@ -154,7 +154,7 @@ def _header(path: Path, reader: Iterator[list[str]]) -> tuple[str, ...]:
 
 
 class _Feed:
-    """Lines for a CSV reader that tell how far it has read.
+    """Lines for a CSV reader, and the position it has reached.
 
     They are decoded as Latin-1, which keeps bytes and cannot fail: only the structure matters here.
     """

@@ -1,4 +1,4 @@
-"""What a suite's generator makes: the question, its answer, and how one may work it out."""
+"""The result of a suite's generator: a question, its answer, and two ways to work it out."""
 
 from __future__ import annotations
 
@@ -14,30 +14,30 @@ from copd.types import ContentPart, Split
 class Question:
     """One generated question.
 
-    The two work-outs are written down only to teach the embedded base its habits.
+    The two procedures are used only to train the embedded base model.
     """
 
     parts: tuple[ContentPart, ...]
     answer: str
     worked: str
-    """Steps of a sound procedure; they lead to `answer`."""
+    """Steps of a sound procedure, which lead to `answer`."""
 
     careless: str
     """Steps of a plausible procedure that overlooks something."""
 
     careless_answer: str
-    """Where `careless` leads; sometimes right by luck."""
+    """The result of `careless`; sometimes right by luck."""
 
 
-Generator = Callable[[np.random.Generator, Split], Question]
-"""Draws a question; the split says which scans may be shown."""
+SuiteGenerator = Callable[[np.random.Generator, Split], Question]
+"""Draws a question; the split decides which scans may be shown."""
 
 
 def joined(numbers: Sequence[int]) -> str:
-    """Numbers as the base writes its steps: `3,-1,7`."""
+    """Join numbers as the base writes its steps: `3,-1,7`."""
     return ",".join(map(str, numbers))
 
 
 def running(terms: Sequence[int]) -> list[int]:
-    """Partial sums of `terms`."""
+    """Return the partial sums of `terms`."""
     return np.cumsum(terms).tolist()
