@@ -1,7 +1,4 @@
-"""The words of copd as frozen values: problems, completions, rollouts.
-
-Knows nothing of torch, models or files.
-"""
+"""The values that copd passes around: problems, completions, rollout batches and requests."""
 
 from __future__ import annotations
 
@@ -13,11 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 Split = Literal["train", "validation", "test"]
-"""`train` is learned from, `validation` chooses settings (merge weights), `test` is only ever
-measured."""
+"""Train on `train`, choose settings such as merge weights on `validation`, report on `test`."""
 
 Metrics = Mapping[str, float]
-"""Metric name to value, already reduced to one number."""
+"""Metric name to value, reduced to one number."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +33,7 @@ class Image:
 
 @dataclass(frozen=True, eq=False)
 class Video:
-    """A clip inside a message, already decoded."""
+    """One decoded clip inside a message."""
 
     frames: NDArray[np.uint8]
     """RGB, shape `F H W 3`."""
@@ -47,11 +43,12 @@ class Video:
 
 
 ContentPart = Text | Image | Video
+"""One part of a message's content."""
 
 
 @dataclass(frozen=True)
 class Message:
-    """One chat turn, rendered later by the model's own template."""
+    """One chat turn, before the model's chat template renders it."""
 
     role: str
     content: tuple[ContentPart, ...]
@@ -59,7 +56,7 @@ class Message:
 
 @dataclass(frozen=True)
 class ProblemId:
-    """Names a problem so that it can be rebuilt anywhere; media never travel, this does."""
+    """The name of a problem. It travels between processes instead of the problem's media."""
 
     domain: str
     split: Split
@@ -68,11 +65,11 @@ class ProblemId:
 
 @dataclass(frozen=True, eq=False)
 class Problem:
-    """What the policy is asked, and the reference answer its completions are verified against."""
+    """A prompt, with the reference answer that completions are verified against."""
 
     id: ProblemId
     suite: str
-    """The generator or benchmark the problem belongs to; results are reported per suite."""
+    """The generator or benchmark that the problem belongs to. Results are reported per suite."""
 
     messages: tuple[Message, ...]
     answer: str
@@ -83,7 +80,7 @@ class Completion:
     """Tokens sampled after a prompt."""
 
     token_ids: NDArray[np.int32]
-    """Shape `T`, the end token included when the policy ended by itself."""
+    """Shape `T`, the end token included when the policy ended the completion itself."""
 
     logprobs: NDArray[np.float32]
     """Shape `T`, under the policy and at the temperature that sampled."""
@@ -95,10 +92,10 @@ class Completion:
 
 @dataclass(frozen=True, eq=False)
 class RolloutRequest:
-    """One batch a branch is asked to sample: `group_size` completions for each of P problems."""
+    """A request to a branch: sample one group of completions for each of P problems."""
 
     action: str
-    """Key of the action the batch is for."""
+    """Key of the action that the batch is for."""
 
     problems: tuple[ProblemId, ...]
     temperature: float
@@ -111,7 +108,7 @@ class RolloutRequest:
 class RolloutBatch:
     """The rollouts of one action in one step, packed: one flat token axis `N`, no padding.
 
-    Rollouts are ordered problem by problem: `p * G + g` is completion g of problem p; `B = P * G`.
+    Rollouts are ordered by problem: `p * G + g` is completion g of problem p; `B = P * G`.
     """
 
     action: str
@@ -136,12 +133,12 @@ class RolloutBatch:
     """The B completions as the verifier read them."""
 
     temperature: float = 1.0
-    """At which it was sampled, and is trained on."""
+    """Temperature that the batch was sampled at and is trained at."""
 
 
 @dataclass(frozen=True, eq=False)
 class ScoreRequest:
-    """What a teacher is asked about a student's batch: names and tokens, nothing else travels."""
+    """A request to a teacher: score a student's completions. Only names and tokens travel."""
 
     problems: tuple[ProblemId, ...]
     token_ids: NDArray[np.int32]
@@ -151,21 +148,21 @@ class ScoreRequest:
     """Shape `B`."""
 
     probes: NDArray[np.int32]
-    """Shape `M`, ascending positions on `N` where the teacher tells its most probable tokens."""
+    """Shape `M`, ascending positions on `N` at which the teacher returns its top tokens."""
 
     top_k: int
-    """How many tokens it tells there, K; 0 means the whole vocabulary."""
+    """Number of top tokens at each probe, K; 0 means the whole vocabulary."""
 
 
 @dataclass(frozen=True, eq=False)
 class TeacherOutputs:
-    """A teacher's answer, at temperature 1."""
+    """A teacher's scores of a student's completions, at temperature 1."""
 
     logprobs: NDArray[np.float32]
     """Shape `N`, log pi_teacher(y_t)."""
 
     probes: NDArray[np.int32]
-    """Shape `M`, as asked."""
+    """Shape `M`, as requested."""
 
     topk_ids: NDArray[np.int32]
     """Shape `M K`, the teacher's most probable tokens, best first."""
@@ -176,20 +173,20 @@ class TeacherOutputs:
 
 @dataclass(frozen=True, eq=False)
 class ProbeRollouts:
-    """How a policy behaves on P problems at temperature 1, for others to be compared with."""
+    """A policy's completions of P held-out problems at temperature 1, to compare others with."""
 
     problems: tuple[ProblemId, ...]
     token_ids: NDArray[np.int32]
-    """Shape `N`, its own completions, packed as in a batch."""
+    """Shape `N`, packed as in a rollout batch."""
 
     lengths: NDArray[np.int32]
     """Shape `B`."""
 
     probes: NDArray[np.int32]
-    """Shape `M`, ascending positions on `N` where it tells its most probable tokens."""
+    """Shape `M`, ascending positions on `N` at which distributions are compared."""
 
     topk_ids: NDArray[np.int32]
-    """Shape `M K`, best first."""
+    """Shape `M K`, the policy's most probable tokens, best first."""
 
     topk_logprobs: NDArray[np.float32]
     """Shape `M K`."""
@@ -198,10 +195,10 @@ class ProbeRollouts:
     """Shape `M`, of the tokens at the probes."""
 
     entropies: NDArray[np.float32]
-    """Shape `M`, of the whole vocabulary, in nats."""
+    """Shape `M`, over the whole vocabulary, in nats."""
 
     entropy: float
-    """The same as a mean over all N tokens."""
+    """Mean entropy over all N tokens, in nats."""
 
     texts: tuple[str, ...]
     """The B completions as a verifier reads them."""
@@ -209,39 +206,41 @@ class ProbeRollouts:
 
 @dataclass(frozen=True)
 class Agreement:
-    """How like a portrait another policy is: means over the portrait's probes."""
+    """How much another policy agrees with probe rollouts: means over their probes."""
 
     overlap: float
+    """Top-k overlap, 0 to 1."""
     symmetric_kl: float
+    """In nats, not halved."""
 
 
 @dataclass(frozen=True, eq=False)
 class TokenDivergence:
-    """Another policy at a portrait's probes, token by token; each of shape `M`."""
+    """Another policy at the probes of probe rollouts, token by token; each of shape `M`."""
 
     overlap: NDArray[np.float32]
     reverse_kl: NDArray[np.float32]
-    """KL(portrait || other), over the portrait's top tokens and a tail bucket."""
+    """KL(sampling policy || other), over the sampling policy's top tokens and a tail bucket."""
     forward_kl: NDArray[np.float32]
-    """KL(other || portrait), likewise."""
-    portrait_top: NDArray[np.float32]
-    """What the other gives to the portrait's `monitor.overlap_k` top tokens together."""
-    other_top: NDArray[np.float32]
-    """What the portrait gives to the other's, as far as it told."""
+    """KL(other || sampling policy), over the same buckets."""
+    own_top_mass: NDArray[np.float32]
+    """Probability that the other policy gives to the sampling policy's top `overlap_k` tokens."""
+    other_top_mass: NDArray[np.float32]
+    """Probability that the sampling policy gives to the other's, as far as its top tokens show."""
     logprobs: NDArray[np.float32]
-    """Of the portrait's tokens."""
+    """Log-probabilities of the sampled tokens under the other policy."""
     entropies: NDArray[np.float32]
 
 
 @dataclass(frozen=True, eq=False)
 class TrainingBatch:
-    """One batch of an update: OPD from its scores, or RLVR from the rewards without them."""
+    """One batch of an update: OPD where a teacher scored it, RLVR on its rewards otherwise."""
 
     domain: str
-    batch: RolloutBatch
-    scores: TeacherOutputs | None = None
+    rollouts: RolloutBatch
+    teacher: TeacherOutputs | None = None
     ref_logprobs: NDArray[np.float32] | None = None
-    """Shape `N`, under theta_0; only reward extrapolation asks for them."""
+    """Shape `N`, under theta_0; only for reward extrapolation."""
 
     beta: float = 1.0
     """Factor on the distillation signal."""
@@ -249,9 +248,9 @@ class TrainingBatch:
 
 @dataclass(frozen=True, eq=False)
 class UpdateRequest:
-    """All lessons of a branch in one step; they make one optimizer update."""
+    """All training batches of a branch in one step; together they make one optimizer update."""
 
-    lessons: tuple[TrainingBatch, ...]
+    batches: tuple[TrainingBatch, ...]
     position: str
     """Stage and step in words, for error messages."""
 
@@ -268,12 +267,12 @@ class EvaluationRequest:
     max_completion_tokens: int
     seed: int
     shard: tuple[int, int] | None = None
-    """First and one past the last of the problems asked for now; the others' draws count, too."""
+    """First and one past the last problem to evaluate now. Seeds do not depend on the shard."""
 
 
 @dataclass(frozen=True, eq=False)
 class EvaluationRollouts:
-    """The rewards of an evaluation; statistics are made of them elsewhere."""
+    """Rewards and lengths of an evaluation."""
 
     suites: tuple[str, ...]
     """The suite of each of the P problems."""

@@ -1,10 +1,11 @@
-"""Advantages of lessons by hand, and micro-batches that lose nothing."""
+"""Advantages of batches by hand, and micro-batches that lose nothing."""
 
 import numpy as np
 import pytest
 import torch
 
-from copd.branch.advantages import completions_of, micro_batches, token_advantages
+from copd.branch.advantages import token_advantages
+from copd.branch.micro_batches import completions_of, micro_batches
 from copd.config import FullDistill, LossConfig, SampledDistill
 from copd.types import ProblemId, RolloutBatch, TeacherOutputs, TrainingBatch
 
@@ -37,8 +38,8 @@ def scores(logprobs):
     )
 
 
-def signals(lessons, *settings) -> list[torch.Tensor]:
-    advantages = token_advantages(lessons, *settings)
+def signals(batches, *settings) -> list[torch.Tensor]:
+    advantages = token_advantages(batches, *settings)
     assert all(one is not None for one in advantages)
     return [one for one in advantages if one is not None]
 
@@ -86,37 +87,37 @@ def test_reward_advantages_are_spread_over_tokens():
 
 def test_distillation_advantages_are_beta_times_delta_and_ignore_the_reward():
     teacher = batch().logprobs + np.array([0.5] * 6 + [-1.0] * 6, dtype=np.float32)
-    lesson = TrainingBatch("text", batch(), scores(teacher), beta=2.0)
-    [advantages] = signals([lesson], LossConfig(), SampledDistill())
+    training = TrainingBatch("text", batch(), scores(teacher), beta=2.0)
+    [advantages] = signals([training], LossConfig(), SampledDistill())
     assert advantages.tolist() == pytest.approx([1.0] * 6 + [-2.0] * 6, abs=1e-6)
-    [clamped] = signals([lesson], LossConfig(), SampledDistill(log_ratio_clamp=0.75))
+    [clamped] = signals([training], LossConfig(), SampledDistill(log_ratio_clamp=0.75))
     assert clamped.tolist() == pytest.approx([1.0] * 6 + [-1.5] * 6, abs=1e-6)
 
 
 def test_an_equal_teacher_gives_no_signal():
-    lesson = TrainingBatch("text", batch(), scores(batch().logprobs))
-    [advantages] = signals([lesson], LossConfig(), SampledDistill())
+    training = TrainingBatch("text", batch(), scores(batch().logprobs))
+    [advantages] = signals([training], LossConfig(), SampledDistill())
     assert advantages.abs().max() == 0
 
 
 def test_extrapolation_goes_beyond_the_teacher():
     teacher = batch().logprobs + np.float32(0.5)
     base = batch().logprobs - np.float32(1.0)
-    lesson = TrainingBatch("text", batch(), scores(teacher), ref_logprobs=base)
-    [advantages] = signals([lesson], LossConfig(), SampledDistill(extrapolation=1.5))
+    training = TrainingBatch("text", batch(), scores(teacher), ref_logprobs=base)
+    [advantages] = signals([training], LossConfig(), SampledDistill(extrapolation=1.5))
     assert advantages.tolist() == pytest.approx([0.5 + 0.5 * 1.5] * 12, abs=1e-6)
 
 
 def test_matched_scales_leave_native_lessons_and_beta_alone():
     loud = batch().logprobs + np.tile(np.array([4.0, -4.0], dtype=np.float32), 6)
     soft = batch().logprobs + np.tile(np.array([1.0, -1.0], dtype=np.float32), 6)
-    lessons = [
+    batches = [
         TrainingBatch("text", batch()),
         TrainingBatch("image", batch(), scores(loud)),
         TrainingBatch("video", batch(), scores(soft), beta=3.0),
     ]
-    plain = signals(lessons, LossConfig(), SampledDistill())
-    matched = signals(lessons, LossConfig(), SampledDistill(match_scale=True))
+    plain = signals(batches, LossConfig(), SampledDistill())
+    matched = signals(batches, LossConfig(), SampledDistill(match_scale=True))
     together = np.sqrt((16 + 1) / 2)
     assert torch.equal(matched[0], plain[0])
     assert matched[1].abs().tolist() == pytest.approx([together] * 12, rel=1e-5)
@@ -124,10 +125,10 @@ def test_matched_scales_leave_native_lessons_and_beta_alone():
 
 
 def test_direct_losses_need_no_advantage():
-    lessons = [
+    batches = [
         TrainingBatch("text", batch()),
         TrainingBatch("text", batch(), scores(batch().logprobs)),
     ]
-    native, cross = token_advantages(lessons, LossConfig(), FullDistill())
+    native, cross = token_advantages(batches, LossConfig(), FullDistill())
     assert native is not None
     assert cross is None

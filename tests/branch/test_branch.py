@@ -40,8 +40,8 @@ def score(engine, name, batch, **options):
     return scores
 
 
-def update(engine, name, *lessons):
-    wanted = UpdateRequest(tuple(lessons), "stage test, step 1")
+def update(engine, name, *batches):
+    wanted = UpdateRequest(tuple(batches), "stage test, step 1")
     return engine.call(Branch.update, {name: wanted})[name]
 
 
@@ -70,8 +70,8 @@ def test_sampling_is_reproducible_and_verified(make_engine, domain):
     assert first.rewards.shape == (4, 4)
     assert first.lengths.sum() == len(first.token_ids) == len(first.logprobs)
     assert set(first.rewards.flatten()) <= {0.0, 1.0}
-    book = engine._branches["a"]._book
-    rewards = [book.verify(first.problems[i // 4], text) for i, text in enumerate(first.texts)]
+    cache = engine._branches["a"]._prompt_cache
+    rewards = [cache.verify(first.problems[i // 4], text) for i, text in enumerate(first.texts)]
     assert first.rewards.flatten().tolist() == rewards
     assert (first.lengths[first.is_truncated] == 12).all()
 
@@ -123,7 +123,7 @@ def test_a_mutual_step_is_the_hand_computed_combined_gradient(make_engine):
     assert np.abs(scores.logprobs - cross.logprobs).max() > 0.01
 
     branch = engine._branches["a"]
-    policy, book = branch._policy, branch._book
+    policy, cache = branch._policy, branch._prompt_cache
     policy.model.zero_grad()
     rewards = torch.from_numpy(native.rewards)
     advantages = (rewards - rewards.mean(1, keepdim=True)) / (rewards.std(1, keepdim=True) + 1e-6)
@@ -133,7 +133,7 @@ def test_a_mutual_step_is_the_hand_computed_combined_gradient(make_engine):
     for batch, signal in ((native, per_token), (cross, 0.5 * delta)):
         rows = np.split(batch.token_ids, np.cumsum(batch.lengths)[:-1])
         groups = [rows[i : i + 4] for i in range(0, len(rows), 4)]
-        states = policy.score(book.prompts(batch.problems), groups)
+        states = policy.score(cache.prompts(batch.problems), groups)
         logits = (states.hidden @ policy.head.T).masked_fill(policy.banned, -torch.inf)
         logprobs = logits.log_softmax(-1)[torch.arange(len(signal)), states.token_ids]
         loss = loss - 0.5 * (signal * logprobs).mean()
@@ -199,17 +199,17 @@ def test_prompts_read_while_sampling_give_the_gradient_of_reading_them_again(mak
         native, cross = engine.call(Branch.sample, {"a": requests})["a"]
         scores = score(engine, "b", cross)
         if again:
-            branch._read.clear()
-        branch._book._entries.clear()
+            branch._prefixes.clear()
+        branch._prompt_cache._entries.clear()
         parameters = branch._policy.parameters()
         branch._optimizer.step = lambda seen=parameters: gradients.append(
             {name: p.grad for name, p in seen.items()}
         )
         update(engine, "a", TrainingBatch("image", native), TrainingBatch("video", cross, scores))
         hook.remove()
-        assert bool(branch._book._entries) is again  # else nothing is rendered once more
+        assert bool(branch._prompt_cache._entries) is again  # else nothing is rendered once more
         assert len(passes) == (4 if again else 2)
-        assert branch._read == {}
+        assert branch._prefixes == {}
         assert all(p.grad is None for p in parameters.values())
     kept, read_again = gradients
     for name, gradient in read_again.items():
@@ -221,13 +221,13 @@ def test_a_changed_policy_forgets_what_it_has_read(make_engine, tmp_path):
     engine = make_engine("a")
     branch = engine._branches["a"]
     sample(engine, "a", "text")
-    assert len(branch._read) == 1
+    assert len(branch._prefixes) == 1
     engine.call(Branch.set_weights, {"a": weights(engine, "a")})
-    assert branch._read == {}
+    assert branch._prefixes == {}
     sample(engine, "a", "text")
     engine.call(Branch.save, {"a": tmp_path})
     engine.call(Branch.restore, {"a": tmp_path})
-    assert branch._read == {}
+    assert branch._prefixes == {}
 
 
 def test_a_teacher_answers_several_students_in_one_pass(make_engine):
@@ -269,7 +269,9 @@ def test_pair_metrics_are_those_of_the_two_distributions(make_engine):
         rows = np.split(batch.token_ids, np.cumsum(batch.lengths)[:-1])
         groups = [rows[i : i + 4] for i in range(0, len(rows), 4)]
         with torch.no_grad():
-            states = policy.score(fresh._branches[name]._book.prompts(batch.problems), groups)
+            states = policy.score(
+                fresh._branches[name]._prompt_cache.prompts(batch.problems), groups
+            )
             distributions.append(full_logprobs(states.hidden, policy.head, banned=policy.banned))
     student, teacher = distributions
     expected = symmetric_kl(student, teacher).mean()

@@ -1,4 +1,4 @@
-"""The gradients of an update's lessons, apart: against autograd and against hand-made vectors."""
+"""The gradients of an update's batches, apart: against autograd and against hand-made vectors."""
 
 import math
 
@@ -20,8 +20,8 @@ def rollouts(engine, domain, count=4, action=None):
     return batch
 
 
-def lessons(engine):
-    """A native lesson, a cross one, and one whose rewards are all equal."""
+def batches(engine):
+    """A native batch, a cross one, and one whose rewards are all equal."""
     generator = torch.Generator().manual_seed(7)
     teacher = {
         name: weights + 0.02 * torch.randn(weights.shape, generator=generator)
@@ -48,7 +48,7 @@ def gradient(engine, batch, signal):
     policy = branch._policy
     rows = np.split(batch.token_ids, np.cumsum(batch.lengths)[:-1])
     groups = [rows[i : i + 4] for i in range(0, len(rows), 4)]
-    states = policy.score(branch._book.prompts(batch.problems), groups)
+    states = policy.score(branch._prompt_cache.prompts(batch.problems), groups)
     logits = (states.hidden @ policy.head.T).masked_fill(policy.banned, -torch.inf)
     logprobs = logits.log_softmax(-1)[torch.arange(len(signal)), states.token_ids]
     grads = torch.autograd.grad(
@@ -66,14 +66,14 @@ def gradient(engine, batch, signal):
 def test_cosine_and_norms_are_those_of_autograd(make_engine, micro_batch_tokens):
     optimizer = {"learning_rate": 1e-3, "micro_batch_tokens": micro_batch_tokens}
     engine = make_engine("a", "b", monitor=MEASURED, optimizer=optimizer)
-    native, cross, silent = lessons(engine)
-    assert cross.scores is not None
-    rewards = torch.from_numpy(native.batch.rewards)
+    native, cross, silent = batches(engine)
+    assert cross.teacher is not None
+    rewards = torch.from_numpy(native.rollouts.rewards)
     advantages = (rewards - rewards.mean(1, keepdim=True)) / (rewards.std(1, keepdim=True) + 1e-6)
-    signal = advantages.flatten().repeat_interleave(torch.from_numpy(native.batch.lengths))
-    delta = torch.from_numpy(cross.scores.logprobs - cross.batch.logprobs)
+    signal = advantages.flatten().repeat_interleave(torch.from_numpy(native.rollouts.lengths))
+    delta = torch.from_numpy(cross.teacher.logprobs - cross.rollouts.logprobs)
     first, second = (
-        gradient(engine, lesson.batch, s) for lesson, s in ((native, signal), (cross, delta))
+        gradient(engine, batch.rollouts, s) for batch, s in ((native, signal), (cross, delta))
     )
     wanted = UpdateRequest((native, cross, silent), "stage test, step 1")
     metrics = engine.call(Branch.update, {"a": wanted})["a"]
@@ -83,7 +83,7 @@ def test_cosine_and_norms_are_those_of_autograd(make_engine, micro_batch_tokens)
     assert metrics[key] == pytest.approx(cosine, abs=2e-5)
     assert metrics["rlvr/text/grad_norm"] == pytest.approx(float(first.norm()), rel=1e-4)
     assert metrics["opd/from_b/image/grad_norm"] == pytest.approx(float(second.norm()), rel=1e-4)
-    # a lesson without a gradient has no direction
+    # a batch without a gradient has no direction
     assert metrics["rlvr/video/grad_norm"] == 0.0
     assert [name for name in metrics if name.startswith("update/cosine/")] == [key]
 
@@ -97,7 +97,7 @@ def test_the_update_is_the_one_that_is_made_without_measuring(make_engine):
         branch._optimizer.step = lambda seen=seen, branch=branch: seen.update(
             {n: p.grad.clone() for n, p in branch._policy.model.named_parameters()}
         )
-        wanted = UpdateRequest(lessons(engine), "stage test, step 1")
+        wanted = UpdateRequest(batches(engine), "stage test, step 1")
         metrics = engine.call(Branch.update, {"a": wanted})["a"]
         after.append((seen, metrics))
     (plain, plain_metrics), (apart, metrics) = after
@@ -109,7 +109,7 @@ def test_the_update_is_the_one_that_is_made_without_measuring(make_engine):
 
 
 def test_hand_made_gradients():
-    """Two parameters; the second lesson does not touch the second, the third is opposite."""
+    """Two parameters; the second batch does not touch the second, the third is opposite."""
     x, y = torch.zeros(2, requires_grad=True), torch.zeros(1, 2, requires_grad=True)
     gradients = Gradients([x, y])
     for action, of_x, of_y in (

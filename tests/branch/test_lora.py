@@ -46,8 +46,8 @@ def scored(engine: LocalEngine, teacher: str, batch):
 
 def learn(engine: LocalEngine, student: str, teacher: str) -> None:
     native, cross = batches(engine, student, "text", "image")
-    lesson = TrainingBatch("image", cross, scored(engine, teacher, cross))
-    request = UpdateRequest((TrainingBatch("text", native), lesson), "a test")
+    batch = TrainingBatch("image", cross, scored(engine, teacher, cross))
+    request = UpdateRequest((TrainingBatch("text", native), batch), "a test")
     engine.call(Branch.update, {student: request})
 
 

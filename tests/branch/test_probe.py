@@ -46,7 +46,7 @@ def distributions(engine, name, portrait):
     rows = np.split(portrait.token_ids, np.cumsum(portrait.lengths)[:-1])
     size = len(rows) // len(portrait.problems)
     groups = [rows[i : i + size] for i in range(0, len(rows), size)]
-    states = branch._policy.score(branch._book.prompts(portrait.problems), groups)
+    states = branch._policy.score(branch._prompt_cache.prompts(portrait.problems), groups)
     return full_logprobs(states.hidden, branch._policy.head, banned=branch._policy.banned)
 
 
@@ -117,14 +117,17 @@ def test_a_portrait_between_sampling_and_update_changes_no_bit(make_engine, froz
         engine = make_engine("a", "b", model=model, monitor=SMALL)
         trained = request("image", split="train")
         [batch] = engine.call(Branch.sample, {"a": [trained]})["a"]
-        state, remembered = torch.get_rng_state(), list(engine._branches["a"]._book._entries)
+        state, remembered = (
+            torch.get_rng_state(),
+            list(engine._branches["a"]._prompt_cache._entries),
+        )
         if measured:
             measure_agreement(engine, "b", *probe(engine, "a", "image"))
             measure_agreement(engine, "a", *probe(engine, "b", "image"))
         branch = engine._branches["a"]
-        assert set(branch._read) == {trained.problems}
+        assert set(branch._prefixes) == {trained.problems}
         assert torch.equal(state, torch.get_rng_state())
-        assert list(branch._book._entries) == remembered
+        assert list(branch._prompt_cache._entries) == remembered
         assert all(p.grad is None for p in branch._policy.model.parameters())
         wanted = UpdateRequest((TrainingBatch("image", batch),), "stage test, step 1")
         metrics = engine.call(Branch.update, {"a": wanted})["a"]

@@ -7,7 +7,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from copd.branch.sampling import plan_decode_loops, sample_batches
+from copd.branch.micro_batches import Forward
+from copd.branch.sampling import InProcessSampler, plan_decode_loops
 from copd.policy import Prompt, SamplingRequest
 from copd.types import ProblemId
 
@@ -48,7 +49,7 @@ def batches(make_engine):
     def make():
         return [
             SamplingRequest(
-                branch._book.prompts([ProblemId(domain, "train", i) for i in range(3)]),
+                branch._prompt_cache.prompts([ProblemId(domain, "train", i) for i in range(3)]),
                 group_size=4,
                 temperature=temperature,
                 seed=seed,
@@ -59,15 +60,9 @@ def batches(make_engine):
     return branch._policy, make()
 
 
-def sampled(policy, batches, max_prompt_tokens, **options):
-    return sample_batches(
-        policy,
-        batches,
-        max_completion_tokens=12,
-        max_prompt_tokens=max_prompt_tokens,
-        precision="float32",
-        **{"max_rows": 1024, **options},
-    )
+def sampled(policy, batches, max_prompt_tokens, *, max_rows=1024, **options):
+    sampler = InProcessSampler(Forward(policy, max_prompt_tokens, "float32"), max_rows)
+    return sampler.sample(batches, 12, **options)
 
 
 def test_the_cut_changes_no_token(batches):

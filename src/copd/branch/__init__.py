@@ -1,7 +1,4 @@
-"""One co-evolving policy: it samples, is asked to score, and updates.
-
-Knows nothing of plans, engines or runs.
-"""
+"""One co-evolving policy: it samples, scores other branches' completions, and updates."""
 
 from copd.branch.branch import Branch
 from copd.branch.diverged import Diverged

@@ -1,12 +1,7 @@
-"""What a lesson teaches: advantages per token, and how a batch is cut into micro-batches.
+"""Per-token advantages of training batches: from rewards (RLVR) or from a teacher (OPD)."""
 
-Runs no model.
-"""
+from collections.abc import Sequence
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-
-import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -18,114 +13,66 @@ from copd.functional import (
     reward_extrapolation,
     sampled_reverse_kl,
 )
-from copd.types import RolloutBatch, ScoreRequest, TrainingBatch
+from copd.types import RolloutBatch, TrainingBatch
 
 
-@dataclass(frozen=True)
-class MicroBatch:
-    """A run of whole problems of a batch, as slices of its axes."""
-
-    problems: slice
-    """Among those whose prompts were given."""
-    rollouts: slice
-    tokens: slice
-
-
-def micro_batches(
-    batch: RolloutBatch | ScoreRequest,
-    prompt_lengths: Sequence[int],
-    max_tokens: int,
-    *,
-    first: int = 0,
-) -> Iterator[MicroBatch]:
-    """Cuts a batch into parts of at most `max_tokens` tokens, one problem at least.
-
-    Where the prompts of a run of its problems are given, of these: from the `first` one on.
-    """
-    group_size, end = len(batch.lengths) // len(batch.problems), first + len(prompt_lengths)
-    begin = first
-    starts = np.concatenate([[0], np.cumsum(batch.lengths)])
-    sizes = batch.lengths.reshape(-1, group_size).sum(axis=1)
-    sizes[first:end] += np.array(prompt_lengths, dtype=sizes.dtype)
-    while first < end:
-        last, tokens = first + 1, sizes[first]
-        while last < end and tokens + sizes[last] <= max_tokens:
-            tokens += sizes[last]
-            last += 1
-        rollouts = slice(first * group_size, last * group_size)
-        yield MicroBatch(
-            slice(first - begin, last - begin),
-            rollouts,
-            slice(int(starts[rollouts.start]), int(starts[rollouts.stop])),
-        )
-        first = last
-
-
-def completions_of(batch: RolloutBatch | ScoreRequest, part: MicroBatch) -> list[list[np.ndarray]]:
-    """The part's completions, a list per problem."""
-    lengths = batch.lengths[part.rollouts]
-    rows = np.split(batch.token_ids[part.tokens], np.cumsum(lengths)[:-1])
-    group_size = len(batch.lengths) // len(batch.problems)
-    return [rows[start : start + group_size] for start in range(0, len(rows), group_size)]
-
-
-def reward_advantages(batch: RolloutBatch, loss: LossConfig) -> Float[Tensor, "P G"]:
-    """The paper's A_i from a batch's rewards."""
+def reward_advantages(rollouts: RolloutBatch, loss: LossConfig) -> Float[Tensor, "P G"]:
+    """Return the paper's A_i, each reward relative to its group."""
     return group_relative(
-        torch.from_numpy(batch.rewards), eps=loss.advantage_eps, scale=loss.scale_advantages
+        torch.from_numpy(rollouts.rewards), eps=loss.advantage_eps, scale=loss.scale_advantages
     )
 
 
 def token_advantages(
-    lessons: Sequence[TrainingBatch], loss: LossConfig, distill: DistillConfig
+    batches: Sequence[TrainingBatch], loss: LossConfig, distill: DistillConfig
 ) -> list[Float[Tensor, "N"] | None]:
-    """One advantage per token for every lesson: A_i of its completion (RLVR), or beta * delta_t
-    (OPD).
+    """Return one advantage per token for each batch of an update.
 
-    None for the OPD lessons when distillation is a direct loss and needs no advantage.
+    Args:
+        batches: The training batches of one update.
+        loss: How rewards become advantages.
+        distill: How teacher outputs become advantages.
+
+    Returns:
+        For an RLVR batch A_i of each token's completion, for an OPD batch `beta * delta_t`. None
+        for OPD batches if distillation is a direct loss, which needs no advantages.
     """
-    signals: list[Tensor | None] = []
-    for lesson in lessons:
-        batch = lesson.batch
-        if lesson.scores is None:
-            advantages = reward_advantages(batch, loss).flatten()
-            signals.append(advantages.repeat_interleave(torch.from_numpy(batch.lengths)))
+    advantages: list[Tensor | None] = []
+    for batch in batches:
+        if batch.teacher is None:
+            per_rollout = reward_advantages(batch.rollouts, loss).flatten()
+            lengths = torch.from_numpy(batch.rollouts.lengths)
+            advantages.append(per_rollout.repeat_interleave(lengths))
         elif isinstance(distill, SampledDistill):
-            signals.append(_delta(lesson, distill))
+            advantages.append(_delta(batch, distill))
         else:
-            signals.append(None)
-    if isinstance(distill, SampledDistill) and distill.match_scale:
-        taught = [
-            s for s, lesson in zip(signals, lessons, strict=True) if lesson.scores is not None
-        ]
-        spread = (
-            float(torch.cat([s for s in taught if s is not None]).std(correction=0))
-            if taught
-            else 0.0
-        )
-        signals = [
-            domain_scale(s, spread) if s is not None and lesson.scores is not None else s
-            for s, lesson in zip(signals, lessons, strict=True)
-        ]
-    return [
-        s if s is None or lesson.scores is None else lesson.beta * s
-        for s, lesson in zip(signals, lessons, strict=True)
-    ]
+            advantages.append(None)
+    if not isinstance(distill, SampledDistill):
+        return advantages
+    cross = [i for i, batch in enumerate(batches) if batch.teacher is not None]
+    deltas = [delta for i in cross if (delta := advantages[i]) is not None]
+    if distill.match_scale and deltas:
+        spread = float(torch.cat(deltas).std(correction=0))
+        deltas = [domain_scale(delta, spread) for delta in deltas]
+    for i, delta in zip(cross, deltas, strict=True):
+        advantages[i] = batches[i].beta * delta
+    return advantages
 
 
-def _delta(lesson: TrainingBatch, distill: SampledDistill) -> Float[Tensor, "N"]:
-    assert lesson.scores is not None, "only a scored batch has a delta"
-    teacher = torch.from_numpy(lesson.scores.logprobs)
+def _delta(batch: TrainingBatch, distill: SampledDistill) -> Float[Tensor, "N"]:
+    """Return the paper's delta_t, with the options of `distill` applied."""
+    assert batch.teacher is not None, "only a scored batch has a delta"
+    teacher_logprobs = torch.from_numpy(batch.teacher.logprobs)
     delta = sampled_reverse_kl(
-        student_logprobs=torch.from_numpy(lesson.batch.logprobs),
-        teacher_logprobs=teacher,
+        student_logprobs=torch.from_numpy(batch.rollouts.logprobs),
+        teacher_logprobs=teacher_logprobs,
         clamp=distill.log_ratio_clamp,
     )
-    if lesson.ref_logprobs is None:
+    if batch.ref_logprobs is None:
         return delta
     return reward_extrapolation(
         delta,
-        teacher_logprobs=teacher,
-        ref_logprobs=torch.from_numpy(lesson.ref_logprobs),
+        teacher_logprobs=teacher_logprobs,
+        ref_logprobs=torch.from_numpy(batch.ref_logprobs),
         strength=distill.extrapolation,
     )

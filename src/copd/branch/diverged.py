@@ -1,4 +1,4 @@
-"""A branch whose numbers are not finite any more says which it is, and where. Computes nothing."""
+"""Errors for losses, gradients and logits that are not finite."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -8,12 +8,12 @@ from copd.types import RolloutRequest, TrainingBatch, UpdateRequest
 
 
 class Diverged(FloatingPointError):
-    """A loss or gradient is not finite; the message names branch, domain, stage and step."""
+    """A loss or gradient is not finite. The message names branch, domain, stage and step."""
 
 
 @contextmanager
 def annotate_divergence(branch: str, requests: Sequence[RolloutRequest]) -> Iterator[None]:
-    """For sampling from a policy that may give nan."""
+    """Turn a `FloatingPointError` raised while sampling into a `Diverged` that says where."""
     try:
         yield
     except FloatingPointError as error:
@@ -25,12 +25,12 @@ def annotate_divergence(branch: str, requests: Sequence[RolloutRequest]) -> Iter
 
 
 def require_finite(
-    branch: str, what: str, value: float, lesson: TrainingBatch, request: UpdateRequest
+    branch: str, what: str, value: float, batch: TrainingBatch, request: UpdateRequest
 ) -> None:
-    """For the loss and the gradient of a lesson."""
+    """Raise `Diverged` if the loss or the gradient norm of a batch is not finite."""
     if not math.isfinite(value):
         raise Diverged(
-            f"the {what} of branch {branch!r} on domain {lesson.domain!r} is {value} at "
+            f"the {what} of branch {branch!r} on domain {batch.domain!r} is {value} at "
             f"{request.position}: the run stopped before this update. "
             "Start again in another output_dir with a lower optimizer.learning_rate."
         )

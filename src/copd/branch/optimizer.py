@@ -1,4 +1,4 @@
-"""The optimizer a configuration names, and its update. Knows parameters by name, no model."""
+"""The optimizer of a branch, and its update."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ from copd.config import OptimizerConfig
 def build_optimizer(
     parameters: Mapping[str, nn.Parameter], config: OptimizerConfig
 ) -> torch.optim.Optimizer:
-    """AdamW over what is trainable: over nothing, for a branch that is only asked.
+    """Build AdamW over the trainable parameters; over none for a frozen branch.
 
-    In one pass over weights, gradients and moments, where torch's own default on a CPU makes ten.
+    The fused form makes one pass over weights, gradients and moments, where torch's default on a
+    CPU makes ten.
     """
     trained = [{"params": [p for p in parameters.values() if p.requires_grad]}]
     settings: dict[str, Any] = {
@@ -35,17 +36,27 @@ def build_optimizer(
 def update(
     optimizer: torch.optim.Optimizer, config: OptimizerConfig, num_updates: int
 ) -> dict[str, float]:
-    """Clips and updates, for the `num_updates`-th time; the norm is that before clipping."""
+    """Clip gradients and step.
+
+    Args:
+        optimizer: An optimizer from `build_optimizer`.
+        config: Its settings. Warmup is linear: update n of the first `warmup_steps` has the
+            fraction `n / warmup_steps` of the learning rate.
+        num_updates: The number of this update, from 1.
+
+    Returns:
+        The gradient norm before clipping, and the learning rate of this update.
+    """
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     norm = nn.utils.clip_grad_norm_(parameters, config.max_grad_norm)
-    warm = min(1.0, num_updates / config.warmup_steps) if config.warmup_steps else 1.0
+    warmup = min(1.0, num_updates / config.warmup_steps) if config.warmup_steps else 1.0
     for group in optimizer.param_groups:
-        group["lr"] = config.learning_rate * warm
+        group["lr"] = config.learning_rate * warmup
     optimizer.step()
-    optimizer.zero_grad(set_to_none=True)  # other branches need the memory meanwhile
+    optimizer.zero_grad(set_to_none=True)  # frees memory for the other branches
     return {
         "update/grad_norm": float(full_tensor(norm)),
-        "update/learning_rate": config.learning_rate * warm,
+        "update/learning_rate": config.learning_rate * warmup,
     }
 
 

@@ -1,4 +1,4 @@
-"""The processes that make one branch, and what they do together. Knows no model and no method."""
+"""The processes that make one branch, and what they compute together."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class _Failed:
 
 @dataclass(frozen=True)
 class Ranks:
-    """One process of a branch among all of its; the only one needs no mesh."""
+    """One process among those of a branch. A single process needs no mesh."""
 
     rank: int = 0
     size: int = 1
@@ -29,31 +29,31 @@ class Ranks:
 
     @property
     def is_first(self) -> bool:
-        """The first one writes files."""
+        """Whether this rank writes files."""
         return self.rank == 0
 
     def shard(self, count: int) -> slice:
-        """This rank's part of so many problems: a run of them, equally many on all, or one less."""
+        """Return this rank's consecutive share of `count` items; shares differ by at most one."""
         return slice(self.rank * count // self.size, (self.rank + 1) * count // self.size)
 
     def all_ranks(self, work: Callable[[], Result]) -> list[Result]:
-        """What every rank's work returns, on every rank and in their order.
+        """Run `work` on every rank and return all results, in the order of ranks.
 
-        What one raises all raise, so nobody waits for a rank that has given up: `work` itself must
-        not wait for others.
+        If one rank raises, all raise its error, so that nobody waits for a rank that has given up.
+        `work` itself must not wait for other ranks.
         """
         if self.mesh is None:
             return [work()]
         try:
-            mine: object = work()
+            own: object = work()
         except Exception as error:
-            mine = _Failed(_portable(error, self.rank))
-        found: list[Any] = [None] * self.size
-        dist.all_gather_object(found, mine, group=self.mesh.get_group())
-        for each in found:
-            if isinstance(each, _Failed):
-                raise each.error
-        return found
+            own = _Failed(_portable(error, self.rank))
+        results: list[Any] = [None] * self.size
+        dist.all_gather_object(results, own, group=self.mesh.get_group())
+        for result in results:
+            if isinstance(result, _Failed):
+                raise result.error
+        return results
 
 
 SINGLE_RANK = Ranks()
@@ -61,8 +61,7 @@ SINGLE_RANK = Ranks()
 
 
 def _portable(error: Exception, rank: int) -> Exception:
-    """The error with where it happened, unless it is one for users; one that cannot travel as its
-    text."""
+    """Note in an error where it happened; replace one that cannot be pickled by its text."""
     trace = "".join(traceback.format_exception(error))
     if not isinstance(error, ValueError | ArithmeticError | OSError):
         error.add_note(f"raised in rank {rank} of a branch:\n{trace}")

@@ -1,4 +1,4 @@
-"""Sampled completions as a batch: verified and packed. Runs no model."""
+"""Sampled completions as batches: verified, packed, and joined over ranks."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -22,9 +22,9 @@ def pack_batch(
     request: RolloutRequest,
     prompts: Sequence[Prompt],
     groups: Sequence[Sequence[Completion]],
-    book: PromptCache,
+    cache: PromptCache,
 ) -> RolloutBatch:
-    """The answer to a request: one flat token axis, and the verifier's rewards."""
+    """Verify completions and pack them on one flat token axis."""
     completions = [completion for group in groups for completion in group]
     return RolloutBatch(
         action=request.action,
@@ -33,7 +33,7 @@ def pack_batch(
         token_ids=np.concatenate([c.token_ids for c in completions]),
         lengths=np.array([len(c.token_ids) for c in completions], dtype=np.int32),
         logprobs=np.concatenate([c.logprobs for c in completions]),
-        rewards=book.verify_groups(request.problems, groups),
+        rewards=cache.verify_groups(request.problems, groups),
         is_truncated=np.array([c.is_truncated for c in completions]),
         texts=tuple(c.text for c in completions),
         temperature=request.temperature,
@@ -41,50 +41,50 @@ def pack_batch(
 
 
 def pack_evaluation(
-    names: Sequence[ProblemId], groups: Sequence[Sequence[Completion]], book: PromptCache
+    problems: Sequence[ProblemId], groups: Sequence[Sequence[Completion]], cache: PromptCache
 ) -> EvaluationRollouts:
-    """What an evaluation asked for, from the completions of each problem."""
+    """Verify the completions of an evaluation."""
     return EvaluationRollouts(
-        suites=tuple(book.problem(name).suite for name in names),
-        rewards=book.verify_groups(names, groups),
+        suites=tuple(cache.problem(problem).suite for problem in problems),
+        rewards=cache.verify_groups(problems, groups),
         lengths=np.array([[len(c.token_ids) for c in group] for group in groups], dtype=np.int32),
     )
 
 
-def verify_probes(portrait: ProbeRollouts, book: PromptCache) -> EvaluationRollouts:
-    """What the completions of a portrait earn, as an evaluation would have it."""
-    num_samples = len(portrait.lengths) // len(portrait.problems)
-    names = [name for name in portrait.problems for _ in range(num_samples)]
-    rewards = [book.verify(name, text) for name, text in zip(names, portrait.texts, strict=True)]
+def verify_probes(probes: ProbeRollouts, cache: PromptCache) -> EvaluationRollouts:
+    """Verify probe rollouts like an evaluation."""
+    num_samples = len(probes.lengths) // len(probes.problems)
+    problems = [problem for problem in probes.problems for _ in range(num_samples)]
+    rewards = [cache.verify(p, text) for p, text in zip(problems, probes.texts, strict=True)]
     return EvaluationRollouts(
-        suites=tuple(book.problem(name).suite for name in portrait.problems),
+        suites=tuple(cache.problem(problem).suite for problem in probes.problems),
         rewards=np.array(rewards, dtype=np.float32).reshape(-1, num_samples),
-        lengths=portrait.lengths.reshape(-1, num_samples),
+        lengths=probes.lengths.reshape(-1, num_samples),
     )
 
 
-def join_batches(pieces: Sequence[RolloutBatch | None]) -> RolloutBatch:
-    """One batch from those of its pieces in their order."""
-    parts = [piece for piece in pieces if piece]
-    if len(parts) == 1:
-        return parts[0]
+def join_batches(shards: Sequence[RolloutBatch | None]) -> RolloutBatch:
+    """Join the shards of a batch in their order."""
+    present = [shard for shard in shards if shard]
+    if len(present) == 1:
+        return present[0]
 
-    def end_to_end(name: str) -> Any:
-        return np.concatenate([getattr(part, name) for part in parts])
+    def joined(name: str) -> Any:
+        return np.concatenate([getattr(shard, name) for shard in present])
 
     names = ("prompt_lengths", "token_ids", "lengths", "logprobs", "rewards", "is_truncated")
     return replace(
-        parts[0],
-        problems=tuple(problem for part in parts for problem in part.problems),
-        texts=tuple(text for part in parts for text in part.texts),
-        **{name: end_to_end(name) for name in names},
+        present[0],
+        problems=tuple(problem for shard in present for problem in shard.problems),
+        texts=tuple(text for shard in present for text in shard.texts),
+        **{name: joined(name) for name in names},
     )
 
 
-def join_evaluations(parts: Sequence[EvaluationRollouts]) -> EvaluationRollouts:
-    """One evaluation from those of its pieces in their order."""
+def join_evaluations(shards: Sequence[EvaluationRollouts]) -> EvaluationRollouts:
+    """Join the shards of an evaluation in their order."""
     return EvaluationRollouts(
-        suites=tuple(suite for part in parts for suite in part.suites),
-        rewards=np.concatenate([part.rewards for part in parts]),
-        lengths=np.concatenate([part.lengths for part in parts]),
+        suites=tuple(suite for shard in shards for suite in shard.suites),
+        rewards=np.concatenate([shard.rewards for shard in shards]),
+        lengths=np.concatenate([shard.lengths for shard in shards]),
     )

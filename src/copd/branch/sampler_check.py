@@ -1,7 +1,4 @@
-"""How far a sampler is from the policy it samples for, and whether it follows a change of weights.
-
-Knows no limits: what is too far others decide.
-"""
+"""A check of a sampler: is it close to its policy, and does it follow a change of weights?"""
 
 from __future__ import annotations
 
@@ -13,95 +10,99 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from copd.branch.advantages import completions_of, micro_batches
-from copd.branch.learner import Learner
-from copd.branch.precision import autocast
+from copd.branch.micro_batches import Forward, MicroBatch
 from copd.functional import token_logprobs
-from copd.policy import Policy, Prompt, Sampler, SamplingRequest
+from copd.policy import PackedStates, Policy, Prompt, Sampler, SamplingRequest
 from copd.types import Completion, ProblemId, RolloutRequest, ScoreRequest
 
 _GROUP = 2
 _MAX_TOKENS = 64
-_NUDGE = (0.3, 0.03)
-"""Standard deviation of what is added to a weight, relative to it and absolute: log-probabilities
-of the embedded base move by 0.02 to 1.6 nats; in bfloat16 two passes differ by 0.01 or less."""
+_NOISE = (0.3, 0.03)
+"""Relative and absolute standard deviation of the noise on a weight. Log-probabilities of the
+embedded base move by 0.02 to 1.6 nats; in bfloat16 two passes differ by 0.01 or less."""
 
 
 @dataclass(frozen=True)
 class LogprobMismatch:
-    """|Sampler's - policy's log-probability| over the tokens of some completions."""
+    """|Sampler's - policy's log-probability| over the tokens of some completions, in nats."""
 
     mean: float
     problem: ProblemId
     completion: int
     token: int
-    """Where the largest is: both count from 0."""
+    """Position of the largest mismatch: completion and token, both from 0."""
     sampler: float
     policy: float
-    """What they say there."""
+    """The two log-probabilities there."""
 
 
 @dataclass(frozen=True)
 class SamplerCheck:
     """What a sampler does on a few problems of a domain."""
 
-    gap: LogprobMismatch
+    initial: LogprobMismatch
     """With the weights as they are."""
-    moved: LogprobMismatch
-    """With weights that were changed since, which the sampler was told of."""
+    changed: LogprobMismatch
+    """After the weights were changed and the sampler refreshed."""
     stale: float
-    """The same completions' mean gap to the weights from before: far larger in a sampler that
-    follows."""
+    """Mean mismatch of the second completions to the weights before the change, in nats. It is far
+    larger than `changed.mean` in a sampler that follows."""
 
 
 def check_sampler(
-    policy: Policy,
-    learning: Learner,
+    forward: Forward,
     sampler: Sampler,
     requests: Sequence[RolloutRequest],
     prompts: Sequence[Sequence[Prompt]],
 ) -> list[SamplerCheck]:
-    """Samples, changes some weights, samples again, and gives the weights back to the bit."""
+    """Sample, change some weights, sample again, and restore the weights bit for bit.
+
+    Args:
+        forward: The policy that the sampler samples for.
+        sampler: The sampler to check.
+        requests: Problems, temperature and seed; one request per domain.
+        prompts: Prompts of each request's problems.
+
+    Returns:
+        One check per request.
+    """
 
     def sample() -> list[_Sampled]:
-        wanted = [
+        sampling = [
             SamplingRequest(own, _GROUP, request.temperature, request.seed)
             for request, own in zip(requests, prompts, strict=True)
         ]
-        groups = sampler.sample(wanted, _MAX_TOKENS).groups
-        batches = zip(requests, groups, strict=True)
+        groups = sampler.sample(sampling, _MAX_TOKENS).groups
+        pairs = zip(requests, groups, strict=True)
+        return [_Sampled.of(request, [c for group in own for c in group]) for request, own in pairs]
+
+    def mismatches(samples: Sequence[_Sampled]) -> list[LogprobMismatch]:
         return [
-            _Sampled.of(request, [c for group in own for c in group]) for request, own in batches
+            one.mismatch(_policy_logprobs(forward, own, one))
+            for own, one in zip(prompts, samples, strict=True)
         ]
 
-    def score(said: Sequence[_Sampled]) -> list[NDArray[np.float32]]:
-        return [
-            _own_logprobs(policy, learning, own, one)
-            for own, one in zip(prompts, said, strict=True)
-        ]
-
-    first = sample()
-    gaps = [one.gap(own) for one, own in zip(first, score(first), strict=True)]
-    with _nudged(policy):
+    initial = mismatches(sample())
+    with _noisy_weights(forward.policy):
         sampler.refresh()
-        second = sample()
-        moved = [one.gap(own) for one, own in zip(second, score(second), strict=True)]
+        samples = sample()
+        changed = mismatches(samples)
     sampler.refresh()
-    stale = [one.gap(own).mean for one, own in zip(second, score(second), strict=True)]
-    return [SamplerCheck(*each) for each in zip(gaps, moved, stale, strict=True)]
+    stale = [mismatch.mean for mismatch in mismatches(samples)]
+    return [SamplerCheck(*each) for each in zip(initial, changed, stale, strict=True)]
 
 
 @dataclass(frozen=True, eq=False)
 class _Sampled:
-    """Completions, and what the sampler says of their tokens."""
+    """Completions, and the sampler's log-probabilities of their tokens."""
 
-    question: ScoreRequest
+    completions: ScoreRequest
     temperature: float
     logprobs: NDArray[np.float32]
 
     @classmethod
     def of(cls, request: RolloutRequest, completions: Sequence[Completion]) -> _Sampled:
-        question = ScoreRequest(
+        packed = ScoreRequest(
             problems=request.problems,
             token_ids=np.concatenate([c.token_ids for c in completions]),
             lengths=np.array([len(c.token_ids) for c in completions], dtype=np.int32),
@@ -109,60 +110,59 @@ class _Sampled:
             top_k=1,
         )
         logprobs = np.concatenate([c.logprobs for c in completions])
-        return cls(question, request.temperature, logprobs)
+        return cls(packed, request.temperature, logprobs)
 
-    def gap(self, own: NDArray[np.float32]) -> LogprobMismatch:
-        """To these log-probabilities of the same tokens."""
-        apart = np.abs(self.logprobs - own)
-        worst = int(apart.argmax())
-        ends = np.cumsum(self.question.lengths)
+    def mismatch(self, policy_logprobs: NDArray[np.float32]) -> LogprobMismatch:
+        difference = np.abs(self.logprobs - policy_logprobs)
+        worst = int(difference.argmax())
+        ends = np.cumsum(self.completions.lengths)
         row = int(np.searchsorted(ends, worst, side="right"))
         return LogprobMismatch(
-            mean=float(apart.mean()),
-            problem=self.question.problems[row // _GROUP],
+            mean=float(difference.mean()),
+            problem=self.completions.problems[row // _GROUP],
             completion=row % _GROUP,
-            token=worst - int(ends[row] - self.question.lengths[row]),
+            token=worst - int(ends[row] - self.completions.lengths[row]),
             sampler=float(self.logprobs[worst]),
-            policy=float(own[worst]),
+            policy=float(policy_logprobs[worst]),
         )
 
 
 @torch.no_grad()
-def _own_logprobs(
-    policy: Policy, learning: Learner, prompts: Sequence[Prompt], said: _Sampled
+def _policy_logprobs(
+    forward: Forward, prompts: Sequence[Prompt], sampled: _Sampled
 ) -> NDArray[np.float32]:
-    """As an update computes them: the same pass, the same precision."""
-    found = []
-    sizes = [len(prompt.input_ids) for prompt in prompts]
-    for part in micro_batches(said.question, sizes, learning.micro_batch_tokens):
-        with autocast(policy, learning.precision):
-            states = policy.score(prompts[part.problems], completions_of(said.question, part))
-            logprobs, _ = token_logprobs(
-                states.hidden,
-                policy.head,
-                states.token_ids,
-                banned=policy.banned,
-                temperature=said.temperature,
-            )
-        found.append(logprobs.numpy(force=True))
-    return np.concatenate(found)
+    """Compute log-probabilities as an update does: same pass, same precision."""
+    policy = forward.policy
+
+    def compute(part: MicroBatch, states: PackedStates) -> NDArray[np.float32]:
+        logprobs, _ = token_logprobs(
+            states.hidden,
+            policy.head,
+            states.token_ids,
+            banned=policy.banned,
+            temperature=sampled.temperature,
+        )
+        return logprobs.numpy(force=True)
+
+    lengths = [len(prompt.input_ids) for prompt in prompts]
+    passes = forward.run(sampled.completions, prompts, lengths, compute)
+    return np.concatenate([logprobs for _, logprobs in passes])
 
 
 @contextmanager
-def _nudged(policy: Policy) -> Iterator[None]:
-    """Vectors among the weights moved at random: gains and biases, which all layers have, of text
-    and tower alike; of an adapter, which has none, its matrices."""
+def _noisy_weights(policy: Policy) -> Iterator[None]:
+    """Add noise to the trainable vectors, such as gains and biases, or to an adapter's matrices."""
     trained = [p for p in policy.parameters().values() if p.requires_grad]
     chosen = [p for p in trained if p.ndim == 1] or trained
-    kept = [p.detach().clone() for p in chosen]
+    originals = [p.detach().clone() for p in chosen]
     generator = torch.Generator().manual_seed(0)
     try:
         with torch.no_grad():
             for parameter in chosen:
                 noise = torch.randn(parameter.shape, generator=generator).to(parameter)
-                parameter.add_((_NUDGE[0] * parameter.abs() + _NUDGE[1]) * noise)
+                parameter.add_((_NOISE[0] * parameter.abs() + _NOISE[1]) * noise)
         yield
     finally:
         with torch.no_grad():
-            for parameter, value in zip(chosen, kept, strict=True):
-                parameter.copy_(value)
+            for parameter, original in zip(chosen, originals, strict=True):
+                parameter.copy_(original)

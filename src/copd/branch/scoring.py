@@ -1,5 +1,4 @@
-"""What a policy says about completions; several students' questions to a teacher as one, and its
-answer back to each. Knows no training."""
+"""Scores of completions under a policy; requests of several students joined into one."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,17 +8,15 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from copd.branch.advantages import completions_of, micro_batches
-from copd.branch.learner import Learner
-from copd.branch.precision import autocast
+from copd.branch.micro_batches import Forward, MicroBatch
 from copd.functional import token_logprobs, topk_logprobs
-from copd.policy import Policy, Prompt, SharedPrefix
+from copd.policy import PackedStates, Prompt, SharedPrefix
 from copd.types import ScoreRequest, TeacherOutputs
 
 
 @dataclass(frozen=True, eq=False)
 class PolicyOutputs:
-    """A policy's own view of completions, at temperature 1, on the CPU."""
+    """A policy's scores of completions at temperature 1, on the CPU."""
 
     logprobs: Float[Tensor, "N"]
     entropies: Float[Tensor, "N"]
@@ -29,56 +26,62 @@ class PolicyOutputs:
 
 @torch.no_grad()
 def score_completions(
-    policy: Policy,
-    learning: Learner,
+    forward: Forward,
     prompts: Sequence[Prompt],
     request: ScoreRequest,
     prefix: SharedPrefix | None = None,
     *,
     first: int = 0,
 ) -> PolicyOutputs:
-    """Every token's log-probability and entropy, and the top tokens at the probes.
+    """Score every token of some completions, and return the top tokens at the probes.
 
-    Takes the prompts as they were read before, with `prefix`, or else reads them. Where they are
-    those of a run of the problems, of its tokens, from the `first` problem on.
+    Args:
+        forward: The policy to score with.
+        prompts: Prompts of consecutive problems of the request.
+        request: The completions of all problems.
+        prefix: The prompts as an earlier pass read them; without it they are read here.
+        first: Index of the problem that the first prompt belongs to.
+
+    Returns:
+        Outputs for the completions of the given prompts.
     """
-    head = policy.head
-    top_k = min(request.top_k or head.shape[0], head.shape[0])
-    logprobs, entropies, ids, told = [], [], [], []
-    sizes = [len(prompt.input_ids) for prompt in prompts]
-    for part in micro_batches(request, sizes, learning.micro_batch_tokens, first=first):
-        with autocast(policy, learning.precision):
-            if prefix is None:
-                read = policy.read(prompts[part.problems])
-            else:
-                read = prefix.select(part.problems)
-            states = policy.score_after(read, completions_of(request, part))
-            at_token, of_all = token_logprobs(
-                states.hidden, head, states.token_ids, banned=policy.banned
-            )
-            inside = (request.probes >= part.tokens.start) & (request.probes < part.tokens.stop)
-            rows = torch.from_numpy(request.probes[inside] - part.tokens.start).long()
-            probed = states.hidden[rows.to(states.hidden.device)]
-            values, tokens = topk_logprobs(probed, head, k=top_k, banned=policy.banned)
-        logprobs.append(at_token.cpu())
-        entropies.append(of_all.cpu())
-        told.append(values.cpu())
-        ids.append(tokens.int().cpu())
-    return PolicyOutputs(torch.cat(logprobs), torch.cat(entropies), torch.cat(ids), torch.cat(told))
+    policy = forward.policy
+    top_k = min(request.top_k or policy.vocab_size, policy.vocab_size)
+
+    def compute(part: MicroBatch, states: PackedStates) -> PolicyOutputs:
+        logprobs, entropies = token_logprobs(
+            states.hidden, policy.head, states.token_ids, banned=policy.banned
+        )
+        probes = request.probes
+        is_inside = (probes >= part.tokens.start) & (probes < part.tokens.stop)
+        rows = torch.from_numpy(probes[is_inside] - part.tokens.start).long()
+        probed = states.hidden[rows.to(states.hidden.device)]
+        values, ids = topk_logprobs(probed, policy.head, k=top_k, banned=policy.banned)
+        return PolicyOutputs(logprobs.cpu(), entropies.cpu(), ids.int().cpu(), values.cpu())
+
+    lengths = [len(prompt.input_ids) for prompt in prompts]
+    source = prompts if prefix is None else prefix
+    outputs = [out for _, out in forward.run(request, source, lengths, compute, first=first)]
+    return PolicyOutputs(
+        torch.cat([out.logprobs for out in outputs]),
+        torch.cat([out.entropies for out in outputs]),
+        torch.cat([out.topk_ids for out in outputs]),
+        torch.cat([out.topk_logprobs for out in outputs]),
+    )
 
 
-def teacher_outputs(told: Sequence[PolicyOutputs], request: ScoreRequest) -> TeacherOutputs:
-    """What was told of all pieces of a question, as a teacher's answer to it."""
+def teacher_outputs(shards: Sequence[PolicyOutputs], request: ScoreRequest) -> TeacherOutputs:
+    """Join the outputs for all shards of a request into the answer to it."""
     return TeacherOutputs(
-        logprobs=np.concatenate([part.logprobs.numpy() for part in told]),
+        logprobs=np.concatenate([shard.logprobs.numpy() for shard in shards]),
         probes=request.probes,
-        topk_ids=np.concatenate([part.topk_ids.numpy() for part in told]),
-        topk_logprobs=np.concatenate([part.topk_logprobs.numpy() for part in told]),
+        topk_ids=np.concatenate([shard.topk_ids.numpy() for shard in shards]),
+        topk_logprobs=np.concatenate([shard.topk_logprobs.numpy() for shard in shards]),
     )
 
 
 def join_requests(requests: Sequence[ScoreRequest]) -> ScoreRequest:
-    """All questions as one batch, end to end; they ask for equally many tokens at a probe."""
+    """Join requests end to end into one. All must have the same `top_k`."""
     starts = _starts([len(request.token_ids) for request in requests])
     assert len({request.top_k for request in requests}) == 1, "one run has one top_k"
     return ScoreRequest(
@@ -92,14 +95,17 @@ def join_requests(requests: Sequence[ScoreRequest]) -> ScoreRequest:
     )
 
 
-def split_outputs(scores: TeacherOutputs, requests: Sequence[ScoreRequest]) -> list[TeacherOutputs]:
-    """The answer to `join_requests`, question by question."""
+def split_outputs(
+    outputs: TeacherOutputs, requests: Sequence[ScoreRequest]
+) -> list[TeacherOutputs]:
+    """Split the answer to `join_requests(requests)` into one answer per request."""
     tokens = _starts([len(request.token_ids) for request in requests])
     probes = _starts([len(request.probes) for request in requests])
-    logprobs = np.split(scores.logprobs, tokens[1:])
-    ids, told = np.split(scores.topk_ids, probes[1:]), np.split(scores.topk_logprobs, probes[1:])
+    logprobs = np.split(outputs.logprobs, tokens[1:])
+    ids = np.split(outputs.topk_ids, probes[1:])
+    values = np.split(outputs.topk_logprobs, probes[1:])
     return [
-        TeacherOutputs(logprobs[i], request.probes, ids[i], told[i])
+        TeacherOutputs(logprobs[i], request.probes, ids[i], values[i])
         for i, request in enumerate(requests)
     ]
 

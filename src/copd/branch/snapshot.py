@@ -1,4 +1,4 @@
-"""A branch's weights as they were, to be asked while those it trains move on. Knows no method."""
+"""A snapshot of a branch's weights, for scoring while the weights themselves are trained."""
 
 from __future__ import annotations
 
@@ -13,44 +13,44 @@ from copd.branch.state import write_tensors
 
 _FILE = "snapshot.safetensors"
 _OLD_FILE = "kept.safetensors"
-"""Its name in checkpoints of earlier versions."""
+"""The file's name in checkpoints of earlier versions."""
 
 Parameters = Mapping[str, nn.Parameter]
 
 
 class WeightSnapshot:
-    """A copy of the parameters that are trained; at first there is none."""
+    """A copy of the trainable parameters; empty at first."""
 
     def __init__(self) -> None:
         self._weights: dict[str, Tensor] = {}
 
     def take(self, parameters: Parameters) -> None:
-        """Copies them as they are now, in the place of the copy before."""
+        """Copy the parameters, replacing the previous copy."""
         self._weights = {n: p.detach().clone() for n, p in parameters.items() if p.requires_grad}
 
     @contextmanager
     def swapped_in(self, parameters: Parameters) -> Iterator[None]:
-        """Here the parameters have the numbers of the copy.
+        """Give the parameters the values of the snapshot for a while.
 
-        Nothing is written into a tensor: a graph that was kept from sampling finds its own again.
+        Tensors are exchanged, not overwritten: a graph kept from sampling finds its own again.
         """
-        assert self._weights, "weights are kept before they are asked"
-        own = {name: parameters[name].data for name in self._weights}
+        assert self._weights, "a snapshot is taken before it is used"
+        current = {name: parameters[name].data for name in self._weights}
         try:
             for name, weights in self._weights.items():
                 parameters[name].data = weights
             yield
         finally:
-            for name, weights in own.items():
+            for name, weights in current.items():
                 parameters[name].data = weights
 
     def save(self, folder: Path) -> None:
-        """Into a branch's folder of a checkpoint, if there is a copy."""
+        """Write the snapshot, if there is one, into a branch's folder of a checkpoint."""
         if self._weights:
             write_tensors({n: w.cpu() for n, w in self._weights.items()}, folder / _FILE)
 
     def load(self, folder: Path, parameters: Parameters) -> None:
-        """The inverse of `save`."""
+        """Load what `save` wrote."""
         paths = [folder / name for name in (_FILE, _OLD_FILE) if (folder / name).exists()]
-        found = load_file(paths[0]) if paths else {}
-        self._weights = {name: w.to(parameters[name].device) for name, w in found.items()}
+        weights = load_file(paths[0]) if paths else {}
+        self._weights = {name: w.to(parameters[name].device) for name, w in weights.items()}

@@ -1,7 +1,4 @@
-"""A branch's weights and optimizer state as safetensors files, strictly loaded.
-
-Nothing is unpickled.
-"""
+"""A branch's weights and optimizer state as safetensors files. Nothing is unpickled."""
 
 from __future__ import annotations
 
@@ -21,22 +18,27 @@ Parameters = Mapping[str, nn.Parameter]
 
 
 def save_state(parameters: Parameters, optimizer: dict[str, Tensor], folder: Path) -> None:
-    """A new folder with weights and what `optimizer_state` found."""
+    """Write weights and the result of `optimizer_state` into a new folder."""
     folder.mkdir(parents=True)
     save_weights(parameters, folder / "model.safetensors")
     save_optimizer(optimizer, folder / "optimizer.safetensors")
 
 
 def save_weights(parameters: Parameters, path: Path) -> None:
-    """Every parameter under its name."""
+    """Write every parameter under its name."""
     write_tensors({name: p.detach().cpu() for name, p in parameters.items()}, path)
 
 
 @torch.no_grad()
 def load_weights(parameters: Parameters, source: Path | Mapping[str, Tensor]) -> None:
-    """Copies weights into the parameters, or into a rank's shares of them.
+    """Copy weights into the parameters, or into a rank's shards of them.
 
-    A name or shape that does not match is an error.
+    Args:
+        parameters: The parameters, by name.
+        source: A safetensors file, or whole tensors by name.
+
+    Raises:
+        ValueError: If a name or a shape does not match.
     """
     weights = load_file(source) if isinstance(source, Path) else source
     _require_same_names(parameters, weights, source)
@@ -52,33 +54,33 @@ def load_weights(parameters: Parameters, source: Path | Mapping[str, Tensor]) ->
 def optimizer_state(
     parameters: Parameters, optimizer: torch.optim.Optimizer, num_updates: int
 ) -> dict[str, Tensor]:
-    """What it keeps per parameter (AdamW: two moments), whole, and how many updates there were.
+    """Return the optimizer's state, unsharded, by `key/parameter`; all ranks must call this.
 
-    A parameter without a gradient in some of them, such as a vision tower in a stage of text alone,
-    has seen fewer; it is told how many, because AdamW corrects its moments by that. All ranks of a
-    branch must ask.
+    AdamW keeps two moments per parameter. A parameter that had no gradient in some updates, such
+    as a vision tower in a stage of text alone, has its own number of steps, by which AdamW corrects
+    its moments. The number is stored where it is not `num_updates`.
     """
     tensors = {"num_updates": torch.tensor(num_updates)}
     for name, parameter in parameters.items():
-        for key, kept in optimizer.state.get(parameter, {}).items():
+        for key, value in optimizer.state.get(parameter, {}).items():
             if key != "step":
-                tensors[f"{key}/{name}"] = full_tensor(kept).cpu()
-            elif int(kept) != num_updates:
-                tensors[f"step/{name}"] = torch.tensor(int(kept))
+                tensors[f"{key}/{name}"] = full_tensor(value).cpu()
+            elif int(value) != num_updates:
+                tensors[f"step/{name}"] = torch.tensor(int(value))
     return tensors
 
 
 def save_optimizer(state: dict[str, Tensor], path: Path) -> None:
-    """Writes what `optimizer_state` found."""
+    """Write the result of `optimizer_state`."""
     write_tensors(state, path)
 
 
 def load_optimizer(parameters: Parameters, optimizer: torch.optim.Optimizer, path: Path) -> int:
-    """The inverse of `save_optimizer`; returns the number of updates."""
+    """Load what `save_optimizer` wrote, and return the number of updates."""
     tensors = load_file(path)
     num_updates = int(tensors.pop("num_updates"))
     optimizer.state.clear()
-    for key, kept in tensors.items():
+    for key, value in tensors.items():
         moment, _, name = key.partition("/")
         if name not in parameters:
             raise ValueError(
@@ -88,17 +90,17 @@ def load_optimizer(parameters: Parameters, optimizer: torch.optim.Optimizer, pat
         state = optimizer.state[parameters[name]]
         device = parameters[name].device
         if moment == "step":
-            state["step"] = _steps(optimizer, int(kept), device)
+            state["step"] = _steps(optimizer, int(value), device)
             continue
         state.setdefault("step", _steps(optimizer, num_updates, device))
-        state[moment] = shard_like(parameters[name], kept.to(device))
+        state[moment] = shard_like(parameters[name], value.to(device))
     return num_updates
 
 
 def _steps(
     optimizer: torch.optim.Optimizer, num_updates: int, device: torch.device
 ) -> Tensor | int:
-    """As torch counts them, or bitsandbytes."""
+    """Return a number of steps in the form that torch, or bitsandbytes, keeps."""
     if type(optimizer) is not torch.optim.AdamW:
         return num_updates
     return torch.tensor(float(num_updates), device=device)
@@ -117,7 +119,7 @@ def _require_same_names(
 
 
 def write_tensors(tensors: dict[str, Tensor], path: Path) -> None:
-    """Writes and syncs; a full disk is an `OSError` like that of any other file."""
+    """Write and sync a safetensors file; a full disk raises `OSError`, as for any other file."""
     try:
         save_file(tensors, path)
     except SafetensorError as error:

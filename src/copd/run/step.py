@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from copd.branch import Branch
-from copd.config import Config, SampledDistill, TopKDistill, num_problems
+from copd.config import BASE, Config, SampledDistill, TopKDistill, num_problems
 from copd.engine import BranchTask, Engine, run_tasks
 from copd.recipes import OPD, RLVR, Action, Stage
 from copd.run.seeds import derive_seed, draw_problems
@@ -27,17 +27,15 @@ from copd.types import (
 )
 
 Outputs = Mapping[tuple[str, str], Any]
-"""By method and branch."""
-
-REFERENCE = "theta_0"
-"""The frozen copy of the base that is asked and compared with; no branch may have this name."""
+"""What branches have returned so far in a step, by method and branch."""
 
 
 @dataclass(frozen=True)
 class Position:
-    """Where a run is: the step counted over the whole plan, and its stage."""
+    """A step of a run and the stage it belongs to."""
 
     step: int
+    """Counted over the whole plan, from 1."""
     stage_index: int
     stage: Stage
     step_in_stage: int = 0
@@ -45,7 +43,7 @@ class Position:
 
     @property
     def staleness(self) -> int:
-        """Steps since the weights that teachers answer with were their own."""
+        """Steps since teachers took the snapshot that they score with."""
         return self.step_in_stage % (1 + self.stage.max_staleness)
 
     def __str__(self) -> str:
@@ -54,81 +52,91 @@ class Position:
 
 @dataclass(frozen=True)
 class StepResult:
-    """What a step leaves behind."""
+    """The outcome of a step."""
 
     metrics: Mapping[str, Metrics]
     """Branch to its metrics."""
 
-    lessons: Mapping[str, tuple[TrainingBatch, ...]]
-    """Branch to its batches and what teachers said of them."""
+    batches: Mapping[str, tuple[TrainingBatch, ...]]
+    """Branch to its training batches."""
 
 
 def take_steps(
     engine: Engine, config: Config, positions: Sequence[Position]
 ) -> Generator[StepResult, None, None]:
-    """The paper's Algorithm 1, some consecutive steps, one result after another.
+    """Take consecutive steps of Algorithm 1.
 
-    No policy moves while it is being asked (a simultaneous update). Where branches work side by
-    side, a teacher scores as soon as it and its students have sampled, a branch updates as soon as
-    its teachers have answered and it has, and then begins its next step: when a result is there,
-    branches may be further on. Teachers that may be stale are asked by a copy of their weights, and
-    do not wait with their update for what they are to score. Close it when you leave early.
+    All branches sample, then all teachers score, then all branches update: no policy changes while
+    it is queried. On a parallel engine nobody waits for more than it needs. A teacher scores as
+    soon as it and its students have sampled, a branch updates as soon as its teachers have scored
+    and it has scored itself, and then begins its next step. So branches may be ahead of the result
+    that is yielded. Teachers that may be stale score with a snapshot of their weights, and do not
+    wait with their update.
+
+    Args:
+        engine: Where the branches are.
+        config: The configuration of the run.
+        positions: The steps to take. Close the generator to stop earlier.
+
+    Yields:
+        The result of each step, in order.
     """
     steps = [_Step.of(config, position) for position in positions]
-    with closing(run_tasks(engine, [step.tasks() for step in steps])) as found:
-        for step, answers in zip(steps, found, strict=True):
-            yield step.result(answers)
+    with closing(run_tasks(engine, [step.tasks() for step in steps])) as results:
+        for step, outputs in zip(steps, results, strict=True):
+            yield step.result(outputs)
 
 
 def take_step(engine: Engine, config: Config, position: Position) -> StepResult:
-    """One step alone."""
+    """Take one step."""
     (result,) = take_steps(engine, config, [position])
     return result
 
 
 @dataclass(frozen=True)
 class _Step:
-    """Who is asked what in a step, and who waits for whom."""
+    """The tasks of a step, and which of them need which others."""
 
     config: Config
     position: Position
     actions: Mapping[str, tuple[Action, ...]]
-    asked: Mapping[str, list[OPD]]
-    """Scorer to the actions whose batches it is asked about, in the order of their branches."""
+    """Branch to its actions."""
+    scored: Mapping[str, list[OPD]]
+    """Teacher to the actions whose batches it scores, in the order of their branches."""
 
     @classmethod
     def of(cls, config: Config, position: Position) -> _Step:
         actions = {name: position.stage.actions_of(name) for name in position.stage.trained}
         cross = [a for own in actions.values() for a in own if isinstance(a, OPD)]
-        asked: dict[str, list[OPD]] = defaultdict(list)
+        scored: dict[str, list[OPD]] = defaultdict(list)
         for action in cross:
-            asked[action.teacher].append(action)
+            scored[action.teacher].append(action)
         if needs_reference(config) and cross:
-            asked[REFERENCE] = cross
-        return cls(config, position, actions, dict(asked))
+            scored[BASE] = cross
+        return cls(config, position, actions, dict(scored))
 
     def tasks(self) -> dict[tuple[str, str], BranchTask]:
-        """Sampling, scoring and update of every branch, with what each needs."""
+        """Return sampling, scoring and update of every branch, with what each needs."""
         tasks: dict[tuple[str, str], BranchTask] = {}
         for name in self.actions:
             tasks["sample", name] = BranchTask(name, Branch.sample, partial(self.sample, name))
-        for name in self.actions if self._keeps else ():
+        for name in self.actions if self._takes_snapshots else ():
             needs = (("sample", name),)
             tasks["snapshot", name] = BranchTask(
                 name, Branch.snapshot, _nothing, needs, is_asynchronous=True
             )
-        for name, about in self.asked.items():
+        for name, actions in self.scored.items():
             is_stale = self._is_stale(name)
-            needs = tuple(dict.fromkeys(("sample", action.branch) for action in about))
+            needs = tuple(dict.fromkeys(("sample", action.branch) for action in actions))
             method = Branch.score_with_snapshot if is_stale else Branch.score
             request = partial(self.score, name)
             tasks["score", name] = BranchTask(
                 name, method, request, needs, is_asynchronous=is_stale
             )
         for name in self.actions:
-            scorers = [s for s, about in self.asked.items() if name in {a.branch for a in about}]
-            needs = tuple(("score", scorer) for scorer in scorers)
-            needs += (("snapshot", name),) if self._keeps else ()
+            teachers = [t for t, own in self.scored.items() if name in {a.branch for a in own}]
+            needs = tuple(("score", teacher) for teacher in teachers)
+            needs += (("snapshot", name),) if self._takes_snapshots else ()
             tasks["update", name] = BranchTask(
                 name, Branch.update, partial(self.update, name), needs
             )
@@ -137,75 +145,72 @@ class _Step:
     def sample(self, name: str, _: Outputs) -> list[RolloutRequest]:
         return [_sample_request(self.config, self.position, each) for each in self.actions[name]]
 
-    def score(self, name: str, answers: Outputs) -> list[ScoreRequest]:
+    def score(self, name: str, outputs: Outputs) -> list[ScoreRequest]:
         return [
-            _score_request(self.config, self.position, action, self._batch(action, answers))
-            for action in self.asked[name]
+            _score_request(self.config, self.position, action, self._rollouts(action, outputs))
+            for action in self.scored[name]
         ]
 
-    def update(self, name: str, answers: Outputs) -> UpdateRequest:
-        return UpdateRequest(self.lessons(name, answers), str(self.position))
+    def update(self, name: str, outputs: Outputs) -> UpdateRequest:
+        return UpdateRequest(self.batches(name, outputs), str(self.position))
 
-    def result(self, answers: Outputs) -> StepResult:
+    def result(self, outputs: Outputs) -> StepResult:
         return StepResult(
-            {name: {**answers["update", name], **self._ages(name)} for name in self.actions},
-            {name: self.lessons(name, answers) for name in self.actions},
+            {name: {**outputs["update", name], **self._staleness(name)} for name in self.actions},
+            {name: self.batches(name, outputs) for name in self.actions},
         )
 
     @property
-    def _keeps(self) -> bool:
+    def _takes_snapshots(self) -> bool:
         """Whether branches copy their weights in this step, for it and those after it."""
         return self.position.stage.max_staleness > 0 and self.position.staleness == 0
 
-    def _is_stale(self, scorer: str) -> bool:
-        """Whether a copy is asked; one that does not train is always as it was."""
-        return self.position.stage.max_staleness > 0 and scorer in self.actions
+    def _is_stale(self, teacher: str) -> bool:
+        """Return whether a snapshot scores. A teacher that does not train needs none."""
+        return self.position.stage.max_staleness > 0 and teacher in self.actions
 
-    def _ages(self, name: str) -> Metrics:
-        """How old the weights of a branch's teachers were, where they may be old."""
+    def _staleness(self, name: str) -> Metrics:
+        """Return the age of each teacher's weights, where they may be stale."""
         stale = [a for a in self.actions[name] if isinstance(a, OPD) and self._is_stale(a.teacher)]
         return {f"{action.key}/staleness": self.position.staleness for action in stale}
 
-    def lessons(self, name: str, answers: Outputs) -> tuple[TrainingBatch, ...]:
-        """A branch's batches, with what was said of the cross batches."""
-        lessons = []
+    def batches(self, name: str, outputs: Outputs) -> tuple[TrainingBatch, ...]:
+        """Return a branch's training batches, with teacher outputs for cross batches."""
+        batches = []
         for action in self.actions[name]:
-            lesson = TrainingBatch(action.domain, self._batch(action, answers))
+            batch = TrainingBatch(action.domain, self._rollouts(action, outputs))
             if isinstance(action, OPD):
-                base = (
-                    self._teacher_outputs(REFERENCE, action, answers)
-                    if REFERENCE in self.asked
-                    else None
-                )
-                lesson = replace(
-                    lesson,
-                    scores=self._teacher_outputs(action.teacher, action, answers),
+                has_reference = BASE in self.scored
+                base = self._outputs_of(BASE, action, outputs) if has_reference else None
+                batch = replace(
+                    batch,
+                    teacher=self._outputs_of(action.teacher, action, outputs),
                     ref_logprobs=base.logprobs if base else None,
                     beta=action.beta,
                 )
-            lessons.append(lesson)
-        return tuple(lessons)
+            batches.append(batch)
+        return tuple(batches)
 
-    def _batch(self, action: Action, answers: Outputs) -> RolloutBatch:
-        return answers["sample", action.branch][self.actions[action.branch].index(action)]
+    def _rollouts(self, action: Action, outputs: Outputs) -> RolloutBatch:
+        return outputs["sample", action.branch][self.actions[action.branch].index(action)]
 
-    def _teacher_outputs(self, scorer: str, action: OPD, answers: Outputs) -> TeacherOutputs:
-        return answers["score", scorer][self.asked[scorer].index(action)]
+    def _outputs_of(self, teacher: str, action: OPD, outputs: Outputs) -> TeacherOutputs:
+        return outputs["score", teacher][self.scored[teacher].index(action)]
 
 
 def _nothing(_: Outputs) -> None:
-    """For methods that are asked without any."""
+    """Return the request of a method that takes none."""
 
 
 def needs_reference(config: Config) -> bool:
-    """True when the distillation signal needs theta_0's log-probabilities."""
+    """Return whether the distillation signal needs theta_0's log-probabilities."""
     return isinstance(config.distill, SampledDistill) and config.distill.extrapolation != 1.0
 
 
 def _sample_request(config: Config, position: Position, action: Action) -> RolloutRequest:
-    """A batch's problems and seed.
+    """Draw a batch's problems and seed.
 
-    Distillation samples at temperature 1: its signal compares untempered policies.
+    Cross batches are sampled at temperature 1: delta compares the policies themselves.
     """
     place = (config.seed, action.branch, action.key)
     problems = draw_problems(
@@ -215,11 +220,11 @@ def _sample_request(config: Config, position: Position, action: Action) -> Rollo
         start=(position.step - 1) * config.rollout.num_prompts,
         count=config.rollout.num_prompts,
     )
-    native = isinstance(action, RLVR)
+    is_native = isinstance(action, RLVR)
     return RolloutRequest(
         action=action.key,
         problems=problems,
-        temperature=action.temperature or config.rollout.temperature if native else 1.0,
+        temperature=action.temperature or config.rollout.temperature if is_native else 1.0,
         seed=derive_seed(*place, position.stage_index, position.step, "sample"),
         position=str(position),
     )
@@ -228,7 +233,7 @@ def _sample_request(config: Config, position: Position, action: Action) -> Rollo
 def _score_request(
     config: Config, position: Position, action: OPD, batch: RolloutBatch
 ) -> ScoreRequest:
-    """A few probed tokens for diagnostics, or every token where distributions are compared."""
+    """Probe a few tokens for diagnostics, or every token where distributions are compared."""
     monitor, distill, num_tokens = config.monitor, config.distill, len(batch.token_ids)
     top_k = monitor.probe_top_k
     if isinstance(distill, SampledDistill) and not distill.control_variate:
