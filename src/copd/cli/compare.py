@@ -1,4 +1,4 @@
-"""The words of `copd compare`. Knows no torch; what runs a study is imported when it is asked."""
+"""`copd compare`: options, messages and exit codes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _AGAIN = "Finished runs are kept; the same command continues."
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """The study, and what to do instead of running it."""
+    """Add the study file and the options that replace running it."""
     parser.add_argument("study", metavar="STUDY", type=Path, help="TOML file")
     parser.add_argument("--plan", action="store_true", help="show the runs and their budgets")
     tables = "write the tables of what is finished, run nothing"
@@ -21,14 +21,14 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> None:
-    """Exit code 1 if a run failed, 130 if interrupted; in both cases the rest is kept."""
-    from copd.lab.compare import command
+    """Run or show a study; exit with 1 if a run failed and with 130 if interrupted."""
+    from copd.lab.compare.command import run_study, show_plan
 
     if arguments.plan:
-        command.show_plan(arguments.study, overrides)
+        show_plan(arguments.study, overrides)
         return
     try:
-        failed = command.compare(arguments.study, overrides, run=not arguments.tables)
+        failed = run_study(arguments.study, overrides, run=not arguments.tables)
     except KeyboardInterrupt:
         print(f"copd: interrupted. {_AGAIN}", file=sys.stderr)
         raise SystemExit(130) from None

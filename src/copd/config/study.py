@@ -1,7 +1,4 @@
-"""The configuration of a study: methods times seeds on one common run configuration.
-
-Knows no torch and no plan.
-"""
+"""The configuration of a study: methods times seeds on one common run configuration."""
 
 from __future__ import annotations
 
@@ -19,21 +16,21 @@ from copd.config.sections import Count, Name, NonNegativeInt, Section
 from copd.config.tree import Config
 
 _REMEDY = "Change it in the study file, or pass --{path} VALUE."
-_OF_A_RUN = ("output_dir", "seed", "max_tokens")
-"""Settings of a run that a study chooses itself."""
+_SET_BY_STUDY = ("output_dir", "seed", "max_tokens")
+"""Settings of a run that the study chooses itself."""
 
 
 class MethodConfig(Section):
-    """One method: what it changes in the common configuration, and how it enters the tables."""
+    """One method: its changes to the common configuration and its columns in the tables."""
 
     label: str | None = None
     """Its column in the tables; by default the method's name."""
     budget: Literal["equal", "own"] = "equal"
-    """"own" takes the method out of the equal budget; the results name it."""
+    """"own" exempts the method from the equal budget; the tables say so."""
     merges: dict[Name, MergeConfig] = Field(default={})
-    """Further merges of the trained branches, each one more column."""
+    """Further merges of the trained branches, each with a column of its own."""
     overrides: dict[str, Any] = Field(default={})
-    """Settings on top of the common ones, the recipe among them."""
+    """Settings on top of the common ones, including the recipe."""
 
     @model_validator(mode="after")
     def _check(self) -> MethodConfig:
@@ -47,26 +44,26 @@ class MethodConfig(Section):
 
 
 class Study(Section):
-    """A study, complete: it is continued from this value's JSON alone."""
+    """A complete study; its JSON alone is enough to continue it."""
 
     output_dir: Path = Path("runs/study")
     """Folder of the study."""
     title: str = "Methods compared"
     """Title of its tables."""
     seeds: Annotated[tuple[NonNegativeInt, ...], Field(min_length=1)] = (0, 1, 2, 3, 4)
-    """Every method runs once with each."""
+    """Every method runs once with each seed."""
     jobs: Count = 2
-    """Runs side by side, each a process with one thread."""
+    """Runs side by side, each in a process with one thread."""
     equal: Literal["branch_steps", "tokens"] = "branch_steps"
-    """What all methods get the same amount of."""
+    """The budget that all methods share."""
     tokens: Count | None = None
-    """Completion tokens that the branches of a run may sample, with equal = "tokens"."""
+    """Completion tokens that all branches of a run may sample, with equal = "tokens"."""
     base: Path | None = None
-    """A run configuration to build on, relative to the study file; its recipe is not used."""
+    """Run configuration to build on, relative to the study file; its recipe is ignored."""
     common: dict[str, Any] = Field(default={})
     """Settings of every run, on top of those of `base`."""
     methods: Annotated[dict[Name, MethodConfig], Field(min_length=1)]
-    """What is compared, by name."""
+    """The methods to compare, by name."""
 
     @model_validator(mode="after")
     def _check(self) -> Study:
@@ -83,22 +80,27 @@ class Study(Section):
         return self
 
     def settings(self, method: str) -> dict[str, Any]:
-        """The method's settings on top of the common ones, not yet checked."""
+        """Return the method's settings on top of the common ones, not validated."""
         return overlay(self.common, self.methods[method].overrides)
 
     def config(self, method: str, extra: Mapping[str, Any]) -> Config:
-        """The configuration of a run of a method; `extra` is what the study decides itself."""
+        """Return the configuration of a method's run; `extra` is what the study itself sets."""
         settings = self.settings(method)
-        if taken := [key for key in _OF_A_RUN if key in settings]:
+        if taken := [key for key in _SET_BY_STUDY if key in settings]:
             raise ValueError(
                 f"method {method!r} cannot set {taken[0]}: got {settings[taken[0]]!r}, but the "
                 "study chooses it for every run. Remove it; seeds and tokens are set at the top."
             )
-        return checked(overlay(settings, extra), f"method {method!r}", f"methods.{method}.")
+        try:
+            return Config.model_validate(overlay(settings, extra))
+        except ValidationError as error:
+            remedy = f"Change it in the study file, or pass --methods.{method}.{{path}} VALUE."
+            found = sentences(error, Config, remedy=remedy)
+            raise ValueError("\n".join(f"method {method!r}: {s}" for s in found)) from None
 
 
 def load_study(path: Path | str, overrides: Sequence[str] = ()) -> Study:
-    """The study in a TOML file with overrides on top, `base` read into `common`.
+    """Load a study from a TOML file, with overrides on top and `base` merged into `common`.
 
     Overrides are `--seeds [0,1]`, `--common.x.y VALUE` and `--methods.NAME.x.y VALUE`.
     """
@@ -110,8 +112,8 @@ def load_study(path: Path | str, overrides: Sequence[str] = ()) -> Study:
         raw = with_setting(raw, keys, value_of(text))
     if isinstance(base := raw.pop("base", None), str):
         below = read_table(Path(path).parent / base)
-        dropped = ("recipe", *_OF_A_RUN)
-        below = {key: value for key, value in below.items() if key not in dropped}
+        for key in ("recipe", *_SET_BY_STUDY):
+            below.pop(key, None)
         raw["common"] = overlay(below, raw.get("common", {}))
     if isinstance(methods := raw.get("methods"), dict):
         raw["methods"] = {name: _with_overrides(method) for name, method in methods.items()}
@@ -121,18 +123,8 @@ def load_study(path: Path | str, overrides: Sequence[str] = ()) -> Study:
         raise ValueError("\n".join(sentences(error, Study, remedy=_REMEDY))) from None
 
 
-def checked(raw: Mapping[str, Any], what: str, prefix: str) -> Config:
-    """A run configuration from plain values; mistakes are sentences about `what`."""
-    try:
-        return Config.model_validate(raw)
-    except ValidationError as error:
-        remedy = f"Change it in the study file, or pass --{prefix}{{path}} VALUE."
-        found = sentences(error, Config, remedy=remedy)
-        raise ValueError("\n".join(f"{what}: {sentence}" for sentence in found)) from None
-
-
 def overlay(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings of `above` on those of `below`, table by table; another `type` starts afresh."""
+    """Merge `above` into `below`, table by table; a table of another `type` replaces the old."""
     merged = dict(below)
     for key, value in above.items():
         old = merged.get(key)
@@ -144,7 +136,7 @@ def overlay(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any
 
 
 def _with_overrides(method: object) -> object:
-    """The settings of a run below a method, told from the method's own."""
+    """Move the settings of a run from a method's table to its `overrides`."""
     if not isinstance(method, dict) or "overrides" in method:
         return method
     own = {key: method[key] for key in ("label", "budget", "merges") if key in method}

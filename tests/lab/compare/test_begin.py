@@ -7,8 +7,8 @@ import pytest
 from rich.console import Console
 
 from copd.config.study import load_study
-from copd.lab.compare.begin import begin_after
 from copd.lab.compare.jobs import study_jobs
+from copd.lab.compare.work import begin_after
 from copd.storage import read_lines
 
 MOPD = """

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from copd.config.study import load_study
-from copd.lab.compare.describe import describe_study
-from copd.lab.compare.jobs import Job, expert_columns, study_jobs
-from copd.lab.compare.progress import check_unchanged, work
+from copd.lab.compare.command import describe_study
+from copd.lab.compare.jobs import Job, expert_columns, find_job, study_jobs
+from copd.lab.compare.progress import check_unchanged, total_completions
 from copd.lab.compare.sharing import Start
 
 STUDIES = Path(__file__).parents[3] / "paper" / "studies"
@@ -24,10 +24,10 @@ evaluation.branches = true
 
 
 def of(jobs: tuple[Job, ...], method: str, seed: int = 0) -> Job:
-    return next(job for job in jobs if (job.method, job.seed) == (method, seed))
+    return find_job(jobs, method, seed)
 
 
-def test_experts_lead_those_who_build_on_them(make_study, tmp_path: Path):
+def test_experts_lead_the_methods_that_build_on_them(make_study, tmp_path: Path):
     jobs = study_jobs(make_study(), tmp_path)
     names = ["the base"] + [f"{m}, seed {s}" for s in (0, 1) for m in ("experts", "opd")]
     assert [job.name for job in jobs] == names
@@ -45,7 +45,7 @@ def test_experts_lead_those_who_build_on_them(make_study, tmp_path: Path):
     assert not opd.config.evaluation.base and not opd.config.evaluation.branches
 
 
-def test_longer_experts_than_any_method_wants_are_added(make_study, tmp_path: Path):
+def test_experts_that_no_method_has_as_its_result_are_added(make_study, tmp_path: Path):
     jobs = study_jobs(make_study(more=LONGER), tmp_path)
     hidden = of(jobs, "_experts1")
     assert (hidden.plan.total_steps, hidden.is_measured) == (5, False)
@@ -106,27 +106,27 @@ def test_a_budget_of_tokens_is_every_equal_methods_limit(make_study, tmp_path: P
         ),
     ],
 )
-def test_what_cannot_be_compared_is_refused(make_study, tmp_path: Path, words, sentence):
+def test_methods_that_are_not_comparable_are_refused(make_study, tmp_path: Path, words, sentence):
     with pytest.raises(ValueError) as caught:
         study_jobs(make_study(*words), tmp_path)
     assert sentence in str(caught.value)
 
 
-def test_the_oracle_asks_the_first_experts(make_study, tmp_path: Path):
+def test_the_oracle_routes_to_the_first_experts(make_study, tmp_path: Path):
     study = make_study()
     columns = {"text": "expert text", "image": "expert image"}
     assert expert_columns(study, study_jobs(study, tmp_path)) == columns
 
 
-def test_work_leaves_out_what_another_run_trains(make_study, tmp_path: Path):
+def test_completions_leave_out_those_of_shared_experts(make_study, tmp_path: Path):
     jobs = study_jobs(make_study(), tmp_path)
     batch, measured = 2 * 2, 4 * 2
-    assert work(jobs[0]) == measured
-    assert work(of(jobs, "experts")) == 3 * 2 * batch + 3 * measured
-    assert work(of(jobs, "opd")) == 2 * batch + measured
+    assert total_completions(jobs[0]) == measured
+    assert total_completions(of(jobs, "experts")) == 3 * 2 * batch + 3 * measured
+    assert total_completions(of(jobs, "opd")) == 2 * batch + measured
 
 
-def test_what_was_trained_with_other_settings_is_refused(make_study, tmp_path: Path):
+def test_a_folder_made_with_other_settings_is_refused(make_study, tmp_path: Path):
     job = of(study_jobs(make_study(), tmp_path), "opd")
     job.root.mkdir(parents=True)
     (job.root / "config.json").write_text(job.config.model_dump_json())
@@ -137,13 +137,13 @@ def test_what_was_trained_with_other_settings_is_refused(make_study, tmp_path: P
         check_unchanged(of(study_jobs(changed, tmp_path), "opd"))
 
 
-def test_what_all_seeds_cost_is_said_before(make_study, tmp_path: Path):
+def test_the_plan_has_the_cost_of_all_seeds(make_study, tmp_path: Path):
     study = make_study()
-    said = describe_study(study, study_jobs(study, tmp_path))
+    text = describe_study(study, study_jobs(study, tmp_path))
     batch, measured, columns = 2 * 2, 4 * 2, 1 + 2 * (3 + 1)
     trained = 2 * (3 * 2 + 2) * batch
-    wanted = f"{trained} completions to train on, {columns * measured} to measure."
-    assert said.endswith(f"All seeds together: {wanted}")
+    total = f"{trained} completions to train on, {columns * measured} to measure."
+    assert text.endswith(f"All seeds together: {total}")
 
 
 @pytest.mark.parametrize("path", sorted(STUDIES.glob("*.toml")), ids=lambda path: path.stem)

@@ -17,26 +17,27 @@ from copd.lab.compare.jobs import STUDY_FILE, Job, study_jobs
 from copd.lab.compare.process import LOCK
 from copd.lab.compare.progress import is_done
 from copd.lab.compare.scheduler import LOG, Scheduler
-from copd.lab.compare.work import work
+from copd.lab.compare.view import StudyView
+from copd.lab.compare.work import run_job
 from copd.lab.study import load_results
 
 pytestmark = pytest.mark.timeout(900)
 
 
-class Watcher:
-    """Remembers what it is told, and acts when it sees a job at work."""
+class Watcher(StudyView):
+    """Records what happens, and acts when it sees a job at work."""
 
     def __init__(self, act: Callable[[Job], None] = lambda job: None) -> None:
         self.act = act
-        self.told: list[str] = []
+        self.events: list[str] = []
 
     def started(self, job: Job) -> None:
-        self.told.append(f"{job.name} started")
+        self.events.append(f"{job.name} started")
 
     def ended(self, job: Job, reason: str | None) -> None:
-        self.told.append(f"{job.name} {'done' if reason is None else 'failed'}")
+        self.events.append(f"{job.name} {'done' if reason is None else 'failed'}")
 
-    def look(self, running: Sequence[Job]) -> None:
+    def refresh(self, running: Sequence[Job]) -> None:
         for job in running:
             if is_held(job.root):
                 self.act(job)
@@ -143,7 +144,7 @@ def test_a_job_that_fails_is_reported_and_what_builds_on_it_not_started(make_stu
     _, experts, opd = study_jobs(study, tmp_path)
     watcher = Watcher()
     failed = Scheduler(tmp_path, [experts, opd], 2, watcher).run()
-    assert watcher.told == [
+    assert watcher.events == [
         "experts, seed 0 started",
         "experts, seed 0 failed",
         "opd, seed 0 failed",
@@ -160,7 +161,7 @@ def test_a_plan_that_ends_before_its_tokens_is_refused(make_study, tmp_path):
     jobs = study_jobs(make_study(*words), tmp_path)
     [opd] = (job for job in jobs if job.name == "opd, seed 0")
     with pytest.raises(ValueError, match=r"tokens, expected 9,999\. Give its recipe more steps"):
-        work(opd, jobs)
+        run_job(opd, jobs)
 
 
 def test_an_interrupt_ends_the_jobs(killed):

@@ -1,4 +1,4 @@
-"""What a person sees of a study: a table on a terminal, lines elsewhere."""
+"""The display of a study: a table on a terminal, lines elsewhere."""
 
 import io
 import json
@@ -15,7 +15,7 @@ def test_lines_where_there_is_no_terminal(make_study, tmp_path: Path):
     text = io.StringIO()
     with StudyView(Console(file=text, width=200), [experts, opd]) as view:
         view.started(experts)
-        view.look([experts])
+        view.refresh([experts])
         view.ended(experts, "exit code 1; [all] of it")
     lines = text.getvalue().splitlines()
     assert lines == [
@@ -33,12 +33,12 @@ def test_a_table_on_a_terminal(make_study, tmp_path: Path):
     console = Console(file=text, width=200, force_terminal=True, highlight=False)
     with StudyView(console, [experts, opd]) as view:
         view.started(opd)
-        view.look([opd])
+        view.refresh([opd])
     shown = text.getvalue()
     assert "opd, seed 0" in shown and "step 3/4" in shown and "0 of 2 jobs done" in shown
 
 
-def test_durations_as_a_person_says_them():
+def test_durations_have_two_units_at_most():
     assert [duration(s) for s in (0.4, 89, 90, 5900, 7260)] == [
         "0 s",
         "89 s",

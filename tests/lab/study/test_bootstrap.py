@@ -8,7 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from copd.lab.study.bootstrap import draw, estimates, odds, resampled_means
+from copd.lab.study.bootstrap import draw, mean_intervals, probabilities, resampled_means
 from copd.lab.study.moments import ORACLE, contrast, moments_of
 from copd.lab.study.notes import notes
 from copd.lab.study.statistics import summarize
@@ -24,7 +24,7 @@ def compared(study, coefficients, *, resamples=2000, seed=0):
     own = contrast(moments, coefficients)
     assert own is not None
     draws = draw(study, seed=seed, resamples=resamples)
-    return estimates(own, moments, draws), odds(own, moments, draws)
+    return mean_intervals(own, moments, draws), probabilities(own, moments, draws)
 
 
 def test_the_three_variances_by_hand(make_study):

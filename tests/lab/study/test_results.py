@@ -1,7 +1,9 @@
 """The file of a study's results: complete, compact, and refused when it is not whole."""
 
+import base64
 import dataclasses
 import json
+import zlib
 
 import numpy as np
 import pytest
@@ -58,10 +60,29 @@ def test_sixteen_columns_of_five_seeds_stay_below_two_megabytes(make_study, tmp_
     assert (tmp_path / "results.json").stat().st_size < 3 * 25_000 / 3
 
 
-def test_accuracies_that_are_no_shares_are_refused(make_study, tmp_path):
-    study = make_study({"mixed": {"text": [[0.123456789, 0.5]]}})
-    with pytest.raises(ValueError, match=r"Lower evaluation\.num_samples"):
-        save_results(tmp_path / "results.json", study)
+def test_files_of_version_1_are_read(study, tmp_path):
+    """There, correct samples were counted in bytes."""
+
+    def bytes_of(values, kind):
+        return base64.b64encode(zlib.compress(np.array(values, kind).tobytes())).decode("ascii")
+
+    path = tmp_path / "results.json"
+    save_results(path, study)
+    data = json.loads(path.read_text()) | {"version": 1, "domains": {}}
+    for domain, column in data.pop("suites").items():
+        names, suites = column["distinct"], study.problems[domain]
+        data["domains"][domain] = {
+            "suites": names,
+            "suite_of": bytes_of([names.index(suite) for suite in suites], "<u2"),
+            "num_problems": len(suites),
+            "num_samples": 3,
+        }
+    for own, outcome in zip(data["outcomes"], study.outcomes, strict=True):
+        for domain, result in outcome.domains.items():
+            counts = np.rint(3 * np.array(result.accuracy))
+            own["domains"][domain] = {"correct": bytes_of(counts, "<u1"), "length": result.length}
+    path.write_text(json.dumps(data))
+    assert plain(load_results(path)) == plain(study)
 
 
 def cut(text):
@@ -77,8 +98,8 @@ def edited(change):
     return apply
 
 
-def counts(data):
-    return data["outcomes"][1]["domains"]["text"]
+def column(data, domain="text"):
+    return data["outcomes"][1]["domains"][domain]["accuracy"]
 
 
 @pytest.mark.parametrize(
@@ -86,18 +107,22 @@ def counts(data):
     [
         cut,
         lambda _: "[]",
-        edited(lambda d: d.update(version=2)),
+        edited(lambda d: d.update(version=3)),
         edited(lambda d: d.pop("missing")),
         edited(lambda d: d.update(extra=1)),
         edited(lambda d: d["outcomes"][0].update(seed="0")),
+        edited(lambda d: d["outcomes"][0].update(extra=1)),
         edited(lambda d: d["outcomes"][0]["cost"].pop("steps")),
+        edited(lambda d: d["outcomes"][0]["cost"].update(steps=-1)),
         edited(lambda d: d["outcomes"].append(d["outcomes"][0])),
-        edited(lambda d: counts(d).update(correct=counts(d)["correct"][:-8])),
-        edited(lambda d: counts(d).update(correct="!" + counts(d)["correct"][1:])),
-        edited(lambda d: counts(d).update(correct=d["outcomes"][1]["domains"]["image"]["correct"])),
-        edited(lambda d: d["domains"]["text"].update(num_samples=1)),
-        edited(lambda d: d["domains"]["text"].update(suites=["a"])),
-        edited(lambda d: d["domains"].pop("image")),
+        edited(lambda d: column(d).update(packed=column(d)["packed"][:-8])),
+        edited(lambda d: column(d).update(packed="!" + column(d)["packed"][1:])),
+        edited(lambda d: column(d).update(packed=column(d, "image")["packed"])),
+        edited(lambda d: column(d).update(distinct=column(d)["distinct"][:1])),
+        edited(lambda d: column(d).update(distinct=[*map(str, column(d)["distinct"])])),
+        edited(lambda d: d["suites"]["text"].update(distinct=["a"])),
+        edited(lambda d: d["suites"].pop("image")),
+        edited(lambda d: d.update(outcomes="none")),
     ],
 )
 def test_a_damaged_file_is_refused_with_a_remedy(study, tmp_path, damage):

@@ -91,7 +91,7 @@ def test_only_a_clear_lead_is_bold(summary):
     accuracy = sheets(summary, None)[0]
     assert accuracy.heads == summary.columns
     assert accuracy.heads[-1] == "routed oracle"
-    marks = {line.label: [cell.mark for cell in line.cells] for line in accuracy.lines}
+    marks = {line.label: [cell.mark for cell in line.cells] for line in accuracy.rows}
     assert marks["text"] == ["", "best", "", "", "", ""]
     assert marks["overall"] == ["", "", "", "", "best", ""]
 
@@ -99,7 +99,7 @@ def test_only_a_clear_lead_is_bold(summary):
 def test_what_cannot_be_told_apart_is_italic(make_study):
     same = column(20, 20)
     summary = summarize(make_study({"a": same, "b": same, "c": column(4, 20)}))
-    lines = {line.label: line for line in sheets(summary, None)[0].lines}
+    lines = {line.label: line for line in sheets(summary, None)[0].rows}
     assert [cell.mark for cell in lines["text"].cells] == ["tied", "tied", ""]
     assert [cell.mark for cell in lines["image"].cells] == ["tied", "tied", "tied"]
 
@@ -108,7 +108,7 @@ def test_markdown_tables_are_whole(summary):
     text = to_markdown(summary)
     lines = text.splitlines()
     tables = [line for line in lines if line.startswith("|")]
-    assert len(tables) == sum(2 + len(sheet.lines) for sheet in sheets(summary, None))
+    assert len(tables) == sum(2 + len(sheet.rows) for sheet in sheets(summary, None))
     header = "| suite | base | expert text | expert image | mixed | copd | routed oracle |"
     at = lines.index(header)
     assert lines[at + 1] == "| --- | ---: | ---: | ---: | ---: | ---: | ---: |"
@@ -180,7 +180,7 @@ def test_html_has_the_same_cells_in_semantic_tables(summary):
     for found, sheet in zip(reader.tables, expected, strict=True):
         assert found[0] == [sheet.corner, *sheet.heads]
         assert found[1:] == [
-            [line.label, *(cell.text for cell in line.cells)] for line in sheet.lines
+            [line.label, *(cell.text for cell in line.cells)] for line in sheet.rows
         ]
     assert {scope for tag, scope in reader.scopes if tag == "th"} == {"col", "row"}
     assert {scope for tag, scope in reader.scopes if tag == "td"} == {None}
@@ -202,7 +202,7 @@ def test_the_terminal_shows_every_table_and_note(summary):
     Console(file=out, width=200).print(to_console(summary))
     text = out.getvalue()
     for sheet in sheets(summary, None):
-        assert sheet.lines[0].label in text
+        assert sheet.rows[0].label in text
     assert "base was measured once" in text
 
 
@@ -227,7 +227,7 @@ def test_gaps_are_dashes_and_are_told(make_study):
     missing = ("copd, seed 3", "mopd, seed 0")
     study = make_study(values, missing=missing, skip=[("mixed", 1), ("mixed", 2)])
     summary = summarize(study)
-    accuracy = {line.label: line for line in sheets(summary, None)[0].lines}
+    accuracy = {line.label: line for line in sheets(summary, None)[0].rows}
     assert [cell.text == DASH for cell in accuracy["image"].cells] == [False, False, True]
     assert [cell.text == DASH for cell in accuracy["overall"].cells] == [False, False, True]
     said = "\n".join(notes(summary))
@@ -252,7 +252,7 @@ def test_strangers_are_not_compared(make_study):
     summary = summarize(study)
     assert summary.comparisons == {}
     assert any(note.endswith("not compared: a and b.") for note in notes(summary))
-    assert sheets(summary, None)[1].lines[0].cells[0].text == DASH
+    assert sheets(summary, None)[1].rows[0].cells[0].text == DASH
 
 
 def test_one_problem_has_no_interval_and_it_is_said(make_study):

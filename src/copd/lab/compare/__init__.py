@@ -1,1 +1,1 @@
-"""A study of methods and seeds: which runs it needs, running them side by side, and its tables."""
+"""Run the methods and seeds of a study as jobs, and collect their results."""

@@ -1,7 +1,7 @@
-"""One job of a study in a process of its own: `python -m copd.lab.compare.process STUDY METHOD SEED`.
+"""One job of a study as a process: `python -m copd.lab.compare.process STUDY METHOD SEED`.
 
-Its standard input is a pipe that the scheduler holds: when that ends, for whatever reason, so does
-the job. Nothing is lost, as files are complete or not there. Knows no torch until it has begun.
+Its standard input is a pipe from the scheduler. When the pipe closes, for whatever reason, the job
+exits. Nothing is lost, because files are written atomically.
 """
 
 from __future__ import annotations
@@ -16,26 +16,26 @@ from pathlib import Path
 from threading import Thread
 
 from copd.config.study import Study
-from copd.lab.compare.jobs import STUDY_FILE, study_jobs
+from copd.lab.compare.jobs import STUDY_FILE, find_job, study_jobs
 
 LOCK = ".lock"
-"""Held by the process that works in a folder, and its number."""
+"""Locked by the process that works in a folder; holds its process id."""
 
 
 def main(argv: Sequence[str]) -> int:
-    """0 when the job is done, 1 for a mistake of the user, as one sentence."""
-    if select.select([0], [], [], 0)[0]:  # nobody writes: the scheduler died while this imported
+    """Run the job; return 0 when it is done, 1 after an error, which is printed as a sentence."""
+    if select.select([0], [], [], 0)[0]:  # closed: the scheduler died during the imports
         return 1
-    Thread(target=_end_with_scheduler, daemon=True).start()
+    Thread(target=_exit_with_scheduler, daemon=True).start()
     root, method, seed = Path(argv[0]), argv[1], int(argv[2])
     study = Study.model_validate_json((root / STUDY_FILE).read_text(encoding="utf-8"))
     jobs = study_jobs(study, root)
-    [job] = (job for job in jobs if (job.method, job.seed) == (method, seed))
-    with _alone(job.root):
-        from copd.lab.compare.work import work
+    job = find_job(jobs, method, seed)
+    with _locked(job.root):
+        from copd.lab.compare.work import run_job
 
         try:
-            work(job, jobs)
+            run_job(job, jobs)
         except (ValueError, FloatingPointError, FileNotFoundError) as error:
             print(f"error: {error}", flush=True)
             return 1
@@ -43,8 +43,8 @@ def main(argv: Sequence[str]) -> int:
 
 
 @contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """One process per folder: waits for one that is still ending."""
+def _locked(folder: Path) -> Iterator[None]:
+    """Allow one process per folder; wait for one that is still exiting."""
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / LOCK).open("a") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
@@ -54,7 +54,7 @@ def _alone(folder: Path) -> Iterator[None]:
         yield
 
 
-def _end_with_scheduler() -> None:
+def _exit_with_scheduler() -> None:
     while os.read(0, 1):
         pass
     os._exit(1)

@@ -1,122 +1,126 @@
-"""How far jobs are, read from the files they write. Knows no torch and starts nothing."""
+"""How far jobs are, read from the files they write."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from copd.config import BASE, Config
-from copd.lab.compare.fairness import measurement
-from copd.lab.compare.jobs import Job, merge_model
+from copd.lab.compare.jobs import Job, evaluation_settings, merge_model
+from copd.storage import read_lines
+
+LogLine = Mapping[str, Any]
+"""A line of metrics.jsonl, rollouts.jsonl or timings.jsonl."""
 
 _FREE = {
-    "output_dir": True,
-    "checkpoint": True,
-    "engine": True,
-    "tracking": True,
+    **dict.fromkeys(("output_dir", "checkpoint", "engine", "tracking"), True),
     "evaluation": {"base", "branches"},
 }
-"""Settings of a run that may change between two starts of a study."""
+"""Settings of a run that may change when a study is continued."""
 
 
 def is_done(job: Job) -> bool:
-    """True once everything that the study wants of the job is on disk."""
-    if not job.is_measured:
-        return checkpoint_folder(job, job.plan.total_steps).exists()
-    return not missing_models(job)
+    """Return whether everything that the study needs of the job is on disk."""
+    if job.is_measured:
+        return not missing_models(job)
+    return checkpoint_folder(job, job.plan.total_steps).exists()
 
 
 def missing_models(job: Job) -> list[str]:
-    """The models that have no results yet."""
-    found = {*_json(job.root / "eval.json")}
-    found |= {merge_model(name) for name in job.merges if _has_merge(job, name)}
+    """Return the models without results; a merge with other settings has none."""
+    found = {*read_json(job.root / "eval.json")}
+    for name, merge in job.merges.items():
+        if read_json(merge_file(job, name)).get("settings") == merge.model_dump(mode="json"):
+            found.add(merge_model(name))
     return [model for model in job.columns if model not in found]
 
 
+def read_json(path: Path) -> dict[str, Any]:
+    """Return the object in a file; an empty one if there is no file."""
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+
 def merge_file(job: Job, name: str) -> Path:
-    """Where a further merge of the job's branches is kept."""
+    """Return the path of the results of a further merge of the job's branches."""
     return job.root / "merges" / f"{name}.json"
 
 
-def _has_merge(job: Job, name: str) -> bool:
-    """True if the merge was measured, and as it is asked for now."""
-    settings = _json(merge_file(job, name)).get("settings")
-    return settings == job.merges[name].model_dump(mode="json")
-
-
 def checkpoint_folder(job: Job, step: int) -> Path:
-    """Where a run keeps its checkpoint after a step."""
+    """Return the path of the run's checkpoint after a step."""
     return job.root / "checkpoints" / f"step_{step:08d}"
 
 
 def steps_done(job: Job) -> int:
-    """The last step whose line is written."""
-    path = job.root / "timings.jsonl"
-    if not path.exists():
+    """Return the last step that is logged."""
+    return max((line["step"] for line in read_lines(job.root / "timings.jsonl")), default=0)
+
+
+def completions_to_train(job: Job, step: int | None = None) -> int:
+    """Return how many completions the job itself trains on, up to a step or to its end."""
+    if job.method == BASE:
         return 0
-    with path.open("rb") as file:
-        file.seek(max(0, path.stat().st_size - 200))
-        lines = [line for line in file.read().splitlines(keepends=True) if line.endswith(b"\n")]
-    return json.loads(lines[-1])["step"] if lines else 0
+    first, last = job.start.step if job.start else 0, job.plan.total_steps if step is None else step
+    batches, begin = 0, 0
+    for stage in job.plan.stages:
+        end = begin + stage.steps
+        batches += max(0, min(last, end) - max(first, begin)) * len(stage.actions)
+        begin = end
+    return batches * job.config.rollout.num_prompts * job.config.rollout.group_size
 
 
-def work(job: Job) -> int:
-    """Completions to train on and to measure, which take about the same time each; what another
-    run trains is not counted."""
-    return to_train(job) + to_measure(job)
-
-
-def to_train(job: Job) -> int:
-    """Completions that the job itself trains on."""
-    rollout = job.config.rollout
-    first = job.start.step if job.start else 0
-    steps = 0 if job.method == BASE else _batches(job, job.plan.total_steps) - _batches(job, first)
-    return steps * rollout.num_prompts * rollout.group_size
-
-
-def to_measure(job: Job) -> int:
-    """Completions of its final measurement, of all its columns."""
+def completions_to_evaluate(job: Job) -> int:
+    """Return how many completions the final evaluation of all its columns samples."""
     evaluation = job.config.evaluation
-    measured = evaluation.num_problems * evaluation.num_samples * len(job.config.domains)
-    return measured * len(job.columns)
+    problems = evaluation.num_problems * len(job.config.domains)
+    return problems * evaluation.num_samples * len(job.columns)
 
 
-def work_done(job: Job) -> int:
-    """The part of `work` whose lines are written; a measurement counts when it is complete."""
-    if is_done(job):
-        return work(job)
-    first = job.start.step if job.start else 0
-    rollout = job.config.rollout
-    batches = _batches(job, max(first, steps_done(job))) - _batches(job, first)
-    return batches * rollout.num_prompts * rollout.group_size
+def total_completions(job: Job) -> int:
+    """Return the completions to train on and to evaluate, which take about the same time each."""
+    return completions_to_train(job) + completions_to_evaluate(job)
+
+
+def completions_done(job: Job) -> int:
+    """Return the part of the total that is logged; an evaluation counts when it is complete."""
+    return total_completions(job) if is_done(job) else completions_to_train(job, steps_done(job))
+
+
+def token_shares(metrics: Iterable[LogLine], branches: tuple[str, ...]) -> list[float]:
+    """Return the share of each step's trained tokens, and so of its seconds, of these branches."""
+    shares, before = [], dict[str, int]()
+    for line in metrics:
+        now = {name: cost["trained_tokens"] for name, cost in line["cost"].items()}
+        tokens = {name: count - before.get(name, 0) for name, count in now.items()}
+        shares.append(sum(tokens[name] for name in branches) / sum(tokens.values()))
+        before = now
+    return shares
 
 
 def check_unchanged(job: Job) -> None:
-    """Refuse to mix what was trained with other settings into a study."""
-    path = job.root / "config.json"
-    if not path.exists():
+    """Refuse to continue a study with a folder that was made with other settings."""
+    if not (path := job.root / "config.json").exists():
         return
     before = Config.model_validate_json(path.read_text(encoding="utf-8"))
-    if changed := _difference(_decisive(job, before), _decisive(job, job.config)):
-        key, was, now = changed
+    if difference := _difference(_decisive(job, before), _decisive(job, job.config)):
+        key, old, new = difference
         raise ValueError(
-            f"{job.root} was made with other settings: got {key} = {now!r}, expected {was!r} as in "
+            f"{job.root} was made with other settings: got {key} = {new!r}, expected {old!r} as in "
             "its config.json. Restore the setting, delete that folder, or choose another "
             "output_dir."
         )
 
 
 def _decisive(job: Job, config: Config) -> dict[str, Any]:
-    """All settings that what the job leaves behind depends on."""
+    """Return the settings that the job's results depend on."""
     if job.method == BASE:
-        return measurement(config)
+        return evaluation_settings(config)
     return config.model_dump(mode="json", exclude=_FREE)
 
 
 def _difference(old: Any, new: Any, path: str = "") -> tuple[str, Any, Any] | None:
-    """The first place at which two trees of plain values differ."""
+    """Return the first place at which two trees of plain values differ, with both values."""
     if not (isinstance(old, dict) and isinstance(new, dict)):
         return None if old == new else (path, old, new)
     for key in dict.fromkeys([*old, *new]):
@@ -124,16 +128,3 @@ def _difference(old: Any, new: Any, path: str = "") -> tuple[str, Any, Any] | No
         if found := _difference(old.get(key), new.get(key), below):
             return found
     return None
-
-
-def _batches(job: Job, steps: int) -> int:
-    """Batches of all branches in the first steps of the plan."""
-    total = 0
-    for stage in job.plan.stages:
-        total += min(steps, stage.steps) * len(stage.actions)
-        steps = max(0, steps - stage.steps)
-    return total
-
-
-def _json(path: Path) -> Mapping[str, Any]:
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}

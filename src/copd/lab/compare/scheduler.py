@@ -1,4 +1,4 @@
-"""Runs the jobs of a study side by side, each in a process of its own. Knows no torch."""
+"""Run the jobs of a study side by side, each in a process of its own."""
 
 from __future__ import annotations
 
@@ -10,63 +10,48 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import IO, cast
 
-from copd.lab.compare.jobs import Job
+from copd.lab.compare.jobs import Job, find_job
 from copd.lab.compare.progress import checkpoint_folder, is_done
+from copd.lab.compare.view import StudyView
 
 LOG = "log.txt"
-_PAUSE = 0.2
-"""Seconds between looks."""
-
-_PATIENCE = 20.0
-"""Seconds until a job that was asked to end is killed."""
-
-
-class View(Protocol):
-    """What is told while jobs go on."""
-
-    def started(self, job: Job) -> None: ...
-
-    def ended(self, job: Job, reason: str | None) -> None:
-        """`reason` is why it failed, None if it did not."""
-        ...
-
-    def look(self, running: Sequence[Job]) -> None:
-        """Called several times a second."""
-        ...
+_POLL_SECONDS = 0.2
+_STOP_SECONDS = 20.0
+"""Time for a job to exit after its pipe is closed; then it is killed."""
 
 
 @dataclass
 class Scheduler:
-    """Jobs that wait, run and have failed; the files on disk say which are done."""
+    """Starts jobs in order as slots become free; the files on disk say which are done."""
 
     study: Path
     jobs: Sequence[Job]
     slots: int
-    view: View
+    view: StudyView
     failed: dict[str, str] = field(default_factory=dict)
     """Name of a job to why it failed."""
     _running: dict[str, tuple[Job, subprocess.Popen[bytes]]] = field(default_factory=dict)
 
     def run(self) -> dict[str, str]:
-        """Returns what failed; ends its processes if it is interrupted."""
+        """Run all jobs and return the failed ones; stop their processes if interrupted."""
         waiting = [job for job in self.jobs if not is_done(job)]
         try:
             while waiting or self._running:
                 waiting = self._start(waiting)
-                self._reap()
-                self.view.look([job for job, _ in self._running.values()])
-                time.sleep(_PAUSE)
+                self._collect()
+                self.view.refresh([job for job, _ in self._running.values()])
+                time.sleep(_POLL_SECONDS)
         finally:
             self._stop()
         return self.failed
 
     def _start(self, waiting: list[Job]) -> list[Job]:
-        """Starts what can start, in order; returns what has to wait."""
+        """Start what can start, in order; return what has to wait."""
         rest = []
         for job in waiting:
-            leader = self._leader(job)
+            leader = self._unfinished_leader(job)
             if leader is not None and leader.name in self.failed:
                 self._fail(job, f"not started, because {leader.name} failed, which it builds on")
             elif leader is None and len(self._running) < self.slots:
@@ -76,14 +61,13 @@ class Scheduler:
                 rest.append(job)
         return rest
 
-    def _leader(self, job: Job) -> Job | None:
-        """The job whose checkpoint this one waits for."""
-        start = job.start
-        if start is None or checkpoint_folder(job, start.step).exists():
+    def _unfinished_leader(self, job: Job) -> Job | None:
+        """Return the job whose checkpoint this one waits for."""
+        if job.start is None or checkpoint_folder(job, job.start.step).exists():
             return None
-        leader = next(j for j in self.jobs if (j.method, j.seed) == (start.method, job.seed))
-        ready = checkpoint_folder(leader, start.step).exists() or is_done(leader)
-        return None if ready else leader
+        leader = find_job(self.jobs, job.start.method, job.seed)
+        is_ready = checkpoint_folder(leader, job.start.step).exists() or is_done(leader)
+        return None if is_ready else leader
 
     def _spawn(self, job: Job) -> subprocess.Popen[bytes]:
         job.root.mkdir(parents=True, exist_ok=True)
@@ -99,30 +83,30 @@ class Scheduler:
                 start_new_session=True,  # an interrupt in the terminal is the scheduler's to handle
             )
 
-    def _reap(self) -> None:
+    def _collect(self) -> None:
+        """Take the processes that have exited off the running ones."""
         for name, (job, process) in list(self._running.items()):
             if process.poll() is None:
                 continue
             del self._running[name]
-            assert process.stdin is not None, "made as a pipe"
-            process.stdin.close()
+            cast(IO[bytes], process.stdin).close()
             if process.returncode == 0 and is_done(job):
                 self.view.ended(job, None)
             else:
-                self._fail(job, _last_words(job.root / LOG, process.returncode))
+                self._fail(job, _end_of_log(job.root / LOG, process.returncode))
 
     def _fail(self, job: Job, reason: str) -> None:
         self.failed[job.name] = reason
         self.view.ended(job, reason)
 
     def _stop(self) -> None:
-        """Closes the pipes, at whose end a job ends; what does not listen is killed."""
-        for _, process in self._running.values():
-            assert process.stdin is not None, "made as a pipe"
+        """Close the pipes, so that the jobs exit; kill those that do not."""
+        processes = [process for _, process in self._running.values()]
+        for process in processes:
             with suppress(OSError):
-                process.stdin.close()
-        deadline = time.monotonic() + _PATIENCE
-        for _, process in self._running.values():
+                cast(IO[bytes], process.stdin).close()
+        deadline = time.monotonic() + _STOP_SECONDS
+        for process in processes:
             try:
                 process.wait(max(0.0, deadline - time.monotonic()))
             except subprocess.TimeoutExpired:
@@ -131,7 +115,7 @@ class Scheduler:
         self._running.clear()
 
 
-def _last_words(log: Path, code: int, *, num_lines: int = 5) -> str:
+def _end_of_log(log: Path, code: int, *, num_lines: int = 5) -> str:
     how = f"killed by signal {-code}" if code < 0 else f"exit code {code}"
     lines = log.read_text(encoding="utf-8", errors="replace").splitlines()[-num_lines:]
     return "\n".join([f"{how}; the end of {log}:", *(f"  {line}" for line in lines)])

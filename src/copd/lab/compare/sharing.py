@@ -1,34 +1,31 @@
-"""Which runs of a study train the same experts first, so that these are trained once.
+"""Which runs of a study begin with the same experts, so that these are trained once.
 
-Every random draw follows from (run seed, branch, action, stage, step): an expert does not notice
-which other branches are trained beside it, nor what comes after. Knows no torch.
+Every random draw follows from (run seed, branch, action, stage, step): an expert does not depend on
+the branches trained beside it, nor on what comes after.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from copd.config import Config, ExpertsConfig
-from copd.recipes import RLVR, build_plan
+from copd.recipes import RLVR, Stage, build_plan
 
 _WITHOUT_EFFECT = {
-    "output_dir",
-    "seed",
-    "max_tokens",
-    "recipe",
-    "distill",
-    "evaluation",
-    "checkpoint",
-    "tracking",
+    *("output_dir", "seed", "max_tokens", "recipe"),
+    *("distill", "evaluation", "checkpoint", "tracking"),
 }
-"""Settings that change nothing about an expert; seeds are told apart elsewhere."""
+"""Settings that change nothing about an expert; only runs of one seed share experts."""
+
+_Group = dict[str, Stage]
+"""Method to its stage of experts, for methods whose experts are the same."""
 
 
 @dataclass(frozen=True)
 class Start:
-    """Where a run can begin: after a step of another one with the same seed."""
+    """Where a run can begin: after a step of another run with the same seed."""
 
     method: str
     step: int
@@ -36,94 +33,82 @@ class Start:
 
 @dataclass(frozen=True)
 class Sharing:
-    """What is trained once."""
+    """The runs whose experts are trained once."""
 
-    starts: Mapping[str, Start]
+    starts: dict[str, Start] = field(default_factory=dict)
     """Method to where it can begin."""
-    hidden: Mapping[str, Config]
-    """Experts that no method of the study has as its result, by a name no method can have."""
-    milestones: Mapping[str, tuple[int, ...]]
+    hidden: dict[str, Config] = field(default_factory=dict)
+    """Experts that are no method's result, by a name that no method can have."""
+    milestones: dict[str, tuple[int, ...]] = field(default_factory=dict)
     """Method or hidden experts to the steps after which others begin."""
 
 
-@dataclass(frozen=True)
-class _Member:
-    method: str
-    config: Config
-    steps: int
-    branches: Mapping[str, str]
-    """Expert to its domain."""
-
-
-@dataclass
-class _Group:
-    settings: dict[str, Any]
-    members: list[_Member] = field(default_factory=list)
-    branches: dict[str, str] = field(default_factory=dict)
-
-    def takes(self, member: _Member) -> bool:
-        known = self.branches
-        return self.settings == _settings(member.config) and all(
-            known.get(branch, domain) == domain for branch, domain in member.branches.items()
-        )
-
-    def add(self, member: _Member) -> None:
-        self.members.append(member)
-        self.branches |= member.branches
-
-
 def share_experts(configs: Mapping[str, Config]) -> Sharing:
-    """Groups of methods that train equal experts; in each the longest experts lead.
+    """Group methods that train equal experts; the longest experts of a group lead it.
 
-    Where no method's result is these experts, hidden ones are added. A run stays alone if it is
-    evaluated on its way, as its leader may lack a model, or if its experts stop at a budget.
+    Hidden experts are added where no method's result is these experts. A run stays alone if it is
+    evaluated during training, as its leader may lack a model, or if its experts stop at a budget.
     """
+    sharing = Sharing()
+    for group in _groups(configs):
+        leader = _leader(group, configs)
+        if leader is None:
+            leader = f"_experts{len(sharing.hidden) + 1}"
+            recipe = ExpertsConfig(branches=_branches(group.values()), steps=_longest(group))
+            update = {"recipe": recipe, "max_tokens": None}
+            sharing.hidden[leader] = configs[next(iter(group))].model_copy(update=update)
+        steps = {method: stage.steps for method, stage in group.items() if method != leader}
+        sharing.starts.update({method: Start(leader, step) for method, step in steps.items()})
+        sharing.milestones[leader] = tuple(sorted(set(steps.values())))
+    return sharing
+
+
+def _groups(configs: Mapping[str, Config]) -> list[_Group]:
+    """Return the groups of two methods or more."""
     groups: list[_Group] = []
     for method, config in configs.items():
-        if member := _member(method, config):
-            group = next((group for group in groups if group.takes(member)), None)
-            if group is None:
-                groups.append(group := _Group(_settings(config)))
-            group.add(member)
-    starts: dict[str, Start] = {}
-    hidden: dict[str, Config] = {}
-    milestones: dict[str, tuple[int, ...]] = {}
-    for group in (group for group in groups if len(group.members) > 1):
-        leader = _leader(group)
-        if leader is None:
-            leader = f"_experts{len(hidden) + 1}"
-            hidden[leader] = _experts(group)
-        followers = [member for member in group.members if member.method != leader]
-        starts |= {member.method: Start(leader, member.steps) for member in followers}
-        milestones[leader] = tuple(sorted({member.steps for member in followers}))
-    return Sharing(starts, hidden, milestones)
+        stage = _expert_stage(config)
+        if stage is None:
+            continue
+        for group in groups:
+            known, first = _branches(group.values()), configs[next(iter(group))]
+            same_domains = all(known.get(a.branch, a.domain) == a.domain for a in stage.actions)
+            if same_domains and _settings(config) == _settings(first):
+                group[method] = stage
+                break
+        else:
+            groups.append({method: stage})
+    return [group for group in groups if len(group) > 1]
 
 
-def _member(method: str, config: Config) -> _Member | None:
+def _expert_stage(config: Config) -> Stage | None:
+    """Return the first stage if it trains experts that can be shared."""
     stage = build_plan(config).stages[0]
     stops = isinstance(config.recipe, ExpertsConfig) and config.max_tokens is not None
-    is_watched = config.evaluation.every or config.monitor.every
-    if stage.name != "experts" or is_watched or stops:
+    if stage.name != "experts" or stops or config.evaluation.every or config.monitor.every:
         return None
     assert all(isinstance(action, RLVR) for action in stage.actions), "experts learn from rewards"
-    return _Member(method, config, stage.steps, {a.branch: a.domain for a in stage.actions})
+    return stage
+
+
+def _branches(stages: Iterable[Stage]) -> dict[str, str]:
+    """Return the domain of each expert."""
+    return {action.branch: action.domain for stage in stages for action in stage.actions}
+
+
+def _longest(group: _Group) -> int:
+    return max(stage.steps for stage in group.values())
+
+
+def _leader(group: _Group, configs: Mapping[str, Config]) -> str | None:
+    """Return the method whose result is all experts of the group, trained the longest."""
+    everything = _longest(group), _branches(group.values())
+    for method, stage in group.items():
+        is_result = isinstance(configs[method].recipe, ExpertsConfig)
+        if is_result and (stage.steps, _branches([stage])) == everything:
+            return method
+    return None
 
 
 def _settings(config: Config) -> dict[str, Any]:
     return config.model_dump(mode="json", exclude=_WITHOUT_EFFECT)
-
-
-def _leader(group: _Group) -> str | None:
-    longest = max(member.steps for member in group.members)
-    for member in group.members:
-        whole = member.steps == longest and dict(member.branches) == group.branches
-        if whole and isinstance(member.config.recipe, ExpertsConfig):
-            return member.method
-    return None
-
-
-def _experts(group: _Group) -> Config:
-    config = group.members[0].config
-    longest = max(member.steps for member in group.members)
-    recipe = ExpertsConfig(branches=group.branches, steps=longest)
-    return config.model_copy(update={"recipe": recipe, "max_tokens": None})

@@ -1,4 +1,4 @@
-"""What a person sees while a study runs: a line per running job, and how long all will take."""
+"""The display of a running study: a line per running job, and the time that is left."""
 
 from __future__ import annotations
 
@@ -11,25 +11,24 @@ from rich.table import Table
 
 from copd.config import BASE
 from copd.lab.compare.jobs import Job
-from copd.lab.compare.progress import steps_done, work, work_done
+from copd.lab.compare.progress import completions_done, steps_done, total_completions
 
-_EVERY = 1.0
-"""Seconds between looks at the files."""
+_REFRESH_SECONDS = 1.0
 
 
 class StudyView:
-    """On a terminal a live table, elsewhere a line whenever a job starts or ends."""
+    """A live table on a terminal; elsewhere a line whenever a job starts or ends."""
 
     def __init__(self, console: Console, jobs: Sequence[Job]) -> None:
         self._console = console
         self._jobs = jobs
-        self._total = sum(map(work, jobs))
-        self._done = {job.name: work_done(job) for job in jobs}
-        self._before = sum(self._done.values())
-        self._started = time.monotonic()
-        self._since: dict[str, float] = {}
-        self._ended = sum(self._done[job.name] == work(job) for job in jobs)
-        self._looked = 0.0
+        self._total = sum(map(total_completions, jobs))
+        self._done = {job.name: completions_done(job) for job in jobs}
+        self._done_before = sum(self._done.values())
+        self._num_ended = sum(self._done[job.name] == total_completions(job) for job in jobs)
+        self._began = time.monotonic()
+        self._job_began: dict[str, float] = {}
+        self._refreshed = 0.0
         self._live = Live(console=console, auto_refresh=False, transient=True)
 
     def __enter__(self) -> StudyView:
@@ -41,54 +40,53 @@ class StudyView:
         self._live.stop()
 
     def started(self, job: Job) -> None:
-        """A line, where there is no table."""
-        self._since[job.name] = time.monotonic()
+        """Print a line where there is no table."""
+        self._job_began[job.name] = time.monotonic()
         if not self._console.is_terminal:
             self._console.print(f"{job.name} started: {job.root}", soft_wrap=True)
 
     def ended(self, job: Job, reason: str | None) -> None:
-        """A line in any case."""
-        self._done[job.name] = work_done(job)
-        self._ended += reason is None
-        took = time.monotonic() - self._since.get(job.name, time.monotonic())
-        how = f"done in {duration(took)}" if reason is None else f"failed: {reason}"
-        line = f"{job.name} {how}"
+        """Print a line in any case; `reason` says why the job failed."""
+        self._done[job.name] = completions_done(job)
+        now = time.monotonic()
+        line = f"{job.name} failed: {reason}"
         if reason is None:
-            line += f"; {self._ended} of {len(self._jobs)} done, {self._remaining()}"
+            self._num_ended += 1
+            took = duration(now - self._job_began.get(job.name, now))
+            line = f"{job.name} done in {took}; {self._num_ended} of {len(self._jobs)} done, "
+            line += self._time_left()
         self._console.print(line, soft_wrap=True, markup=False, highlight=False)
 
-    def look(self, running: Sequence[Job]) -> None:
-        """Draws the table anew, at most once a second."""
-        if not self._console.is_terminal or time.monotonic() - self._looked < _EVERY:
+    def refresh(self, running: Sequence[Job]) -> None:
+        """Draw the table again, at most once a second."""
+        now = time.monotonic()
+        if not self._console.is_terminal or now - self._refreshed < _REFRESH_SECONDS:
             return
-        self._looked = time.monotonic()
-        for job in running:
-            self._done[job.name] = work_done(job)
+        self._refreshed = now
         table = Table.grid(padding=(0, 2))
         for job in running:
-            table.add_row(job.name, _progress(job), duration(self._looked - self._since[job.name]))
-        summary = f"{self._ended} of {len(self._jobs)} jobs done, {self._remaining()}"
+            self._done[job.name] = completions_done(job)
+            table.add_row(job.name, _activity(job), duration(now - self._job_began[job.name]))
+        summary = f"{self._num_ended} of {len(self._jobs)} jobs done, {self._time_left()}"
         self._live.update(Group(table, summary), refresh=True)
 
-    def _remaining(self) -> str:
-        """Judged by the pace since the start of this command."""
+    def _time_left(self) -> str:
+        """Extrapolate the pace since this command began."""
         done = sum(self._done.values())
-        elapsed = time.monotonic() - self._started
-        if done <= self._before:
+        if done <= self._done_before:
             return "time left unknown yet"
-        return f"about {duration((self._total - done) * elapsed / (done - self._before))} left"
-
-
-def _progress(job: Job) -> str:
-    if job.method == BASE:
-        return "measuring"
-    steps, total = steps_done(job), job.plan.total_steps
-    return "measuring" if steps == total else f"step {steps}/{total}"
+        seconds = (time.monotonic() - self._began) / (done - self._done_before)
+        return f"about {duration((self._total - done) * seconds)} left"
 
 
 def duration(seconds: float) -> str:
-    """Hours and minutes, or minutes, or seconds."""
+    """Format a time in hours and minutes, in minutes, or in seconds."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)
     return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def _activity(job: Job) -> str:
+    steps, total = steps_done(job), job.plan.total_steps
+    return "measuring" if job.method == BASE or steps == total else f"step {steps}/{total}"

@@ -1,7 +1,7 @@
-"""From outcomes to means and covariances per suite, and the variance of any difference of columns.
+"""Means and covariances of a study's columns per suite, and the variance of their contrasts.
 
-Knows no files, no random draws and no tables. Letters: K suites, U units (a column of one seed),
-S seeds, R rows of a table, P problems of a suite.
+Letters: K suites, U units (a column of one seed), S seeds, R rows of a table, P problems of a
+suite.
 """
 
 from __future__ import annotations
@@ -24,39 +24,33 @@ DOMAIN_MEAN = "mean of domains"
 
 
 @dataclass(frozen=True, eq=False)
-class ReportRow:
+class SummaryRow:
     """A row of the tables: a weighted mean over suites."""
 
     name: str
     kind: Literal["suite", "domain", "overall"]
     weights: Floats
     """K weights; they sum to one."""
-
     num_problems: int
 
 
 @dataclass(frozen=True, eq=False)
 class Moments:
-    """Everything later questions need of the problems; single problems are no longer in it."""
+    """All that the statistics need to know of single problems."""
 
-    rows: tuple[ReportRow, ...]
+    rows: tuple[SummaryRow, ...]
     units: Mapping[str, Mapping[int, int]]
-    """Column to seed to the place of its unit."""
-
+    """Column to seed to the index of its unit."""
     seedless: frozenset[str]
-    """Columns without a seed of their own: the base, if it was measured once."""
-
+    """Columns without a seed of their own: the base, if it was evaluated once."""
     measured: NDArray[np.bool_]
     """K U."""
-
     means: Floats
     """K U."""
-
     covariances: Floats
     """K U U, of suite means over draws of problems: those of single problems over P."""
-
     single: NDArray[np.bool_]
-    """K: suites of one problem, about whose spread nothing is known."""
+    """K: suites of one problem, whose spread is unknown."""
 
     @property
     def weights(self) -> Floats:
@@ -64,14 +58,14 @@ class Moments:
         return np.array([row.weights for row in self.rows])
 
     def common_seeds(self, columns: Sequence[str]) -> tuple[int, ...]:
-        """The seeds all these columns have; one stands for all where none of them has seeds."""
+        """Return the seeds that all these columns have; one seed if none of them has its own."""
         seeded = [self.units[c] for c in columns if c not in self.seedless]
         if not seeded:
-            return next(tuple(self.units[c]) for c in columns)
+            return tuple(self.units[columns[0]])
         return tuple(seed for seed in seeded[0] if all(seed in own for own in seeded))
 
     def unit(self, column: str, seed: int) -> int:
-        """Where the values of a column are for a seed."""
+        """Return the index of a column's values for a seed."""
         own = self.units[column]
         return next(iter(own.values())) if column in self.seedless else own[seed]
 
@@ -83,49 +77,44 @@ class Contrast:
     seeds: tuple[int, ...]
     coefficients: Floats
     """S U."""
-
     values: Floats
-    """S R: what each seed says."""
-
+    """S R: the contrast of each seed."""
     measured: NDArray[np.bool_]
-    """R: whether all columns were measured on all suites of the row."""
-
+    """R: whether all columns were evaluated on all suites of the row."""
     between_seeds: Floats
-    """R: A, the variance of the seeds' values over S; holds the residual's share too."""
-
+    """R: A, the variance of the seeds' values over S; includes the residual."""
     between_problems: Floats
-    """R: B, the variance of the mean over draws of problems; holds the residual's share too.
+    """R: B, the variance of the mean over draws of problems; includes the residual.
 
     Not a number where a suite has one problem only.
     """
-
     residual: Floats
-    """R: E, what A and B both hold: the part of a problem and a seed together."""
+    """R: E, in both A and B: the interaction of problems and seeds."""
 
     @property
     def variance(self) -> Floats:
-        """Of the mean over seeds and problems: A + B - E, but at least A and at least B.
+        """Variance of the mean over seeds and problems: A + B - E, but at least A and at least B.
 
         With `y[s, p] = mu + a[s] + b[p] + e[s, p]` drawn at random, the mean has variance
         `sa2/S + sb2/P + se2/(S P)`, while A expects `sa2/S + se2/(S P)`, B expects
         `sb2/P + se2/(S P)` and E expects `se2/(S P)` (two-way random effects, e.g. Searle,
         Casella & McCulloch, Variance Components, 1992, chapter 4; strata add with their squared
-        weights). A or B alone are unbiased floors of it.
+        weights). A or B alone are unbiased lower bounds.
         """
         a, b = self.between_seeds, self.between_problems
         return np.maximum(np.maximum(a, b), a + b - self.residual)
 
 
 def contrast(moments: Moments, coefficients: Mapping[str, float]) -> Contrast | None:
-    """The sum of columns times coefficients on their common seeds; None if they share none."""
+    """Return the sum of columns times coefficients on their common seeds; None without any."""
     seeds = moments.common_seeds(tuple(coefficients))
     if not seeds:
         return None
     num_seeds, weights = len(seeds), moments.weights
     units = np.zeros((num_seeds, moments.means.shape[1]))  # S U
-    for place, seed in enumerate(seeds):
+    for index, seed in enumerate(seeds):
         for column, factor in coefficients.items():
-            units[place, moments.unit(column, seed)] += factor
+            units[index, moments.unit(column, seed)] += factor
     values = units @ moments.means.T @ weights.T
     mean = units.mean(axis=0)
     of_mean = mean @ moments.covariances @ mean  # K
@@ -145,27 +134,15 @@ def contrast(moments: Moments, coefficients: Mapping[str, float]) -> Contrast | 
     )
 
 
-def with_oracle(results: StudyResults) -> tuple[Outcome, ...]:
-    """The outcomes and, for seeds with all experts, one that takes each domain from its expert."""
-    by_place = {(o.column, o.seed): o for o in results.outcomes}
-    oracles = []
-    for seed in dict.fromkeys(o.seed for o in results.outcomes):
-        experts = {d: by_place.get((column, seed)) for d, column in results.experts.items()}
-        routed = {d: o.domains[d] for d, o in experts.items() if o and d in o.domains}
-        if routed and set(routed) == set(results.problems):
-            oracles.append(Outcome(ORACLE, ORACLE, seed, routed, {}, 0.0))
-    return (*results.outcomes, *oracles)
-
-
 def moments_of(results: StudyResults) -> Moments:
-    """Means and covariances of all columns, the routed oracle included."""
-    outcomes = with_oracle(results)
+    """Compute means and covariances of all columns, including the routed oracle."""
+    outcomes = _with_oracle(results)
     units: dict[str, dict[int, int]] = {}
-    for place, outcome in enumerate(outcomes):
-        units.setdefault(outcome.column, {})[outcome.seed] = place
-    methods = {outcome.column: outcome.method for outcome in outcomes}
+    for index, outcome in enumerate(outcomes):
+        units.setdefault(outcome.column, {})[outcome.seed] = index
+    bases = {outcome.column for outcome in outcomes if outcome.method == "base"}
     means, covariances, measured, single = [], [], [], []
-    for _, _, values in values_by_suite(results):
+    for values in suite_values(results):
         missing = np.isnan(values).any(axis=0)
         values = np.where(missing, 0.0, values)
         size = len(values)
@@ -175,9 +152,9 @@ def moments_of(results: StudyResults) -> Moments:
         measured.append(~missing)
         single.append(size == 1)
     return Moments(
-        rows=rows_of(results),
+        rows=_rows(results),
         units=units,
-        seedless=frozenset(c for c, m in methods.items() if m == "base" and len(units[c]) == 1),
+        seedless=frozenset(column for column in bases if len(units[column]) == 1),
         measured=np.array(measured),
         means=np.array(means),
         covariances=np.array(covariances),
@@ -185,9 +162,9 @@ def moments_of(results: StudyResults) -> Moments:
     )
 
 
-def values_by_suite(results: StudyResults) -> Iterator[tuple[str, str, Floats]]:
-    """Domain, suite and `P U` accuracies; not a number where a unit was not measured."""
-    outcomes = with_oracle(results)
+def suite_values(results: StudyResults) -> Iterator[Floats]:
+    """Yield the `P U` accuracies of each suite; not a number where a unit was not evaluated."""
+    outcomes = _with_oracle(results)
     for domain, suites in results.problems.items():
         unmeasured = np.full(len(suites), np.nan)
         columns = [
@@ -196,29 +173,39 @@ def values_by_suite(results: StudyResults) -> Iterator[tuple[str, str, Floats]]:
         ]
         names = np.array(suites)
         for suite in dict.fromkeys(suites):
-            chosen = names == suite
-            yield domain, suite, np.stack([column[chosen] for column in columns], axis=1)
+            yield np.stack([column[names == suite] for column in columns], axis=1)
 
 
-def rows_of(results: StudyResults) -> tuple[ReportRow, ...]:
-    """Suites, then their domain's mean over them, for each domain; then the mean over all suites.
+def _with_oracle(results: StudyResults) -> tuple[Outcome, ...]:
+    """Return the outcomes, and for seeds with all experts one of each domain's expert."""
+    by_unit = {(o.column, o.seed): o for o in results.outcomes}
+    oracles = []
+    for seed in dict.fromkeys(o.seed for o in results.outcomes):
+        experts = {d: by_unit.get((column, seed)) for d, column in results.experts.items()}
+        routed = {d: o.domains[d] for d, o in experts.items() if o and d in o.domains}
+        if routed and set(routed) == set(results.problems):
+            oracles.append(Outcome(ORACLE, ORACLE, seed, routed, {}, 0.0))
+    return (*results.outcomes, *oracles)
 
-    That is the paper's arithmetic: its averages are over benchmarks, however many problems each
-    has. The mean of the domains' means is added where it is another one.
+
+def _rows(results: StudyResults) -> tuple[SummaryRow, ...]:
+    """Return each domain's suites and its mean over them, then the mean over all suites.
+
+    As in the paper, averages are over benchmarks, however many problems each has. The mean of the
+    domains' means is added where it is a different one.
     """
     suites = [(d, s) for d, own in results.problems.items() for s in dict.fromkeys(own)]
     domains = {d: np.array([d == own for own, _ in suites], float) for d in results.problems}
     rows = []
     for domain, flags in domains.items():
         own = results.problems[domain]
-        for place in np.flatnonzero(flags):
-            suite = suites[place][1]
-            weights = np.eye(len(suites))[place]
-            rows.append(ReportRow(f"{domain}/{suite}", "suite", weights, own.count(suite)))
-        rows.append(ReportRow(domain, "domain", flags / flags.sum(), len(own)))
+        for index in np.flatnonzero(flags):
+            suite, weights = suites[index][1], np.eye(len(suites))[index]
+            rows.append(SummaryRow(f"{domain}/{suite}", "suite", weights, own.count(suite)))
+        rows.append(SummaryRow(domain, "domain", flags / flags.sum(), len(own)))
     total = sum(map(len, results.problems.values()))
-    rows.append(ReportRow(OVERALL, "overall", np.full(len(suites), 1 / len(suites)), total))
+    rows.append(SummaryRow(OVERALL, "overall", np.full(len(suites), 1 / len(suites)), total))
     if len({flags.sum() for flags in domains.values()}) > 1:
         of_domains = np.mean([flags / flags.sum() for flags in domains.values()], axis=0)
-        rows.append(ReportRow(DOMAIN_MEAN, "overall", of_domains, total))
+        rows.append(SummaryRow(DOMAIN_MEAN, "overall", of_domains, total))
     return tuple(rows)

@@ -1,6 +1,6 @@
-"""The pilot study from finished runs of its recipe: gain from OPD against the overlap before it.
+"""The pilot study, from finished runs of its recipe: gain from OPD against the overlap before it.
 
-`python -m copd.lab.study.pilot RUN...` prints it. Runs nothing and knows no model.
+`python -m copd.lab.study.pilot RUN...` prints it.
 """
 
 from __future__ import annotations
@@ -22,11 +22,12 @@ from copd.monitor.results import Estimate, from_json, gain, mean_interval
 from copd.storage import read_lines
 
 LEVEL = 0.95
+Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class Point:
-    """One student: how like its teacher it was before being taught, and what teaching gave it."""
+    """One student: its agreement with the teacher before OPD, and its gain from OPD."""
 
     seed: int
     student: str
@@ -34,11 +35,11 @@ class Point:
     """Top-k overlap with the teacher on the student's own completions."""
     symmetric_kl: float
     before: Estimate
-    """Accuracy on the domain when teaching began."""
+    """Accuracy on the domain when OPD began."""
     gain: Estimate
     """Accuracy after minus before, paired over problems."""
     room: float
-    """Accuracy of the teacher minus that of the student before: what there was to gain."""
+    """Accuracy of the teacher minus that of the student before OPD."""
 
 
 @dataclass(frozen=True)
@@ -55,53 +56,55 @@ class Correlation:
 
 @dataclass(frozen=True)
 class Explained:
-    """What else could explain the gain: r with the room, and of overlap and gain at equal room."""
+    """Whether the room explains the gain: r of gain and room, and r at equal room."""
 
     room: Estimate
     at_equal_room: Estimate
-    """Partial correlation: of what straight lines in the room leave of overlap and gain."""
+    """Partial correlation of overlap and gain, with straight lines in the room removed."""
 
 
 def read_points(root: Path) -> list[Point]:
-    """The students of a finished run of the recipe `pilot`."""
+    """Return the students of a finished run of the recipe `pilot`."""
     config = load_config(root / "config.json")
     recipe = config.recipe
     if not isinstance(recipe, PilotConfig):
         raise ValueError(
             f'the pilot needs runs of recipe.type = "pilot": {root} has {recipe.type!r}. '
-            "Run copd compare paper/studies/pilot.toml, and name its run of each seed."
+            "Run copd compare configs/studies/pilot.toml, and name its run of each seed."
         )
-    at, domain = recipe.taught_from, recipe.domain
-    dynamics = _line(root, "dynamics.jsonl", at)
-    before = from_json(_line(root, "evaluations.jsonl", at)["results"])
+    step, domain = recipe.opd_start, recipe.domain
+    dynamics = _line(root, "dynamics.jsonl", step)
+    before = from_json(_line(root, "evaluations.jsonl", step)["results"])
     after = from_json(json.loads((root / "eval.json").read_text(encoding="utf-8")))
     if not set(recipe.students) <= set(after):
         raise ValueError(f"{root} has not finished: expected results of all students. Resume it.")
-    models, found = dynamics["models"], dynamics["domains"][domain]
+    models, agreement = dynamics["models"], dynamics["domains"][domain]
     teacher = models.index(EXPERT)
-    reached = mean_interval(
-        after[EXPERT][domain].accuracy
-    ).mean  # teaching leaves the teacher as it is
-    return [
-        Point(
-            seed=config.seed,
-            student=name,
-            overlap=found["overlap"][models.index(name)][teacher],
-            symmetric_kl=found["symmetric_kl"][models.index(name)][teacher],
-            before=mean_interval(before[name][domain].accuracy),
-            gain=gain(after[name], before[name])[domain],
-            room=reached - mean_interval(before[name][domain].accuracy).mean,
+    # the teacher is frozen during OPD
+    teacher_accuracy = mean_interval(after[EXPERT][domain].accuracy).mean
+    points = []
+    for name in recipe.students:
+        own, accuracy = models.index(name), mean_interval(before[name][domain].accuracy)
+        points.append(
+            Point(
+                seed=config.seed,
+                student=name,
+                overlap=agreement["overlap"][own][teacher],
+                symmetric_kl=agreement["symmetric_kl"][own][teacher],
+                before=accuracy,
+                gain=gain(after[name], before[name])[domain],
+                room=teacher_accuracy - accuracy.mean,
+            )
         )
-        for name in recipe.students
-    ]
+    return points
 
 
 def correlate(
     runs: Sequence[Sequence[tuple[float, float]]], *, seed: int = 0, resamples: int = 4000
 ) -> Correlation:
-    """r of the (overlap, gain) of all students; a sequence of points for each run.
+    """Return r of the (overlap, gain) of all students, given the points of each run.
 
-    Percentile bootstrap over points. The points of a run share its teacher, so with several runs a
+    The interval is a percentile bootstrap over points. The points of a run share its teacher, so a
     draw takes runs with replacement, and then points of each. Draws in which all overlaps or all
     gains are equal have no r and are left out.
     """
@@ -127,20 +130,19 @@ def correlate(
 def explain(
     runs: Sequence[Sequence[Point]], *, seed: int = 0, resamples: int = 4000
 ) -> Explained | None:
-    """Resampled like `correlate`; None where a correlation is not defined."""
-    rows = [np.array([(p.overlap, p.gain.mean, p.room) for p in own]) for own in runs]
-    every = np.concatenate(rows)
+    """Correlate gain with room, resampled as in `correlate`; None where that is not defined."""
+    arrays = [np.array([(p.overlap, p.gain.mean, p.room) for p in own]) for own in runs]
     found = []
-    for statistic in (_with_room, partial):
-        value = statistic(every)
+    for statistic in (lambda rows: pearson(rows[:, [2, 1]]), partial):
+        value = statistic(np.concatenate(arrays))
         if np.isnan(value):
             return None
-        found.append(_interval(value, _draws(rows, statistic, seed, resamples)))
+        found.append(_interval(value, _draws(arrays, statistic, seed, resamples)))
     return Explained(*found)
 
 
-def partial(rows: NDArray[np.float64]) -> float:
-    """r of x and y in rows (x, y, z) once straight lines in z are taken off both."""
+def partial(rows: Floats) -> float:
+    """Return r of x and y in rows (x, y, z) with straight lines in z removed from both."""
     x, y, z = (rows - rows.mean(axis=0)).T
     scale = float(z @ z)
     if not scale > 0:
@@ -148,68 +150,29 @@ def partial(rows: NDArray[np.float64]) -> float:
     return pearson(np.stack([x - z * (x @ z) / scale, y - z * (y @ z) / scale], axis=1))
 
 
-def _with_room(rows: NDArray[np.float64]) -> float:
-    return pearson(rows[:, [2, 1]])
-
-
-def _draws(
-    arrays: Sequence[NDArray[np.float64]],
-    statistic: Callable[[NDArray[np.float64]], float],
-    seed: int,
-    resamples: int,
-) -> NDArray[np.float64]:
-    """The statistic of resampled rows, where it is defined."""
-    rng = np.random.default_rng(seed)
-    drawn = np.array([statistic(_resample(arrays, rng)) for _ in range(resamples)])
-    return drawn[~np.isnan(drawn)]
-
-
-def pearson(pairs: NDArray[np.float64]) -> float:
-    """`cov(x, y) / (std x * std y)` of rows (x, y); nan where one of them does not vary."""
+def pearson(pairs: Floats) -> float:
+    """Return `cov(x, y) / (std x * std y)` of rows (x, y); nan where one does not vary."""
     x, y = (pairs - pairs.mean(axis=0)).T
     scale = float(np.sqrt((x @ x) * (y @ y)))
     return float(x @ y) / scale if scale > 0 else float("nan")
 
 
-def _resample(runs: Sequence[NDArray[np.float64]], rng: np.random.Generator) -> NDArray[np.float64]:
-    chosen = rng.integers(len(runs), size=len(runs))
-    return np.concatenate([runs[i][rng.integers(len(runs[i]), size=len(runs[i]))] for i in chosen])
-
-
-def _interval(value: float, drawn: NDArray[np.float64]) -> Estimate:
-    low, high = np.quantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return Estimate(value, float(low), float(high))
-
-
-def _line(root: Path, name: str, step: int) -> dict:
-    """The line of a step; the configuration sees to it that a run which got there has one."""
-    for record in read_lines(root / name):
-        if record["step"] == step:
-            return record
-    raise ValueError(f"{root / name} has no line of step {step}: the run is unfinished. Resume it.")
-
-
 def to_table(points: Sequence[Point]) -> Table:
-    """A row per student, by overlap; accuracies in percent with 95 % intervals over problems."""
+    """Return a table of students by overlap; accuracies with 95 % intervals over problems."""
     table = Table(title="gain from OPD by overlap with the teacher", title_justify="left")
     columns = ("seed", "student", "overlap", "symmetric KL", "before, %", "gain, points", "room")
     for column in columns:
         table.add_column(column, justify="left" if column == "student" else "right")
     for p in sorted(points, key=lambda point: point.overlap):
+        numbers = (f"{p.overlap:.3f}", f"{p.symmetric_kl:.4f}")
         table.add_row(
-            str(p.seed),
-            p.student,
-            f"{p.overlap:.3f}",
-            f"{p.symmetric_kl:.4f}",
-            str(p.before),
-            str(p.gain),
-            f"{100 * p.room:.1f}",
+            str(p.seed), p.student, *numbers, str(p.before), str(p.gain), f"{100 * p.room:.1f}"
         )
     return table
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Prints points and correlation, or with --json both as one JSON object."""
+    """Print points and correlations, as text or with --json as one JSON object."""
     parser = argparse.ArgumentParser(prog="python -m copd.lab.study.pilot", description=__doc__)
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="a finished pilot run")
     parser.add_argument("--json", action="store_true", help="print JSON")
@@ -217,31 +180,61 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         runs = [read_points(root) for root in arguments.runs]
         found = correlate([[(p.overlap, p.gain.mean) for p in own] for own in runs])
-        why = explain(runs)
+        explained = explain(runs)
     except (ValueError, FileNotFoundError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     points = [point for own in runs for point in own]
     if arguments.json:
-        facts = {"correlation": asdict(found), "explained": asdict(why) if why else None}
-        print(json.dumps({"points": [asdict(p) for p in points], **facts}))
+        facts = {
+            "points": [asdict(p) for p in points],
+            "correlation": asdict(found),
+            "explained": asdict(explained) if explained else None,
+        }
+        print(json.dumps(facts))
         return 0
     console = Console()
     console.print(to_table(points))
-    r, squared = found.r, found.r_squared
     console.print(
-        f"r = {r.mean:.2f} [{r.low:.2f}, {r.high:.2f}], R^2 = {squared.mean:.2f} "
-        f"[{squared.low:.2f}, {squared.high:.2f}] over {found.num_points} points of "
-        f"{found.num_runs} runs; {found.slope:.2f} points of gain per point of overlap"
+        f"r = {_ranged(found.r)}, R^2 = {_ranged(found.r_squared)} over {found.num_points} points "
+        f"of {found.num_runs} runs; {found.slope:.2f} points of gain per point of overlap"
     )
-    if why:
-        room, equal = why.room, why.at_equal_room
+    if explained:
         console.print(
-            f"r of gain and room (teacher - before) = {room.mean:.2f} [{room.low:.2f}, "
-            f"{room.high:.2f}]; of gain and overlap at equal room {equal.mean:.2f} "
-            f"[{equal.low:.2f}, {equal.high:.2f}]"
+            f"r of gain and room (teacher - before) = {_ranged(explained.room)}; of gain and "
+            f"overlap at equal room {_ranged(explained.at_equal_room)}"
         )
     return 0
+
+
+def _line(root: Path, name: str, step: int) -> dict:
+    """Return the line of a step, which the recipe's checks guarantee in a run that got there."""
+    for record in read_lines(root / name):
+        if record["step"] == step:
+            return record
+    raise ValueError(f"{root / name} has no line of step {step}: the run is unfinished. Resume it.")
+
+
+def _draws(
+    arrays: Sequence[Floats], statistic: Callable[[Floats], float], seed: int, resamples: int
+) -> Floats:
+    """Return the statistic of resampled runs and points, where it is defined."""
+    rng = np.random.default_rng(seed)
+    drawn = []
+    for _ in range(resamples):
+        runs = [arrays[i] for i in rng.integers(len(arrays), size=len(arrays))]
+        rows = [run[rng.integers(len(run), size=len(run))] for run in runs]
+        drawn.append(statistic(np.concatenate(rows)))
+    return np.array([value for value in drawn if not np.isnan(value)])
+
+
+def _interval(value: float, drawn: Floats) -> Estimate:
+    low, high = np.quantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return Estimate(value, float(low), float(high))
+
+
+def _ranged(value: Estimate) -> str:
+    return f"{value.mean:.2f} [{value.low:.2f}, {value.high:.2f}]"
 
 
 if __name__ == "__main__":

@@ -1,7 +1,4 @@
-"""What a study shows, as numbers: accuracies, paired differences, headroom captured, budgets.
-
-Knows no files and no layout; how intervals are made is in `copd.lab.study.bootstrap`.
-"""
+"""The statistics of a study: accuracies, paired differences, captured headroom, budgets."""
 
 from __future__ import annotations
 
@@ -12,8 +9,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from copd.lab.study.bootstrap import Draws, draw, estimates, odds
-from copd.lab.study.moments import ORACLE, Contrast, Moments, ReportRow, contrast, moments_of
+from copd.lab.study.bootstrap import Draws, draw, mean_intervals, probabilities
+from copd.lab.study.moments import ORACLE, Contrast, Moments, SummaryRow, contrast, moments_of
 from copd.lab.study.results import StudyResults
 from copd.monitor.results import Estimate
 from copd.run.cost import COUNTS
@@ -25,8 +22,7 @@ class Comparison:
 
     difference: Estimate
     probability: float
-    """That A is ahead: the share of bootstrap draws in which it is, a tie counting half."""
-
+    """That A is ahead: the share of bootstrap draws in which it is, ties counting half."""
     seeds: tuple[int, ...]
 
     @property
@@ -35,18 +31,17 @@ class Comparison:
         return self.difference.low > 0 or self.difference.high < 0
 
     def reversed(self) -> Comparison:
-        """B minus A."""
+        """Return B minus A."""
         d = self.difference
         return Comparison(Estimate(-d.mean, -d.high, -d.low), 1 - self.probability, self.seeds)
 
 
 @dataclass(frozen=True)
 class Budget:
-    """What a column cost, as means over its seeds."""
+    """The cost of a column, as means over its seeds."""
 
     counts: Mapping[str, float]
     """One for each of `copd.run.cost.COUNTS`; a step is a branch step."""
-
     seconds: float
 
 
@@ -57,51 +52,52 @@ class Summary:
     title: str
     equal: str
     own_budget: tuple[str, ...]
-    """Columns that are not at the equal budget, such as an expert alone."""
-
+    """Columns that are not at the equal budget, such as a single expert."""
     columns: tuple[str, ...]
-    """As they appear in the results, the routed oracle last where there is one."""
-
-    rows: tuple[ReportRow, ...]
+    """In the order of the results, the routed oracle last where there is one."""
+    rows: tuple[SummaryRow, ...]
     base: str | None
     """The column of the model that all methods start from."""
-
     cells: Mapping[tuple[str, str], Estimate]
-    """By row and column; not a number where it was not measured."""
-
+    """By row and column; not a number where it was not evaluated."""
     comparisons: Mapping[tuple[str, str, str], Comparison]
     """By row, A and B, in both orders; absent where they have nothing in common."""
-
     headroom: Mapping[tuple[str, str], Estimate]
     """By row and column, for domains and overall: (column - base) / (routed oracle - base).
 
     Absent where the oracle is not ahead of the base by an interval that excludes zero.
     """
-
     budgets: Mapping[str, Budget]
     seeds: Mapping[str, tuple[int, ...]]
-    """The seeds each column has."""
-
+    """The seeds of each column."""
     missing: tuple[str, ...]
-    """What is not finished yet."""
+    """Jobs that are not finished yet."""
 
     @property
     def trained(self) -> tuple[str, ...]:
-        """The columns that are one trained model each."""
+        """The columns of one trained model each."""
         return tuple(c for c in self.columns if c not in (self.base, ORACLE))
 
     @property
-    def main_rows(self) -> tuple[ReportRow, ...]:
+    def main_rows(self) -> tuple[SummaryRow, ...]:
         """Domains and overall."""
         return tuple(row for row in self.rows if row.kind != "suite")
 
 
 def summarize(results: StudyResults, *, seed: int = 0, resamples: int = 2000) -> Summary:
-    """Every number of the tables; `seed` is that of the bootstrap."""
+    """Compute every number of a study's tables.
+
+    Args:
+        results: The outcomes of the study.
+        seed: Seed of the bootstrap.
+        resamples: Number of bootstrap draws.
+
+    Returns:
+        Accuracies, comparisons and headroom with 95 % intervals, and budgets.
+    """
     moments = moments_of(results)
     draws = draw(results, seed=seed, resamples=resamples)
-    bases = [o.column for o in results.outcomes if o.method == "base"]
-    base = bases[0] if bases else None
+    base = next((o.column for o in results.outcomes if o.method == "base"), None)
     return Summary(
         title=results.title,
         equal=results.equal,
@@ -112,7 +108,7 @@ def summarize(results: StudyResults, *, seed: int = 0, resamples: int = 2000) ->
         cells=_cells(moments, draws),
         comparisons=_comparisons(moments, draws),
         headroom=_headroom(moments, draws, base) if base else {},
-        budgets=_budgets(results),
+        budgets={column: _budget(results, column) for column in results.columns},
         seeds={column: tuple(own) for column, own in moments.units.items()},
         missing=results.missing,
     )
@@ -123,8 +119,8 @@ def _cells(moments: Moments, draws: Draws) -> dict[tuple[str, str], Estimate]:
     for column in moments.units:
         own = contrast(moments, {column: 1.0})
         assert own is not None, "a column has seeds in common with itself"
-        for row, mean_interval in zip(moments.rows, estimates(own, moments, draws), strict=True):
-            cells[row.name, column] = mean_interval
+        for row, interval in zip(moments.rows, mean_intervals(own, moments, draws), strict=True):
+            cells[row.name, column] = interval
     return cells
 
 
@@ -134,11 +130,11 @@ def _comparisons(moments: Moments, draws: Draws) -> dict[tuple[str, str, str], C
         difference = contrast(moments, {a: 1.0, b: -1.0})
         if difference is None:
             continue
-        means = estimates(difference, moments, draws)
-        shares = odds(difference, moments, draws)
-        for row, mean, share in zip(moments.rows, means, shares, strict=True):
-            if not math.isnan(mean.mean):
-                compared = Comparison(mean, share, difference.seeds)
+        intervals = mean_intervals(difference, moments, draws)
+        shares = probabilities(difference, moments, draws)
+        for row, interval, share in zip(moments.rows, intervals, shares, strict=True):
+            if not math.isnan(interval.mean):
+                compared = Comparison(interval, share, difference.seeds)
                 found[row.name, a, b] = compared
                 found[row.name, b, a] = compared.reversed()
     return found
@@ -153,20 +149,21 @@ def _headroom(moments: Moments, draws: Draws, base: str) -> dict[tuple[str, str]
         room = contrast(moments, {column: 0.0, base: -1.0, ORACLE: 1.0})
         if gap is None or room is None:
             continue
-        rooms = estimates(room, moments, draws)
-        for place, row in enumerate(moments.rows):
-            if row.kind != "suite" and gap.measured[place] and rooms[place].low > 0:
-                share = gap.values.mean(axis=0)[place] / rooms[place].mean
-                error = _ratio_error(moments, column, base, share, rooms[place].mean)
-                half = estimates(error, moments, draws)[place].high
+        rooms = mean_intervals(room, moments, draws)
+        for index, row in enumerate(moments.rows):
+            if row.kind != "suite" and gap.measured[index] and rooms[index].low > 0:
+                share = gap.values.mean(axis=0)[index] / rooms[index].mean
+                error = _ratio_error(moments, column, base, share, rooms[index].mean)
+                half = mean_intervals(error, moments, draws)[index].high
                 found[row.name, column] = Estimate(share, share - half, share + half)
     return found
 
 
 def _ratio_error(moments: Moments, column: str, base: str, share: float, room: float) -> Contrast:
-    """The first-order error of the ratio h of (c - b) to r = (o - b): (c - b - h (o - b)) / r.
+    """Return the first-order error of the ratio h of (c - b) to r = (o - b).
 
-    The delta method; sound where r is clearly above zero, and used only there.
+    It is (c - b - h (o - b)) / r: the delta method, sound and used only where r is clearly above
+    zero.
     """
     coefficients = {column: 1 / room, base: (share - 1) / room, ORACLE: -share / room}
     error = contrast(moments, coefficients)
@@ -174,10 +171,7 @@ def _ratio_error(moments: Moments, column: str, base: str, share: float, room: f
     return error
 
 
-def _budgets(results: StudyResults) -> dict[str, Budget]:
-    budgets = {}
-    for column in results.columns:
-        own = [o for o in results.outcomes if o.column == column]
-        counts = {name: float(np.mean([o.cost[name] for o in own])) for name in COUNTS}
-        budgets[column] = Budget(counts, float(np.mean([o.seconds for o in own])))
-    return budgets
+def _budget(results: StudyResults, column: str) -> Budget:
+    own = [o for o in results.outcomes if o.column == column]
+    counts = {name: float(np.mean([o.cost[name] for o in own])) for name in COUNTS}
+    return Budget(counts, float(np.mean([o.seconds for o in own])))
