@@ -64,7 +64,7 @@ class FilesConfig(Section):
     validation_share: Share = 0.05
     """Share of `path` for validation."""
     test_share: Share = 0.1
-    """Share of `path` for the test."""
+    """Share of `path` for testing."""
     num_train: Count | None = None
     """Training problems; by default all."""
     num_validation: Count | None = None

@@ -55,7 +55,7 @@ class MixedConfig(Section):
 
 
 class OPDConfig(Section):
-    """Static on-policy distillation: train two experts, then distil one into the other."""
+    """Static on-policy distillation: train the experts, then distil one into the other."""
 
     type: Literal["opd"] = "opd"
     student: str
@@ -63,7 +63,7 @@ class OPDConfig(Section):
     teacher: str
     """The expert that teaches its domain, frozen; experts have the names of their domains."""
     expert_steps: Count
-    """Updates of each expert."""
+    """Updates of each expert that takes part."""
     opd_steps: Count
     """Updates of the student by distillation."""
     beta: PositiveFloat = 1.0
@@ -99,7 +99,7 @@ class MOPDConfig(Section):
 
 
 class BandConfig(Section):
-    """Bounds of the top-k overlap that start and end distillation, instead of fixed stages."""
+    """Distil while the overlap is low instead of in fixed stages; needs monitor.every."""
 
     low: Fraction
     """Mean overlap of students with their teachers at which cross batches start."""

@@ -101,41 +101,36 @@ class Config(Section):
                 f"every rank needs a whole GPU: got engine.num_gpus = {engine.num_gpus:g} with "
                 f"{ranks}. Set it to 1, or to 0 for CPUs."
             )
+        staleness = self.recipe.max_staleness if isinstance(self.recipe, CoPDConfig) else 0
         refused = {
             'model.branches = "lora"': self.model.branches == "lora",
             'optimizer.type = "adamw_8bit"': self.optimizer.type == "adamw_8bit",
             "monitor.gradient_cosine = true": self.monitor.gradient_cosine,
-            "recipe.max_staleness": isinstance(self.recipe, CoPDConfig)
-            and self.recipe.max_staleness > 0,
+            "recipe.max_staleness": staleness > 0,
         }
-        for setting, is_set in refused.items():
-            if is_set:
-                raise ValueError(
-                    f"Several ranks per branch do not support {setting}: got it with {ranks}. "
-                    "Leave one of the two out."
-                )
+        _refuse(refused, f"The ranks of a branch cannot share {{}}: got it with {ranks}.")
 
     def _check_vllm(self) -> None:
         """Refuse what sampling with vLLM does not support."""
-        engine = self.engine
+        ranks = self.engine.ranks_per_branch if isinstance(self.engine, RayEngineConfig) else 1
         refused = {
-            "engine.ranks_per_branch above 1": isinstance(engine, RayEngineConfig)
-            and engine.ranks_per_branch > 1,
+            "engine.ranks_per_branch above 1": ranks > 1,
             'model.device = "cpu"': self.model.device == "cpu",
             "model.trust_remote_code = true": self.model.trust_remote_code,
         }
-        for setting, is_set in refused.items():
-            if is_set:
-                raise ValueError(
-                    f"vLLM samples for one process, on a GPU, with its own code: got {setting} and "
-                    'rollout.sampler = "vllm". Leave one of the two out.'
-                )
-        for name, temperature in (
-            ("rollout", self.rollout.temperature),
-            ("evaluation", self.evaluation.temperature),
-        ):
+        message = "vLLM samples for one process, on a GPU, with its own code: got {} and "
+        _refuse(refused, message + 'rollout.sampler = "vllm".')
+        for name in ("rollout", "evaluation"):
+            temperature = getattr(self, name).temperature
             if temperature and not 0.01 <= temperature <= 2:
                 raise ValueError(
                     f"vLLM samples at temperatures from 0.01 to 2: got {name}.temperature = "
                     f'{temperature:g}. Change it, or use rollout.sampler = "internal".'
                 )
+
+
+def _refuse(refused: Mapping[str, bool], message: str) -> None:
+    """Raise for the first setting of `refused` that is on."""
+    for setting, is_on in refused.items():
+        if is_on:
+            raise ValueError(f"{message.format(setting)} Leave one of the two out.")

@@ -26,7 +26,7 @@ class NumericVerifier(Section):
 
     type: Literal["numeric"] = "numeric"
     mark: str = "#"
-    """The number is searched after the last mark; with "", in the whole completion."""
+    """The number is expected after the last mark; with "", anywhere in the completion."""
     tolerance: NonNegativeFloat = 1e-6
     """Largest difference from the reference."""
 
@@ -36,7 +36,7 @@ class ChoiceVerifier(Section):
 
     type: Literal["choice"] = "choice"
     mark: str = ""
-    """The letter is searched after the last mark; with "", in the whole completion."""
+    """The letter is expected after the last mark; with "", anywhere in the completion."""
     letters: Letters = "ABCDEFGHIJ"
     """The letters to choose from."""
 
@@ -56,7 +56,7 @@ class IntervalVerifier(Section):
 
     type: Literal["interval"] = "interval"
     mark: str = "#"
-    """The span is searched after the last mark; with "", in the whole completion."""
+    """The span is expected after the last mark; with "", anywhere in the completion."""
     threshold: Threshold | None = None
     """If set, the reward is 1 from this value on and 0 below."""
 
@@ -66,7 +66,7 @@ class BoxVerifier(Section):
 
     type: Literal["box"] = "box"
     mark: str = "#"
-    """The box is searched after the last mark; with "", in the whole completion."""
+    """The box is expected after the last mark; with "", anywhere in the completion."""
     form: Literal["corners", "size"] = "corners"
     """The four numbers are x1, y1, x2, y2 ("corners") or x, y, width, height ("size")."""
     threshold: Threshold | None = None
