@@ -1,4 +1,4 @@
-"""A small diagnosis: the embedded base, a copy of it that is moved a little, few problems."""
+"""A small diagnosis: the embedded base, and a copy of it with noise on its weights."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -8,7 +8,7 @@ import torch
 
 from copd.config import Config
 from copd.lab.diagnose.findings import Diagnosis
-from copd.lab.diagnose.measure import run_diagnosis, settled
+from copd.lab.diagnose.measure import diagnosis_config, run_diagnosis
 from copd.policy import Policy
 from copd.policy.tiny import resolve
 from copd.types import Split
@@ -29,7 +29,7 @@ SETTINGS = {
 
 @pytest.fixture(scope="session")
 def moved_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The embedded base with noise on all weights."""
+    """Save the embedded base with noise on all weights."""
     folder = tmp_path_factory.mktemp("moved")
     policy = Policy.load(resolve("tiny"))
     generator = torch.Generator().manual_seed(0)
@@ -42,13 +42,13 @@ def moved_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def settings(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Config]:
-    """The configuration of a diagnosis, with some sections replaced."""
+    """Return a maker of diagnosis configurations, with some sections replaced."""
 
     def make(
         *domains: str, count: int = 4, num_samples: int = 2, split: Split = "validation", **sections
     ) -> Config:
         written = {"output_dir": tmp_path_factory.mktemp("run"), **SETTINGS, **sections}
-        return settled(
+        return diagnosis_config(
             Config.model_validate(written),
             domains=domains,
             split=split,
@@ -62,5 +62,5 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Config]:
 
 @pytest.fixture(scope="session")
 def diagnosed(settings, moved_folder: Path) -> Diagnosis:
-    """The moved copy learns from the base, text and image."""
+    """Diagnose the noisy copy as the student of the base, on text and image."""
     return run_diagnosis(str(moved_folder), "tiny", settings(), split="validation", say=print)

@@ -1,4 +1,4 @@
-"""A diagnosis of real models: against itself, against numbers made by hand, and who is refused."""
+"""Diagnoses of real models, compared with numbers computed by hand, and refused pairs."""
 
 from pathlib import Path
 
@@ -11,17 +11,17 @@ from copd.engine import create_engine
 from copd.lab.diagnose.measure import run_diagnosis
 from copd.policy import Policy, Vocabulary, require_same
 from copd.policy.tiny import resolve
-from copd.run.evaluation import evaluate, evaluation_request
+from copd.run.evaluation import evaluate_branches, evaluation_request
 from copd.types import ProblemId, RolloutRequest
 from tests.conftest import READING_TEMPLATE, character_tokenizer, reading_model, token_id
 
 
-def distributions(policy: Policy, config, name: str, portrait) -> list[np.ndarray]:
-    """Log-probabilities of every completion, `T V` each: one plain forward of the model per row."""
+def distributions(policy: Policy, config, name: str, probes) -> list[np.ndarray]:
+    """Return log-probabilities of every completion, `T V` each, by one plain forward per row."""
     engine = create_engine(config)
     engine.spawn("own", "tiny")
-    prompts = engine._branches["own"]._book.prompts(portrait.problems)  # pyright: ignore
-    rows = np.split(portrait.token_ids, np.cumsum(portrait.lengths)[:-1])
+    prompts = engine._branches["own"]._prompt_cache.prompts(probes.problems)  # pyright: ignore
+    rows = np.split(probes.token_ids, np.cumsum(probes.lengths)[:-1])
     banned, found = policy.banned.numpy(), []
     for place, row in enumerate(rows):
         prompt = prompts[place * len(prompts) // len(rows)].input_ids
@@ -35,7 +35,7 @@ def distributions(policy: Policy, config, name: str, portrait) -> list[np.ndarra
 
 
 def by_hand(p: np.ndarray, q: np.ndarray, tokens: np.ndarray) -> dict[str, np.ndarray]:
-    """All measures at `T` tokens: p is the student, q the teacher, log-probabilities `T V`."""
+    """Return all measures at `T` tokens from log-probabilities `T V`: p student, q teacher."""
     allowed = np.isfinite(p[0])
     every, p, q = np.arange(len(p)), p[:, allowed], q[:, allowed]
     tokens = (np.cumsum(allowed) - 1)[tokens]
@@ -57,61 +57,59 @@ def by_hand(p: np.ndarray, q: np.ndarray, tokens: np.ndarray) -> dict[str, np.nd
     }
 
 
-def portrait_of(config, folder: Path, name: str):
-    """The rollouts a diagnosis looks at, once more."""
+def student_probes(config, folder: Path, name: str):
+    """Sample the rollouts of a diagnosis again."""
     engine = create_engine(config)
     engine.spawn("student", str(folder))
-    place = evaluation_request(config, name, "validation")
-    problems = tuple(ProblemId(name, "validation", i) for i in range(place.num_problems))
-    request = RolloutRequest("again", problems, 1.0, place.seed, "a test")
+    evaluation = evaluation_request(config, name, "validation")
+    problems = tuple(ProblemId(name, "validation", i) for i in range(evaluation.num_problems))
+    request = RolloutRequest("again", problems, 1.0, evaluation.seed, "a test")
     return engine.call(Branch.probe, {"student": [request]})["student"][0]
 
 
-def test_every_measure_is_the_one_made_by_hand(settings, diagnosed, moved_folder):
+def test_every_measure_equals_the_one_computed_by_hand(settings, diagnosed, moved_folder):
     config, found = settings(), diagnosed.domains["text"]
-    portrait = portrait_of(config, moved_folder, "text")
+    probes = student_probes(config, moved_folder, "text")
     models = [Policy.load(resolve(path)) for path in (str(moved_folder), "tiny")]
-    both = [distributions(policy, config, "text", portrait) for policy in models]
-    rows = np.split(portrait.token_ids, np.cumsum(portrait.lengths)[:-1])
+    both = [distributions(policy, config, "text", probes) for policy in models]
+    rows = np.split(probes.token_ids, np.cumsum(probes.lengths)[:-1])
     values = [by_hand(p, q, row) for p, q, row in zip(*both, rows, strict=True)]
     assert found.is_exact
-    assert found.whole.measured.num_problems == 4
-    assert found.whole.measured.num_tokens == len(portrait.token_ids)
+    assert found.whole.summary.num_problems == 4
+    assert found.whole.summary.num_tokens == len(probes.token_ids)
     last = found.bins[0].last
-    for name, mean_interval in found.whole.measured.means.items():
+    for name, estimate in found.whole.summary.means.items():
         pairs = [np.concatenate([values[2 * i][name], values[2 * i + 1][name]]) for i in range(4)]
         means = [pair.mean() for pair in pairs]
         half = 1.959963984540054 * np.std(means, ddof=1) / 2
-        assert mean_interval.mean == pytest.approx(np.mean(means), rel=1e-3, abs=1e-4), name
-        assert mean_interval.high - mean_interval.mean == pytest.approx(half, rel=1e-3, abs=1e-4), (
-            name
-        )
+        assert estimate.mean == pytest.approx(np.mean(means), rel=1e-3, abs=1e-4), name
+        assert estimate.high - estimate.mean == pytest.approx(half, rel=1e-3, abs=1e-4), name
         early = [
             np.concatenate([values[2 * i][name][:last], values[2 * i + 1][name][:last]]).mean()
             for i in range(4)
         ]
-        first = found.bins[0].measured.means[name].mean
+        first = found.bins[0].summary.means[name].mean
         assert first == pytest.approx(np.mean(early), rel=1e-3, abs=1e-4), name
-    assert sum(b.measured.num_tokens for b in found.bins) == len(portrait.token_ids)
+    assert sum(b.summary.num_tokens for b in found.bins) == len(probes.token_ids)
 
 
 def test_accuracies_are_those_of_an_evaluation(settings, diagnosed, moved_folder):
-    """Of each model on its own rollouts, at temperature 1 and with the seed of an evaluation."""
+    """Each model answers itself, at temperature 1 and with the seed of an evaluation."""
     for role, path in (("student", str(moved_folder)), ("teacher", "tiny")):
         engine = create_engine(settings())
         engine.spawn(role, path)
-        results = evaluate(engine, settings(), [role], split="validation")[role]
+        results = evaluate_branches(engine, settings(), [role], split="validation")[role]
         for name, own in diagnosed.domains.items():
             assert own.whole.accuracy[role].mean == np.mean(results[name].accuracy)
             assert set(own.suites) == set(results[name].suites)
-            for suite, part in own.suites.items():
-                assert part.accuracy[role].mean == np.mean(results[name].of_suite(suite))
+            for suite, group in own.suites.items():
+                assert group.accuracy[role].mean == np.mean(results[name].of_suite(suite))
 
 
 def test_a_model_has_nothing_to_teach_itself(settings):
     found = run_diagnosis("tiny", "tiny", settings("image"), split="validation", say=print)
     own = found.domains["image"]
-    means = own.whole.measured.means
+    means = own.whole.summary.means
     assert own.verdict.word == "nothing to teach"
     assert means["overlap"].mean == 1.0
     for name in ("reverse_kl", "forward_kl", "delta", "entropy_gap"):
@@ -119,10 +117,10 @@ def test_a_model_has_nothing_to_teach_itself(settings):
     assert own.whole.accuracy["difference"].mean == 0.0
 
 
-def test_few_told_tokens_bound_the_divergences_from_below(settings, diagnosed, moved_folder):
+def test_few_probed_top_tokens_bound_the_divergences_from_below(settings, diagnosed, moved_folder):
     config = settings("text", monitor={"probe_top_k": 10})
     found = run_diagnosis(str(moved_folder), "tiny", config, split="validation", say=print)
-    few, exact = (d.domains["text"].whole.measured.means for d in (found, diagnosed))
+    few, exact = (d.domains["text"].whole.summary.means for d in (found, diagnosed))
     assert not found.domains["text"].is_exact
     for name in ("reverse_kl", "forward_kl", "teacher_top_under_student"):
         assert 0.3 * exact[name].mean < few[name].mean < exact[name].mean, name
@@ -130,7 +128,7 @@ def test_few_told_tokens_bound_the_divergences_from_below(settings, diagnosed, m
         assert few[name].mean == pytest.approx(exact[name].mean, rel=1e-5), name
 
 
-def test_families_may_differ_and_so_may_spare_rows_of_the_head(settings, reading_folders, tmp_path):
+def test_families_and_spare_rows_of_the_head_may_differ(settings, reading_folders, tmp_path):
     model = reading_model("llama")
     model.resize_token_embeddings(150)
     model.save_pretrained(tmp_path)
@@ -138,9 +136,9 @@ def test_families_may_differ_and_so_may_spare_rows_of_the_head(settings, reading
     models = str(tmp_path), str(reading_folders["qwen3"])
     for student, teacher in (models, models[::-1]):
         found = run_diagnosis(student, teacher, settings("text"), split="validation", say=print)
-        means = found.domains["text"].whole.measured.means
+        means = found.domains["text"].whole.summary.means
         assert found.domains["text"].is_exact
-        assert all(np.isfinite(mean_interval.mean) for mean_interval in means.values())
+        assert all(np.isfinite(estimate.mean) for estimate in means.values())
         assert means["reverse_kl"].mean > 0.1 and 0 < means["overlap"].mean < 1
 
 
@@ -168,14 +166,14 @@ def test_a_model_that_cannot_see_is_refused(settings, reading_folders):
         run_diagnosis(qwen, qwen, settings("image"), split="validation", say=print)
 
 
-def test_problems_and_domains_that_are_not_there_are_refused(settings):
+def test_missing_problems_and_domains_are_refused(settings):
     with pytest.raises(ValueError, match="Lower --num-problems"):
         settings(count=10**6)
     with pytest.raises(ValueError, match="got 'sound', it has text, image"):
         settings("sound")
 
 
-def test_vocabularies_tell_what_differs():
+def test_a_refused_vocabulary_names_the_differences():
     own = Vocabulary({0: "a", 1: "b", 2: "<end>"}, frozenset({2}), 5)
     require_same(own, own)
     require_same(own, Vocabulary(own.tokens, own.ends, 9))  # tokens that nobody samples

@@ -1,4 +1,4 @@
-"""What a diagnosis leaves: JSON, text for a terminal, and a page that a browser shows."""
+"""The output of a diagnosis: JSON, tables for a terminal, and a page."""
 
 import json
 from dataclasses import replace
@@ -48,18 +48,16 @@ def test_json_has_everything(diagnosed: Diagnosis):
     for own in found["domains"].values():
         assert own["kl"] == "exact"
         assert own["verdict"] and len(own["reasons"]) >= 2
-        parts = [own, *own["suites"].values()]
-        assert len(parts) >= 3
-        assert all(set(part["accuracy"]) == {"student", "teacher", "difference"} for part in parts)
-        for part in [*parts, *own["positions"]]:
-            assert set(part["measures"]) == set(LABELS)
-            for mean_interval in part["measures"].values():
-                assert (
-                    set(mean_interval) == {"mean", "low", "high"}
-                    and mean_interval["mean"] is not None
-                )
-        alone = [part for part in parts if part["num_problems"] == 1]
-        assert all(part["measures"]["overlap"]["low"] is None for part in alone)
+        groups = [own, *own["suites"].values()]
+        assert len(groups) >= 3
+        assert all(set(g["accuracy"]) == {"student", "teacher", "difference"} for g in groups)
+        for group in [*groups, *own["positions"]]:
+            assert set(group["measures"]) == set(LABELS)
+            for estimate in group["measures"].values():
+                assert set(estimate) == {"mean", "low", "high"}
+                assert estimate["mean"] is not None
+        single = [group for group in groups if group["num_problems"] == 1]
+        assert all(group["measures"]["overlap"]["low"] is None for group in single)
         assert own["measures"]["overlap"]["low"] < own["measures"]["overlap"]["high"]
         edges = [(place["first"], place["last"]) for place in own["positions"]]
         assert edges[0][0] == 1
@@ -73,9 +71,9 @@ def test_the_terminal_shows_verdicts_and_numbers(diagnosed: Diagnosis):
     text = capture.get()
     for own in diagnosed.domains.values():
         assert own.verdict.reasons[0][:60] in text
-        overlap = own.whole.measured.means["overlap"]
+        overlap = own.whole.summary.means["overlap"]
         assert f"{overlap.mean:.3f} \u00b1{overlap.high - overlap.mean:.3f}" in text
-    assert "A rule of thumb, not a fact" in text and "teacher on student's top 10" in text
+    assert "This is a rule of thumb" in text and "teacher on student's top 10" in text
 
 
 def test_the_page_is_complete_and_loads_nothing(diagnosed: Diagnosis):
@@ -98,7 +96,7 @@ def test_a_browser_draws_the_positions(browser: Browser, diagnosed: Diagnosis, t
     file.write_text(page(diagnosed), encoding="utf-8")
     browser.emulate()
     browser.open(file)
-    assert browser.complaints == []
+    assert browser.errors == []
     assert browser.requests == [file.resolve().as_uri()]
     assert browser.count("#positions figure") == 5 * len(diagnosed.domains)
     bins = len(diagnosed.domains["text"].bins)

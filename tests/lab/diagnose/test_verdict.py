@@ -1,11 +1,11 @@
-"""The rules of thumb on hand-made estimates, and the means over hand-made tokens."""
+"""The rules of thumb on made-up estimates, and means over made-up tokens."""
 
 import math
 
 import numpy as np
 import pytest
 
-from copd.lab.diagnose.findings import by_position, measure, probed_tokens
+from copd.lab.diagnose.findings import by_position, probed_tokens, summarize_tokens
 from copd.lab.diagnose.verdict import WORDS, Verdict, judge, overall
 from copd.monitor.results import Estimate
 from copd.types import ProbeRollouts, ProblemId, TokenDivergence
@@ -59,7 +59,7 @@ def test_reasons_have_the_numbers():
     assert "70.0 against 50.0 % correct, +20.0 points [+10.0, +30.0]" in about_accuracy
 
 
-def test_drifting_apart_is_told_only_where_it_is_sure():
+def test_drifting_apart_is_a_reason_only_if_it_is_sure():
     def reasons(start: Estimate, end: Estimate) -> tuple[str, ...]:
         return verdict(positions=[(1, 4, start), (5, 8, around(0.7)), (9, 20, end)]).reasons
 
@@ -74,14 +74,14 @@ def test_drifting_apart_is_told_only_where_it_is_sure():
 def test_all_domains_in_one_sentence():
     one, other = Verdict("likely", ()), Verdict("doubtful", ())
     assert overall([one, one]) == WORDS["likely"]
-    assert overall([one, other]) == "The verdict differs from domain to domain"
+    assert overall([one, other]) == "The verdict differs between domains"
 
 
 def made() -> tuple[ProbeRollouts, TokenDivergence]:
-    """Two problems with two completions each, of 3, 1, 2 and 4 tokens; token 1 is no probe."""
+    """Return two problems with completions of 3 and 1, 2 and 4 tokens; token 1 is no probe."""
     probes = np.array([0, 2, 3, 4, 5, 6, 7, 8, 9], dtype=np.int32)
     size = len(probes)
-    portrait = ProbeRollouts(
+    student = ProbeRollouts(
         problems=(ProblemId("d", "validation", 0), ProblemId("d", "validation", 1)),
         token_ids=np.zeros(10, dtype=np.int32),
         lengths=np.array([3, 1, 2, 4], dtype=np.int32),
@@ -94,10 +94,10 @@ def made() -> tuple[ProbeRollouts, TokenDivergence]:
         texts=("",) * 4,
     )
     fields = np.arange(7 * size, dtype=np.float32).reshape(7, size)
-    return portrait, TokenDivergence(*fields)
+    return student, TokenDivergence(*fields)
 
 
-def test_tokens_know_their_problem_and_position():
+def test_tokens_have_their_problem_and_position():
     tokens = probed_tokens(*made())
     assert tokens.problem.tolist() == [0, 0, 0, 1, 1, 1, 1, 1, 1]
     assert tokens.position.tolist() == [1, 3, 1, 1, 2, 1, 2, 3, 4]
@@ -108,7 +108,7 @@ def test_tokens_know_their_problem_and_position():
 
 def test_problems_weigh_the_same_however_many_tokens_they_have():
     tokens = probed_tokens(*made())
-    found = measure(tokens, np.ones(9, dtype=bool))
+    found = summarize_tokens(tokens, np.ones(9, dtype=bool))
     assert (found.num_problems, found.num_tokens) == (2, 9)
     # overlap is 0 to 8 here: 1 over the three tokens of the first problem, 5.5 over the others
     assert found.means["overlap"].mean == pytest.approx((1 + 5.5) / 2)
@@ -120,7 +120,7 @@ def test_bins_cover_every_position_once():
     tokens = probed_tokens(*made())
     bins = by_position(tokens)
     assert [(b.first, b.last) for b in bins] == [(1, 1), (2, 2), (3, 3), (4, 4)]
-    assert [b.measured.num_tokens for b in bins] == [4, 2, 2, 1]
-    assert bins[3].measured.num_problems == 1
-    assert not math.isfinite(bins[3].measured.means["overlap"].high)
-    assert bins[2].measured.means["overlap"].mean == pytest.approx((1 + 7) / 2)
+    assert [b.summary.num_tokens for b in bins] == [4, 2, 2, 1]
+    assert bins[3].summary.num_problems == 1
+    assert not math.isfinite(bins[3].summary.means["overlap"].high)
+    assert bins[2].summary.means["overlap"].mean == pytest.approx((1 + 7) / 2)

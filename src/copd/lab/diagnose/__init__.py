@@ -1,4 +1,4 @@
-"""Can this student learn from this teacher by on-policy distillation? Measures, trains none."""
+"""The diagnosis: whether a student can learn from a teacher by on-policy distillation."""
 
 from copd.lab.diagnose.command import diagnose
 

@@ -1,4 +1,4 @@
-"""What `copd diagnose` does, without the command line: measure, then print and write."""
+"""`copd diagnose` without the command line: measure, print and write."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from rich.console import Console
 
 from copd.config import Config
-from copd.lab.diagnose.measure import run_diagnosis, settled
+from copd.lab.diagnose.measure import diagnosis_config, run_diagnosis
 from copd.lab.diagnose.page import page
 from copd.lab.diagnose.tables import to_console, to_json
 from copd.storage import write_atomically
@@ -28,22 +28,37 @@ def diagnose(
     out: Path | None,
     as_json: bool,
 ) -> None:
-    """Prints the diagnosis; with `out` also writes `diagnosis.json` and `diagnosis.html` there."""
+    """Compare a student with a teacher on the student's rollouts, and print a verdict.
+
+    Args:
+        student: Model folder, GGUF file, adapter, hub name or "tiny".
+        teacher: Likewise; it must have the student's tokens.
+        config: Domains, seed, token limit and probes.
+        domains: Names of the domains to use; empty for all.
+        split: Split of the problems.
+        num_problems: Problems per domain; at most 100 if None.
+        num_samples: Rollouts per problem.
+        out: Folder for `diagnosis.json` and `diagnosis.html`.
+        as_json: Print JSON instead of tables.
+
+    Raises:
+        ValueError: If the models or domains do not fit, or `out` is a file.
+    """
     say = Console(stderr=True).print
     if out is not None:
         if out.exists() and not out.is_dir():
             raise ValueError(f"--out must be a folder: got the file {out}. Name another.")
         out.mkdir(parents=True, exist_ok=True)
-    config = settled(
+    config = diagnosis_config(
         config, domains=domains, split=split, count=num_problems, num_samples=num_samples, say=say
     )
     diagnosis = run_diagnosis(student, teacher, config, split=split, say=say)
-    found = json.dumps(to_json(diagnosis), indent=2, allow_nan=False)
+    text = json.dumps(to_json(diagnosis), indent=2, allow_nan=False)
     if as_json:
-        print(found)
+        print(text)
     else:
         Console().print(to_console(diagnosis))
     if out is not None:
-        write_atomically(out / "diagnosis.json", found + "\n")
+        write_atomically(out / "diagnosis.json", text + "\n")
         write_atomically(out / "diagnosis.html", page(diagnosis))
         say(f"written: {out / 'diagnosis.json'}, {out / 'diagnosis.html'}")

@@ -1,19 +1,19 @@
-"""From values per token to means with intervals: per domain, suite and position. Runs no model."""
+"""The findings of a diagnosis: means with intervals per domain, suite and position."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from copd.lab.diagnose.verdict import Verdict
-from copd.monitor.results import DomainResult, Estimate, mean_interval
+from copd.monitor.results import DomainResult, Estimate, mean_interval, paired_difference
 from copd.types import ProbeRollouts, TokenDivergence
 
 NUM_BINS = 8
-"""Stretches of a completion with about equally many tokens each."""
+"""Bins of positions with about equally many tokens each."""
 
 LABELS = {
     "overlap": "overlap@k",
@@ -27,26 +27,26 @@ LABELS = {
     "entropy_gap": "entropy gap",
     "delta": "delta",
 }
-"""What is measured at every probed token of the student's own rollouts, in words."""
+"""The measures at every probed token of the student's rollouts, and their labels."""
 
 
 @dataclass(frozen=True, eq=False)
 class Tokens:
-    """The probed tokens of one domain, one value each; all of shape `M`."""
+    """The M probed tokens of one domain."""
 
     problem: NDArray[np.int64]
-    """Place of its problem."""
+    """Shape `M`, the index of the problem."""
 
     position: NDArray[np.int64]
-    """Place in its completion, from 1."""
+    """Shape `M`, the position in the completion, from 1."""
 
     values: Mapping[str, NDArray[np.float32]]
-    """By the names of `LABELS`."""
+    """Shape `M` each, by the names of `LABELS`."""
 
 
 @dataclass(frozen=True)
-class Measured:
-    """Means over some tokens; every problem that has any weighs the same."""
+class TokenSummary:
+    """Means over some tokens, in which all problems weigh the same."""
 
     num_problems: int
     num_tokens: int
@@ -56,38 +56,38 @@ class Measured:
 
 @dataclass(frozen=True)
 class GroupMeasurement:
-    """A domain or a suite: what the tokens are like, and how many answers are right."""
+    """The tokens and accuracies of a domain or a suite."""
 
-    measured: Measured
+    summary: TokenSummary
     accuracy: Mapping[str, Estimate]
     """Of `student` and `teacher`, each on its own rollouts, and their paired `difference`."""
 
 
 @dataclass(frozen=True)
 class Bin:
-    """Positions `first` to `last` of a completion."""
+    """The tokens at positions `first` to `last` of a completion."""
 
     first: int
     last: int
-    measured: Measured
+    summary: TokenSummary
 
 
 @dataclass(frozen=True)
 class DomainDiagnosis:
-    """All that is found on one domain."""
+    """The findings on one domain."""
 
     whole: GroupMeasurement
     suites: Mapping[str, GroupMeasurement]
     bins: tuple[Bin, ...]
     is_exact: bool
-    """Whether the KLs are over the whole vocabulary, and no lower bounds."""
+    """Whether the KLs are over the whole vocabulary; otherwise they are lower bounds."""
 
     verdict: Verdict
 
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """A student, a teacher and what was found, with what is needed to find it again."""
+    """The findings on a student and a teacher, and the settings that reproduce them."""
 
     student: str
     teacher: str
@@ -98,33 +98,33 @@ class Diagnosis:
     domains: Mapping[str, DomainDiagnosis]
 
 
-def probed_tokens(portrait: ProbeRollouts, token_divergences: TokenDivergence) -> Tokens:
-    """Where the student's probes are, and what both models are like there."""
-    ends = np.cumsum(portrait.lengths)
-    rollout = np.searchsorted(ends, portrait.probes, side="right")
+def probed_tokens(student: ProbeRollouts, teacher: TokenDivergence) -> Tokens:
+    """Locate the probes of the student's rollouts, and collect the measures there."""
+    ends = np.cumsum(student.lengths)
+    rollout = np.searchsorted(ends, student.probes, side="right")
     return Tokens(
-        problem=rollout // (len(portrait.lengths) // len(portrait.problems)),
-        position=portrait.probes - (ends - portrait.lengths)[rollout] + 1,
+        problem=rollout // (len(student.lengths) // len(student.problems)),
+        position=student.probes - (ends - student.lengths)[rollout] + 1,
         values={
-            "overlap": token_divergences.overlap,
-            "student_top_under_teacher": token_divergences.portrait_top,
-            "teacher_top_under_student": token_divergences.other_top,
-            "reverse_kl": token_divergences.reverse_kl,
-            "forward_kl": token_divergences.forward_kl,
-            "symmetric_kl": token_divergences.reverse_kl + token_divergences.forward_kl,
-            "student_entropy": portrait.entropies,
-            "teacher_entropy": token_divergences.entropies,
-            "entropy_gap": token_divergences.entropies - portrait.entropies,
-            "delta": token_divergences.logprobs - portrait.logprobs,
+            "overlap": teacher.overlap,
+            "student_top_under_teacher": teacher.own_top_mass,
+            "teacher_top_under_student": teacher.other_top_mass,
+            "reverse_kl": teacher.reverse_kl,
+            "forward_kl": teacher.forward_kl,
+            "symmetric_kl": teacher.reverse_kl + teacher.forward_kl,
+            "student_entropy": student.entropies,
+            "teacher_entropy": teacher.entropies,
+            "entropy_gap": teacher.entropies - student.entropies,
+            "delta": teacher.logprobs - student.logprobs,
         },
     )
 
 
-def measure(tokens: Tokens, chosen: NDArray[np.bool_]) -> Measured:
-    """Means per problem, then over problems: those are independent, tokens are not."""
+def summarize_tokens(tokens: Tokens, chosen: NDArray[np.bool_]) -> TokenSummary:
+    """Average the chosen tokens per problem, then over problems, which are independent."""
     _, place = np.unique(tokens.problem[chosen], return_inverse=True)
     counts = np.bincount(place)
-    return Measured(
+    return TokenSummary(
         num_problems=len(counts),
         num_tokens=int(chosen.sum()),
         means={
@@ -135,13 +135,13 @@ def measure(tokens: Tokens, chosen: NDArray[np.bool_]) -> Measured:
 
 
 def by_position(tokens: Tokens) -> tuple[Bin, ...]:
-    """The completion cut at quantiles of the probes' positions; short ones have fewer bins."""
+    """Bin the tokens at quantiles of their positions; short completions have fewer bins."""
     shares = np.arange(1, NUM_BINS + 1) / NUM_BINS
     lasts = np.unique(np.quantile(tokens.position, shares, method="higher")).astype(int)
     firsts = [1, *(lasts[:-1] + 1).tolist()]
     place = np.searchsorted(lasts, tokens.position)
     return tuple(
-        Bin(first, int(last), measure(tokens, place == number))
+        Bin(first, int(last), summarize_tokens(tokens, place == number))
         for number, (first, last) in enumerate(zip(firsts, lasts, strict=True))
     )
 
@@ -149,23 +149,22 @@ def by_position(tokens: Tokens) -> tuple[Bin, ...]:
 def by_suite(
     tokens: Tokens, student: DomainResult, teacher: DomainResult
 ) -> dict[str, GroupMeasurement]:
-    """The suites whose problems have a probed token."""
+    """Measure every suite whose problems have a probed token."""
     suites = np.array(student.suites)
     found = dict.fromkeys(suites[np.unique(tokens.problem)].tolist())
     return {
         suite: GroupMeasurement(
-            measure(tokens, suites[tokens.problem] == suite),
+            summarize_tokens(tokens, suites[tokens.problem] == suite),
             accuracies(student.of_suite(suite), teacher.of_suite(suite)),
         )
         for suite in found
     }
 
 
-def accuracies(student: tuple[float, ...], teacher: tuple[float, ...]) -> dict[str, Estimate]:
-    """Shares of correct rollouts, and how far the teacher is ahead on the same problems."""
-    difference = np.subtract(teacher, student).tolist()
+def accuracies(student: Sequence[float], teacher: Sequence[float]) -> dict[str, Estimate]:
+    """Return the mean accuracies, and how far the teacher is ahead on the same problems."""
     return {
         "student": mean_interval(student),
         "teacher": mean_interval(teacher),
-        "difference": mean_interval(difference),
+        "difference": paired_difference(teacher, student),
     }

@@ -1,7 +1,6 @@
-"""Asks a student and a teacher what they do on the student's rollouts. Trains none, judges none.
+"""Run a student and a teacher on the student's rollouts.
 
-Each lives in its own engine, so that each reads the problems as it is used to: its own chat
-template, its own processor.
+Each has its own engine, and so reads the problems with its own chat template and processor.
 """
 
 from __future__ import annotations
@@ -21,22 +20,22 @@ from copd.lab.diagnose.findings import (
     accuracies,
     by_position,
     by_suite,
-    measure,
     probed_tokens,
+    summarize_tokens,
 )
 from copd.lab.diagnose.verdict import judge
 from copd.policy import Vocabulary, require_same
-from copd.run.evaluation import domain_result, evaluate, evaluation_request
-from copd.types import ProbeRollouts, ProblemId, RolloutRequest, Split, TokenDivergence
+from copd.run.evaluation import domain_result, evaluate_branches, evaluation_request
+from copd.types import ProblemId, RolloutRequest, Split
 
 MAX_PROBES = 16_384
-"""Tokens per domain at which distributions are compared; of longer rollouts a random choice."""
+"""Tokens per domain at which distributions are compared; of more, a random choice."""
 
 
 def run_diagnosis(
     student: str, teacher: str, config: Config, *, split: Split, say: Callable[[str], None]
 ) -> Diagnosis:
-    """On the domains of a configuration from `settled`, as its evaluation section says."""
+    """Diagnose a pair of models on the domains of a configuration from `diagnosis_config`."""
     engines: dict[str, Engine] = {}
     try:
         vocabularies: list[Vocabulary] = []
@@ -48,9 +47,9 @@ def run_diagnosis(
         require_same(*vocabularies)
         found = {}
         for name in config.domains:
-            say(f"domain {name}: rollouts of both")
+            say(f"domain {name}: sampling rollouts of both")
             alone = config.model_copy(update={"domains": {name: config.domains[name]}})
-            found[name] = _diagnose_domain(engines, alone, name, split, vocabularies[0])
+            found[name] = _diagnose_domain(engines, alone, name, split, len(vocabularies[0].tokens))
     finally:
         for engine in engines.values():
             engine.close()
@@ -65,7 +64,7 @@ def run_diagnosis(
     )
 
 
-def settled(
+def diagnosis_config(
     config: Config,
     *,
     domains: Sequence[str],
@@ -74,9 +73,9 @@ def settled(
     num_samples: int,
     say: Callable[[str], None],
 ) -> Config:
-    """The configuration of a diagnosis: whole models at temperature 1, on some of the domains.
+    """Return a configuration with some of the domains, whole models and temperature 1.
 
-    Without a `count` at most 100 problems per domain are taken.
+    Without a `count`, at most 100 problems per domain are used.
     """
     for name in domains:
         if name not in config.domains:
@@ -87,10 +86,11 @@ def settled(
     config = with_sizes(config, say)
     chosen = {n: c for n, c in config.domains.items() if n in domains or not domains}
     for name, section in chosen.items():
-        if count is not None and count > num_problems(section, split):
+        available = num_problems(section, split)
+        if count is not None and count > available:
             raise ValueError(
-                f"domain {name!r} has {num_problems(section, split)} {split} problems: got {count} "
-                f"to answer. Lower --num-problems, or raise domains.{name}.num_{split}."
+                f"domain {name!r} has {available} {split} problems: got {count} to answer. "
+                f"Lower --num-problems, or raise domains.{name}.num_{split}."
             )
     sampling = {
         "num_problems": 100 if count is None else count,
@@ -110,15 +110,27 @@ def settled(
 
 
 def _diagnose_domain(
-    engines: dict[str, Engine], config: Config, name: str, split: Split, vocabulary: Vocabulary
+    engines: dict[str, Engine], config: Config, name: str, split: Split, num_tokens: int
 ) -> DomainDiagnosis:
-    portrait, token_divergences = _token_divergences(engines, config, name, split)
-    [answers] = engines["student"].call(Branch.verify, {"student": [portrait]})["student"]
-    student = domain_result(answers)
-    teacher = evaluate(engines["teacher"], config, ["teacher"], split=split)["teacher"][name]
-    tokens = probed_tokens(portrait, token_divergences)
+    """Diagnose the pair on the only domain of `config`; `num_tokens` can be sampled."""
+    evaluation = evaluation_request(config, name, split)
+    request = RolloutRequest(
+        action="diagnose",
+        problems=tuple(ProblemId(name, split, i) for i in range(evaluation.num_problems)),
+        temperature=1.0,
+        seed=evaluation.seed,
+        position="the diagnosis",
+    )
+    [probes] = engines["student"].call(Branch.probe, {"student": [request]})["student"]
+    compared = engines["teacher"].call(Branch.token_divergences, {"teacher": [probes]})
+    [divergence] = compared["teacher"]
+    [rewards] = engines["student"].call(Branch.verify, {"student": [probes]})["student"]
+    student = domain_result(rewards)
+    results = evaluate_branches(engines["teacher"], config, ["teacher"], split=split)
+    teacher = results["teacher"][name]
+    tokens = probed_tokens(probes, divergence)
     whole = GroupMeasurement(
-        measure(tokens, np.ones(len(tokens.problem), dtype=bool)),
+        summarize_tokens(tokens, np.ones(len(tokens.problem), dtype=bool)),
         accuracies(student.accuracy, teacher.accuracy),
     )
     bins = by_position(tokens)
@@ -126,31 +138,12 @@ def _diagnose_domain(
         whole=whole,
         suites=by_suite(tokens, student, teacher),
         bins=bins,
-        is_exact=portrait.topk_ids.shape[1] >= len(vocabulary.tokens),
+        is_exact=probes.topk_ids.shape[1] >= num_tokens,
         verdict=judge(
-            whole.measured.means["overlap"],
-            whole.measured.means["symmetric_kl"],
+            whole.summary.means["overlap"],
+            whole.summary.means["symmetric_kl"],
             whole.accuracy,
-            [(b.first, b.last, b.measured.means["overlap"]) for b in bins],
+            [(b.first, b.last, b.summary.means["overlap"]) for b in bins],
             overlap_k=config.monitor.overlap_k,
         ),
     )
-
-
-def _token_divergences(
-    engines: dict[str, Engine], config: Config, name: str, split: Split
-) -> tuple[ProbeRollouts, TokenDivergence]:
-    """The student's rollouts, with the seed an evaluation has, and the teacher's view of them."""
-    place = evaluation_request(config, name, split)
-    request = RolloutRequest(
-        action="diagnose",
-        problems=tuple(ProblemId(name, split, i) for i in range(place.num_problems)),
-        temperature=1.0,
-        seed=place.seed,
-        position="the diagnosis",
-    )
-    [portrait] = engines["student"].call(Branch.probe, {"student": [request]})["student"]
-    [token_divergences] = engines["teacher"].call(
-        Branch.token_divergences, {"teacher": [portrait]}
-    )["teacher"]
-    return portrait, token_divergences

@@ -1,70 +1,45 @@
-"""A diagnosis as one HTML file in the look of the report. Measures nothing, loads nothing."""
+"""A diagnosis as one HTML file in the style of the report."""
 
 from __future__ import annotations
 
-import time
 from html import escape
-from importlib import resources
 
 from copd.lab.diagnose.findings import Diagnosis, DomainDiagnosis
-from copd.lab.diagnose.tables import RULE_OF_THUMB, Rows, notes, part_rows, position_rows, to_json
+from copd.lab.diagnose.tables import (
+    RULE_OF_THUMB,
+    group_table,
+    notes,
+    position_table,
+    to_json,
+)
 from copd.lab.diagnose.verdict import WORDS
-from copd.lab.report.fragments import folded, moment
-from copd.lab.report.page import embedded, framed
+from copd.lab.report.fragments import folded, table
+from copd.lab.report.page import asset, embedded, framed
 
-FILES = {
-    "style": (("copd.lab.report", "page.css"),),
-    "script": (
-        ("copd.lab.report", "page.js"),
-        ("copd.lab.report", "chart.js"),
-        ("copd.lab.diagnose", "positions.js"),
-    ),
-}
+PACKAGE = "copd.lab.diagnose"
 
 
 def page(diagnosis: Diagnosis) -> str:
-    """The page as text."""
+    """Return the page as text."""
     found = to_json(diagnosis)
-    data = {"axis": "token", "runs": [], "domains": found["domains"]}
+    domains = diagnosis.domains.items()
     parts = {
         "title": escape(f"{diagnosis.student} from {diagnosis.teacher}"),
-        "made": moment(time.time()),
         "verdict": escape(found["verdict"]),
         "thumb": escape(RULE_OF_THUMB),
         "notes": escape(notes(diagnosis)),
-        "domains": "".join(
-            _domain(name, own, diagnosis.overlap_k) for name, own in diagnosis.domains.items()
-        ),
-        **{name: "\n".join(_file(*file) for file in files) for name, files in FILES.items()},
-        "data": embedded(data),
+        "domains": "".join(_domain(name, own, diagnosis.overlap_k) for name, own in domains),
+        "script": "\n".join([asset("page.js"), asset("chart.js"), asset("positions.js", PACKAGE)]),
+        "data": embedded({"axis": "token", "runs": [], "domains": found["domains"]}),
     }
-    return framed("diagnose", _file("copd.lab.diagnose", "page.html"), parts)
+    return framed("diagnose", asset("page.html", PACKAGE), parts)
 
 
 def _domain(name: str, own: DomainDiagnosis, overlap_k: int) -> str:
     reasons = "".join(f"<li>{escape(reason)}</li>" for reason in own.verdict.reasons)
-    positions = _table("tokens", *position_rows(own, overlap_k))
     return (
         f'<section><h2>{escape(name)}</h2><p data-verdict="{escape(own.verdict.word)}">'
         f"{escape(WORDS[own.verdict.word])}.</p><ul>{reasons}</ul>"
-        f"{_table(name, *part_rows(own, overlap_k))}"
-        f"{folded('By position, in numbers', positions)}</section>"
+        f"{table(*group_table(name, own, overlap_k))}"
+        f"{folded('By position, in numbers', table(*position_table(own, overlap_k)))}</section>"
     )
-
-
-def _table(title: str, head: list[str], rows: Rows) -> str:
-    columns = "".join(f'<th scope="col">{escape(cell)}</th>' for cell in (title, *head))
-    body = "".join(
-        f'<tr><th scope="row">{escape(label)}</th>'
-        + "".join(f"<td>{escape(cell)}</td>" for cell in cells)
-        + "</tr>"
-        for label, cells in rows
-    )
-    return (
-        f'<div class="wide"><table><thead><tr>{columns}</tr></thead>'
-        f"<tbody>{body}</tbody></table></div>"
-    )
-
-
-def _file(package: str, name: str) -> str:
-    return resources.files(package).joinpath(name).read_text(encoding="utf-8")

@@ -1,18 +1,18 @@
-// What student and teacher are like along a completion: a row per kind of measure, a facet per domain.
+// Student and teacher along a completion: a row per kind of measure, a chart per domain.
 
 const POSITION_ROWS = [
   { title: "Overlap of the top tokens", unit: "0 to 1", to: 1, about:
-    "How many of the k most probable tokens both share.", lines: [["overlap", "overlap", "merged"]] },
+    "The share of the k most probable tokens that both have in common.", lines: [["overlap", "overlap", "merged"]] },
   { title: "Shared mass", unit: "0 to 1", to: 1, about:
-    "How much probability one gives to the other's k most probable tokens.", lines: [
+    "The probability that one gives to the other's k most probable tokens.", lines: [
       ["student_top_under_teacher", "teacher's, on the student's top", "b1"],
       ["teacher_top_under_student", "student's, on the teacher's top", "b0"]] },
-  { title: "KL", unit: "nats", from: 0, about: "Large where one goes and the other would not.", lines: [
+  { title: "KL", unit: "nats", from: 0, about: "Large where one gives probability to tokens that the other does not expect.", lines: [
     ["reverse_kl", "KL(student || teacher)", "b0"], ["forward_kl", "KL(teacher || student)", "b1"]] },
-  { title: "Entropy", unit: "nats", from: 0, about: "How undecided each is there.", lines: [
+  { title: "Entropy", unit: "nats", from: 0, about: "Entropy of the next token.", lines: [
     ["student_entropy", "student", "b0"], ["teacher_entropy", "teacher", "b1"]] },
   { title: "The teacher's signal", unit: "nats", about:
-    "Mean of delta, log-probability of the student's token under the teacher minus under the student.",
+    "Mean of delta, the log-probability of the student's token under the teacher minus under the student.",
     lines: [["delta", "delta", "merged"]] },
 ];
 

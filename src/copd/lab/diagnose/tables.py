@@ -1,4 +1,4 @@
-"""A diagnosis as JSON and as text for a terminal. Measures nothing."""
+"""A diagnosis as JSON and as tables for a terminal."""
 
 from __future__ import annotations
 
@@ -16,12 +16,14 @@ from copd.lab.diagnose.findings import (
     Diagnosis,
     DomainDiagnosis,
     GroupMeasurement,
-    Measured,
+    TokenSummary,
 )
 from copd.lab.diagnose.verdict import WORDS, overall
 from copd.monitor.results import Estimate
 
-RULE_OF_THUMB = "A rule of thumb, not a fact: only training tells. The rules: docs/diagnose.md."
+RULE_OF_THUMB = (
+    "This is a rule of thumb: only training decides. docs/diagnose.md describes the rules."
+)
 
 ACCURACIES = {
     "student": "accuracy, student",
@@ -29,9 +31,12 @@ ACCURACIES = {
     "difference": "difference",
 }
 
+Rows = tuple[list[str], list[list[str]]]
+"""The heading and the rows of a table, whose first column is a label."""
+
 
 def to_json(diagnosis: Diagnosis) -> dict[str, Any]:
-    """Everything as plain values; an interval of a single problem is null."""
+    """Return the diagnosis as plain values; the interval of a single problem is null."""
     return {
         "student": diagnosis.student,
         "teacher": diagnosis.teacher,
@@ -45,10 +50,10 @@ def to_json(diagnosis: Diagnosis) -> dict[str, Any]:
                 "verdict": own.verdict.word,
                 "reasons": list(own.verdict.reasons),
                 "kl": "exact" if own.is_exact else "lower bound",
-                **_part(own.whole),
-                "suites": {suite: _part(part) for suite, part in own.suites.items()},
+                **_group(own.whole),
+                "suites": {suite: _group(group) for suite, group in own.suites.items()},
                 "positions": [
-                    {"first": b.first, "last": b.last, **_measured(b.measured)} for b in own.bins
+                    {"first": b.first, "last": b.last, **_summary(b.summary)} for b in own.bins
                 ],
             }
             for name, own in diagnosis.domains.items()
@@ -56,105 +61,98 @@ def to_json(diagnosis: Diagnosis) -> dict[str, Any]:
     }
 
 
-def _part(part: GroupMeasurement) -> dict[str, Any]:
-    return {"accuracy": _plain(part.accuracy), **_measured(part.measured)}
+def _group(group: GroupMeasurement) -> dict[str, Any]:
+    return {"accuracy": _plain(group.accuracy), **_summary(group.summary)}
 
 
-def _measured(measured: Measured) -> dict[str, Any]:
+def _summary(summary: TokenSummary) -> dict[str, Any]:
     return {
-        "num_problems": measured.num_problems,
-        "num_tokens": measured.num_tokens,
-        "measures": _plain(measured.means),
+        "num_problems": summary.num_problems,
+        "num_tokens": summary.num_tokens,
+        "measures": _plain(summary.means),
     }
 
 
 def _plain(estimates: Mapping[str, Estimate]) -> dict[str, dict[str, float | None]]:
     return {
-        name: {
-            key: value if math.isfinite(value) else None
-            for key, value in (("mean", e.mean), ("low", e.low), ("high", e.high))
-        }
+        name: {key: value if math.isfinite(value) else None for key, value in vars(e).items()}
         for name, e in estimates.items()
     }
 
 
-Rows = list[tuple[str, list[str]]]
-"""A label and its cells."""
-
-
-def part_rows(own: DomainDiagnosis, overlap_k: int) -> tuple[list[str], Rows]:
-    """The head and the rows of a domain's table: all of it, then its suites if there are more."""
+def group_table(name: str, own: DomainDiagnosis, overlap_k: int) -> Rows:
+    """Return the measures of a domain, and of its suites if it has several."""
     columns = {"all": own.whole, **(own.suites if len(own.suites) > 1 else {})}
+    groups = columns.values()
     rows = [
-        (label, [_cell(part.accuracy[name], 100.0) for part in columns.values()])
-        for name, label in ACCURACIES.items()
+        [label, *(_cell(g.accuracy[key], 100.0) for g in groups)]
+        for key, label in ACCURACIES.items()
     ]
-    means = [part.measured.means for part in columns.values()]
     rows += [
-        (label_of(name, overlap_k), [_cell(own_means[name], 1.0) for own_means in means])
-        for name in LABELS
+        [label_of(key, overlap_k), *(_cell(g.summary.means[key], 1.0) for g in groups)]
+        for key in LABELS
     ]
-    rows.append(("problems", [str(part.measured.num_problems) for part in columns.values()]))
-    rows.append(("tokens", [str(part.measured.num_tokens) for part in columns.values()]))
-    return list(columns), rows
+    rows.append(["problems", *(str(g.summary.num_problems) for g in groups)])
+    rows.append(["tokens", *(str(g.summary.num_tokens) for g in groups)])
+    return [name, *columns], rows
 
 
-def position_rows(own: DomainDiagnosis, overlap_k: int) -> tuple[list[str], Rows]:
-    """By position, a row per bin: what matters most."""
+def position_table(own: DomainDiagnosis, overlap_k: int) -> Rows:
+    """Return the main measures by position."""
     shown = ("overlap", "symmetric_kl", "delta")
-    return [label_of(name, overlap_k) for name in shown], [
-        (
+    return ["tokens", *(label_of(key, overlap_k) for key in shown)], [
+        [
             f"{b.first} to {b.last}" if b.first < b.last else f"{b.first}",
-            [_cell(b.measured.means[name], 1.0) for name in shown],
-        )
+            *(_cell(b.summary.means[key], 1.0) for key in shown),
+        ]
         for b in own.bins
     ]
 
 
 def label_of(name: str, overlap_k: int) -> str:
-    """What a measure is called where k is known."""
+    """Return the label of a measure with the value of k."""
     return LABELS[name].replace("top k", f"top {overlap_k}").replace("@k", f"@{overlap_k}")
 
 
 def to_console(diagnosis: Diagnosis) -> Group:
-    """The verdict, then every domain with its reasons and numbers."""
+    """Return the verdict, and the reasons and measures of every domain."""
     parts: list[Text | Table] = [
-        Text(f"{diagnosis.student} learns from {diagnosis.teacher}?", style="bold"),
+        Text(f"Can {diagnosis.student} learn from {diagnosis.teacher}?", style="bold"),
         Text(f"{overall(d.verdict for d in diagnosis.domains.values())}.\n{RULE_OF_THUMB}"),
     ]
     for name, own in diagnosis.domains.items():
         parts.append(Text(f"\n{name}: {WORDS[own.verdict.word]}.", style="bold"))
         parts += [Text(f"- {reason}") for reason in own.verdict.reasons]
-        parts.append(_table(name, *part_rows(own, diagnosis.overlap_k)))
-        parts.append(_table("tokens", *position_rows(own, diagnosis.overlap_k)))
+        parts.append(_table(group_table(name, own, diagnosis.overlap_k)))
+        parts.append(_table(position_table(own, diagnosis.overlap_k)))
     parts.append(Text(notes(diagnosis), style="dim"))
     return Group(*parts)
 
 
 def notes(diagnosis: Diagnosis) -> str:
-    """What the numbers are."""
+    """Return what the numbers mean."""
     kinds = {own.is_exact for own in diagnosis.domains.values()}
-    kl = "exact" if kinds == {True} else "lower bounds over the student's told top tokens"
+    kl = "exact" if kinds == {True} else "lower bounds, from the student's probed top tokens"
     return (
-        f"On the student's own rollouts at temperature 1, {diagnosis.num_samples} per "
-        f"{diagnosis.split} problem; accuracy in % of each on its own. Intervals: 95 % over "
-        f"problems. Teacher on student's top {diagnosis.overlap_k}: the mass it gives them. "
-        f"KL, entropy and delta in nats; KLs are {kl}."
+        f"Measured on the student's rollouts at temperature 1, {diagnosis.num_samples} per "
+        f"{diagnosis.split} problem; accuracies in % are of each model's own rollouts. Intervals: "
+        f"95 % over problems. Teacher on student's top {diagnosis.overlap_k}: the probability that "
+        f"the teacher gives to them. KL, entropy and delta in nats; KLs are {kl}."
     )
 
 
-def _table(title: str, head: list[str], rows: Rows) -> Table:
+def _table(rows: Rows) -> Table:
+    head, body = rows
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
-    table.add_column(title)
-    for name in head:
-        table.add_column(name, justify="right")
-    for label, cells in rows:
-        table.add_row(label, *cells)
+    for number, name in enumerate(head):
+        table.add_column(name, justify="right" if number else "left")
+    for row in body:
+        table.add_row(*row)
     return table
 
 
 def _cell(e: Estimate, scale: float) -> str:
-    """Mean and half the interval; a single problem has none."""
+    """Format the mean and half the interval, which a single problem does not have."""
     mean, half = scale * e.mean, scale * (e.high - e.low) / 2
     digits = 1 if scale > 1 else 3
     text = f"{mean:.{digits}f}"

@@ -1,7 +1,4 @@
-"""Whether a student is likely to absorb a teacher: rules of thumb on a few estimates.
-
-Knows no models; docs/diagnose.md states the rules.
-"""
+"""Rules of thumb on whether a student will absorb a teacher; docs/diagnose.md states them."""
 
 from __future__ import annotations
 
@@ -10,26 +7,27 @@ from dataclasses import dataclass
 
 from copd.monitor.results import Estimate
 
-KEPT_OVERLAP = 0.90
-"""The paper's branches keep an overlap@10 above it while they evolve together."""
+PAPER_OVERLAP = 0.90
+"""The overlap@10 above which the paper's branches stay while they evolve together."""
 
 SAME_OVERLAP = 0.99
-"""Ours: from here up, and with a symmetric KL up to `SAME_KL` nats, two policies are one."""
+"""Our choice: from this overlap on, with a symmetric KL of at most `SAME_KL` nats, two policies
+count as the same."""
 SAME_KL = 0.01
 
 WORDS = {
-    "likely": "OPD from this teacher is likely to be absorbed",
-    "doubtful": "It is doubtful that OPD from this teacher is absorbed well",
-    "unclear": "These measurements do not decide whether OPD from this teacher would help",
+    "likely": "The student is likely to absorb OPD from this teacher",
+    "doubtful": "The student may not absorb OPD from this teacher well",
+    "unclear": "The measurements do not decide whether OPD from this teacher would help",
     "nothing to learn": "There is nothing to learn: the teacher is not better than the student",
     "nothing to teach": "There is nothing to teach: student and teacher hardly differ",
 }
-"""The verdicts, in words. All of them are rules of thumb."""
+"""The verdicts, and the sentences that express them."""
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """A key of `WORDS`, and why."""
+    """A key of `WORDS` and the reasons for it."""
 
     word: str
     reasons: tuple[str, ...]
@@ -43,17 +41,17 @@ def judge(
     *,
     overlap_k: int,
 ) -> Verdict:
-    """One domain's verdict; `positions` are first and last token of bins with their overlap."""
+    """Judge one domain; `positions` holds the first and last token of bins and their overlap."""
     is_same = overlap.mean >= SAME_OVERLAP and symmetric_kl.mean <= SAME_KL
     difference = accuracy["difference"]
     if is_same:
         word = "nothing to teach"
     elif difference.high < 0:
         word = "nothing to learn"
-    elif difference.low <= 0 or overlap.low < KEPT_OVERLAP <= overlap.high:
+    elif difference.low <= 0 or overlap.low < PAPER_OVERLAP <= overlap.high:
         word = "unclear"
     else:
-        word = "likely" if overlap.mean >= KEPT_OVERLAP else "doubtful"
+        word = "likely" if overlap.mean >= PAPER_OVERLAP else "doubtful"
     reasons = [
         _about_overlap(overlap, symmetric_kl, overlap_k, is_same=is_same),
         _about_accuracy(accuracy),
@@ -63,23 +61,28 @@ def judge(
 
 
 def overall(verdicts: Iterable[Verdict]) -> str:
-    """All domains in one sentence."""
+    """Summarize the verdicts of all domains in one sentence."""
     words = {verdict.word for verdict in verdicts}
-    return WORDS[words.pop()] if len(words) == 1 else "The verdict differs from domain to domain"
+    return WORDS[words.pop()] if len(words) == 1 else "The verdict differs between domains"
 
 
 def _about_overlap(
     overlap: Estimate, symmetric_kl: Estimate, overlap_k: int, *, is_same: bool
 ) -> str:
-    measured = f"the top {overlap_k} tokens overlap by {_within(overlap)}"
+    measured = (
+        f"the top {overlap_k} tokens overlap by {overlap.mean:.3f} "
+        f"[{overlap.low:.3f}, {overlap.high:.3f}]"
+    )
     if is_same:
         return f"They are nearly the same policy: {measured}, symmetric KL {symmetric_kl.mean:.2g}."
-    kept = f"{KEPT_OVERLAP:.2f}, which the paper's branches kept at k = 10"
-    if overlap.low < KEPT_OVERLAP <= overlap.high:
-        return f"They may behave alike enough: {measured}, about {kept}; more problems would tell."
-    if overlap.mean >= KEPT_OVERLAP:
-        return f"They behave alike: {measured}, at least {kept}."
-    return f"They behave differently: {measured}, less than {kept}; less is absorbed then."
+    paper = f"{PAPER_OVERLAP:.2f}, above which the paper's branches stay at k = 10"
+    if overlap.low < PAPER_OVERLAP <= overlap.high:
+        return (
+            f"They may behave alike enough: {measured}, about {paper}; more problems would decide."
+        )
+    if overlap.mean >= PAPER_OVERLAP:
+        return f"They behave alike: {measured}, at least {paper}."
+    return f"They behave differently: {measured}, less than {paper}; such a student absorbs less."
 
 
 def _about_accuracy(accuracy: Mapping[str, Estimate]) -> str:
@@ -93,19 +96,15 @@ def _about_accuracy(accuracy: Mapping[str, Estimate]) -> str:
         return f"The teacher is better: {measured}."
     if difference.high < 0:
         return f"The teacher is not better: {measured}."
-    return f"It is not sure that the teacher is better: {measured}; more problems would tell."
+    return f"The teacher may not be better: {measured}; more problems would decide."
 
 
 def _about_positions(positions: Sequence[tuple[int, int, Estimate]]) -> list[str]:
-    """Only if the overlap is surely lower at the end than at the beginning, and low there."""
+    """Return a reason if the overlap is low at the end, and surely lower than at the start."""
     (first, upto, start), (late, last, end) = positions[0], positions[-1]
-    if not (start.low > end.high and end.mean < KEPT_OVERLAP):
+    if not (start.low > end.high and end.mean < PAPER_OVERLAP):
         return []
     return [
         f"They drift apart along a completion: the overlap is {start.mean:.2f} at tokens {first} "
         f"to {upto} and {end.mean:.2f} at tokens {late} to {last}."
     ]
-
-
-def _within(e: Estimate) -> str:
-    return f"{e.mean:.3f} [{e.low:.3f}, {e.high:.3f}]"
