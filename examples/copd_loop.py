@@ -145,7 +145,7 @@ def score(teacher: Branch, batches: list[Batch], k: int) -> None:
     """Score the students' batches in one pass: the teacher's log-probabilities and top k tokens."""
     policy = teacher.policy
     prefix = policy.read([prompt for batch in batches for prompt in batch.prompts])
-    states = policy.score_after(prefix, [ids for batch in batches for ids in batch.token_ids])
+    states = policy.score(prefix, [ids for batch in batches for ids in batch.token_ids])
     logprobs, _ = token_logprobs(states.hidden, policy.head, states.token_ids, banned=policy.banned)
     top = full_logprobs(states.hidden, policy.head, banned=policy.banned).topk(k).indices
     sizes = [int(batch.lengths.sum()) for batch in batches]
@@ -157,7 +157,7 @@ def update(branch: Branch, batches: list[Batch], config: Config, beta: float) ->
     """Make one optimizer update on the native and the cross batches, which weigh the same."""
     policy, metrics = branch.policy, dict[str, float]()
     for batch in batches:
-        states = policy.score_after(batch.prefix, batch.token_ids)
+        states = policy.score(batch.prefix, batch.token_ids)
         logprobs, entropies = token_logprobs(
             states.hidden,
             policy.head,
@@ -186,7 +186,7 @@ def update(branch: Branch, batches: list[Batch], config: Config, beta: float) ->
         )
         loss = (token_weights(batch.lengths, config.loss.aggregation) * losses).sum()
         (loss / len(batches)).backward()
-        metrics[f"{batch.key}/loss"] = float(loss)
+        metrics[f"{batch.key}/loss"] = float(loss.detach())
         metrics[f"{batch.key}/reward"] = float(batch.rewards.mean())
         metrics[f"{batch.key}/entropy"] = float(entropies.mean())
     parameters = list(policy.parameters().values())

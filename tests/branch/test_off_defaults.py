@@ -9,6 +9,7 @@ import torch
 from pydantic import BaseModel
 
 from copd.branch import Branch
+from copd.config import BASE as REFERENCE
 from copd.config import Config
 from copd.config.sections import (
     FullDistill,
@@ -22,7 +23,7 @@ from copd.engine import LocalEngine
 from copd.policy import Policy
 from copd.policy.tiny import resolve
 from copd.recipes import OPD, build_plan
-from copd.run.step import REFERENCE, Position, needs_reference, take_step
+from copd.run.step import Position, needs_reference, take_step
 from copd.types import TrainingBatch, UpdateRequest
 from tests.branch.reference_update import row_logprobs, update_by_hand
 
@@ -150,7 +151,7 @@ def test_a_step_equals_one_computed_by_hand(name, moved_weights, tmp_path):
         set_weights(plain, before[branch])
         check_sampling(plain, batches, prompts, actions, config)
         check_teachers(plain, batches, prompts, actions, before, config)
-        moments: dict[str, Any] = {}
+        moments, start = dict[str, Any](), before[branch]
         set_weights(plain, before[branch])
         for step in range(2):
             expected, norm = update_by_hand(plain.model, prompts, batches, config, banned, moments)
@@ -160,8 +161,8 @@ def test_a_step_equals_one_computed_by_hand(name, moved_weights, tmp_path):
                 metrics = engine.call(Branch.update, {branch: request})[branch]
                 after[branch] = engine.call(Branch.weights, {branch: None})[branch]
             assert metrics["update/grad_norm"] == pytest.approx(norm, rel=2e-3)
-            check_weights(after[branch], expected, before[branch])
-            before[branch] = after[branch]
+            check_weights(after[branch], expected, start)
+            start = after[branch]
             set_weights(plain, after[branch])
             batches = shifted(batches)
 

@@ -93,7 +93,7 @@ class Branch:
         self._sampler = sampler or InProcessSampler(self._forward, config.rollout.max_rows)
         policy.set_vision_trainable(not config.model.frozen_vision)
         if config.model.gradient_checkpointing:
-            policy.checkpoint()
+            policy.enable_gradient_checkpointing()
         self._ranks = ranks
         self._sharded = None if ranks.mesh is None else ShardedModel(policy.model, ranks.mesh)
         self._optimizer = build_optimizer(self._parameters(), config.optimizer)
@@ -213,7 +213,7 @@ class Branch:
 
     def set_weights(self, weights: Mapping[str, Tensor]) -> None:
         """Take over weights of equal shapes (adapters: of any rank), with a new optimizer."""
-        self._policy.fit(weights)
+        self._policy.resize_adapter(weights)
         load_weights(self._parameters(), weights)
         self._sampler.refresh()
         self._prefixes = {}

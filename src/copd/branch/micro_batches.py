@@ -115,10 +115,10 @@ class Forward:
         for part in micro_batches(batch, prompt_lengths, self.micro_batch_tokens, first=first):
             with self.autocast():
                 if isinstance(prompts, SharedPrefix):
-                    prefix = prompts.select(part.problems)
+                    source = prompts.select(part.problems)
                 else:
-                    prefix = self.policy.read(prompts[part.problems])
-                result = compute(part, self.policy.score_after(prefix, completions_of(batch, part)))
+                    source = prompts[part.problems]
+                result = compute(part, self.policy.score(source, completions_of(batch, part)))
             yield part, result
 
 
