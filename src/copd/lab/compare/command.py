@@ -102,7 +102,7 @@ def _write_tables(study: Study, jobs: Sequence[Job], console: Console) -> None:
 
 
 def _row(study: Study, job: Job) -> tuple[str, ...]:
-    cost = plan_cost(job.plan, job.config.rollout).total
+    cost = plan_cost(job.plan, job.config).total
     method = study.methods.get(job.method)
     mark = " (own)" if method and method.budget == "own" else ""
     return (

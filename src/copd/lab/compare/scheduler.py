@@ -7,10 +7,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, cast
 
 from copd.lab.compare.jobs import Job, find_job
 from copd.lab.compare.progress import checkpoint_folder, is_done
@@ -89,7 +87,7 @@ class Scheduler:
             if process.poll() is None:
                 continue
             del self._running[name]
-            cast(IO[bytes], process.stdin).close()
+            process.communicate()  # closes the pipe
             if process.returncode == 0 and is_done(job):
                 self.view.ended(job, None)
             else:
@@ -101,17 +99,12 @@ class Scheduler:
 
     def _stop(self) -> None:
         """Close the pipes, so that the jobs exit; kill those that do not."""
-        processes = [process for _, process in self._running.values()]
-        for process in processes:
-            with suppress(OSError):
-                cast(IO[bytes], process.stdin).close()
-        deadline = time.monotonic() + _STOP_SECONDS
-        for process in processes:
+        for _, process in self._running.values():
             try:
-                process.wait(max(0.0, deadline - time.monotonic()))
+                process.communicate(timeout=_STOP_SECONDS)
             except subprocess.TimeoutExpired:
                 process.kill()
-                process.wait()
+                process.communicate()
         self._running.clear()
 
 

@@ -51,10 +51,17 @@ def share_experts(configs: Mapping[str, Config]) -> Sharing:
     """
     sharing = Sharing()
     for group in _groups(configs):
-        leader = _leader(group, configs)
-        if leader is None:
-            leader = f"_experts{len(sharing.hidden) + 1}"
-            recipe = ExpertsConfig(branches=_branches(group.values()), steps=_longest(group))
+        longest = max(stage.steps for stage in group.values())
+        branches = _branches(group.values())
+        results = [
+            method
+            for method, stage in group.items()
+            if isinstance(configs[method].recipe, ExpertsConfig)
+            and (stage.steps, _branches([stage])) == (longest, branches)
+        ]
+        leader = results[0] if results else f"_experts{len(sharing.hidden) + 1}"
+        if not results:
+            recipe = ExpertsConfig(branches=branches, steps=longest)
             update = {"recipe": recipe, "max_tokens": None}
             sharing.hidden[leader] = configs[next(iter(group))].model_copy(update=update)
         steps = {method: stage.steps for method, stage in group.items() if method != leader}
@@ -94,20 +101,6 @@ def _expert_stage(config: Config) -> Stage | None:
 def _branches(stages: Iterable[Stage]) -> dict[str, str]:
     """Return the domain of each expert."""
     return {action.branch: action.domain for stage in stages for action in stage.actions}
-
-
-def _longest(group: _Group) -> int:
-    return max(stage.steps for stage in group.values())
-
-
-def _leader(group: _Group, configs: Mapping[str, Config]) -> str | None:
-    """Return the method whose result is all experts of the group, trained the longest."""
-    everything = _longest(group), _branches(group.values())
-    for method, stage in group.items():
-        is_result = isinstance(configs[method].recipe, ExpertsConfig)
-        if is_result and (stage.steps, _branches([stage])) == everything:
-            return method
-    return None
 
 
 def _settings(config: Config) -> dict[str, Any]:
