@@ -11,7 +11,7 @@ import pytest
 from copd.cli import main as copd_main
 from copd.config.study import load_study
 from copd.lab.compare.jobs import study_jobs
-from copd.lab.compare.work import work
+from copd.lab.compare.work import run_job
 from copd.monitor.results import Estimate
 from paper.__main__ import main
 from paper.claims import NEAR, Claim, Part, judge, world_limits
@@ -270,7 +270,7 @@ def real(tmp_path_factory: pytest.TempPathFactory) -> Path:
         jobs = study_jobs(study, study.output_dir)
         for job in jobs:
             job.root.mkdir(parents=True)
-            work(job, jobs)
+            run_job(job, jobs)
         assert copd_main(["compare", str(path), "--tables"]) == 0
     return folder
 
