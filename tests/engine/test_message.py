@@ -1,4 +1,4 @@
-"""Arrays in messages: what arrives is what was sent, and small numbers take little room."""
+"""Arrays in messages arrive as they were sent, and small numbers take few bytes."""
 
 import pickle
 from io import BytesIO
@@ -45,7 +45,7 @@ def test_integers_take_the_smallest_type_that_holds_them(numbers, dtype, stored)
     assert arrived.flags.writeable
 
 
-def test_shapes_survive_and_a_byte_is_a_byte():
+def test_shapes_survive_and_small_numbers_take_a_byte():
     rows = np.arange(240, dtype=np.int32).reshape(12, 20)
     for array in (rows, rows.T, rows[::2, ::3], np.asfortranarray(rows)):
         assert np.array_equal(pickle.loads(message(array)), array)
@@ -53,7 +53,7 @@ def test_shapes_survive_and_a_byte_is_a_byte():
     assert len(message(many)) < 10_000 + 200
 
 
-def test_what_is_sent_twice_arrives_as_one():
+def test_an_array_that_is_sent_twice_arrives_as_one():
     ids = np.arange(5, dtype=np.int32)
     one, other = pickle.loads(message((ids, ids)))
     assert one is other and one.tolist() == [0, 1, 2, 3, 4]

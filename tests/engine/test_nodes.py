@@ -1,4 +1,4 @@
-"""Machines that die, and runs that go on elsewhere: the end has the same bits."""
+"""Machines that die, and runs that are resumed elsewhere: the results have the same bits."""
 
 import json
 import subprocess
@@ -12,37 +12,33 @@ import pytest
 from rich.console import Console
 
 from copd.branch import Branch
-from copd.config import Config, RayEngineConfig
+from copd.config import Config
 from copd.engine import Engine, create_engine
 from copd.run import commands
 from copd.run.runner import Runner
+from tests.engine.test_ray import end_state
 
-CHECKOUT = Path(__file__).parents[2]
-HERE = {"type": "local", "num_threads": 1}
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(1800)]
+
+ROOT = Path(__file__).parents[2]
+LOCAL = {"type": "local", "num_threads": 1}
 RAY = {"type": "ray", "num_cpus": 0}
-MOVED = {
+OVERRIDES = {
     "local": ["--engine.type", "local", "--engine.num_threads", "1"],
     "ray": ["--engine.type", "ray", "--engine.num_cpus", "0"],
 }
 
 
-@pytest.fixture
-def cluster() -> Iterator[None]:
-    ray = pytest.importorskip("ray")
-    from copd.engine.ray import join
-
-    assert join(RayEngineConfig())
-    yield
-    ray.shutdown()
-
-
 @contextmanager
 def machines(*num_cpus: int) -> Iterator[str]:
-    """A cluster of simulated machines, and its address."""
+    """Start a cluster of simulated machines and give its address."""
     cluster = pytest.importorskip("ray.cluster_utils").Cluster(shutdown_at_exit=False)
     try:
         for number in num_cpus:
-            cluster.add_node(num_cpus=number, object_store_memory=2**27, include_dashboard=False)
+            cluster.add_node(
+                wait=False, num_cpus=number, object_store_memory=2**27, include_dashboard=False
+            )
+        cluster.wait_for_nodes(timeout=900)
         yield cluster.address
     finally:
         cluster.shutdown()
@@ -67,18 +63,12 @@ def make_config(root: Path, engine: dict[str, object]) -> Config:
     )
 
 
-def end_state(root: Path) -> dict[str, bytes]:
-    files = [path for path in sorted(root.rglob("*")) if path.is_file()]
-    other = {"config.json", "timings.jsonl"}
-    return {str(p.relative_to(root)): p.read_bytes() for p in files if p.name not in other}
-
-
 class Stopped(Exception):
-    """The machine of the run is switched off."""
+    """Stands for a machine that is switched off."""
 
 
-class ShortLived:
-    """An engine that stops for good when the second update is asked for."""
+class StoppingEngine:
+    """An engine that stops at the second update."""
 
     def __init__(self, engine: Engine) -> None:
         self.spawn, self.drop = engine.spawn, engine.drop
@@ -95,36 +85,31 @@ class ShortLived:
         return self._call(method, inputs)
 
 
-@pytest.mark.ray
-@pytest.mark.slow
-@pytest.mark.timeout(900)
-def test_a_run_goes_on_elsewhere(cluster, tmp_path):
-    """Begun with all branches in one process and resumed with one for each; the other way round."""
-    commands.train(make_config(tmp_path / "quiet", HERE))
+def test_a_run_is_resumed_on_another_engine(tmp_path):
+    """From all branches in one process to one process each, and the other way round."""
+    pytest.importorskip("ray")
+    commands.train(make_config(tmp_path / "quiet", LOCAL))
     quiet = end_state(tmp_path / "quiet")
-    for first, then in ((HERE, "ray"), (RAY, "local")):
+    for first, then in ((LOCAL, "ray"), (RAY, "local")):
         config = make_config(tmp_path / then, first)
-        engine = ShortLived(create_engine(config))
+        engine = StoppingEngine(create_engine(config))
         try:
             with pytest.raises(Stopped):
                 Runner(config, engine, Console()).run()
         finally:
             engine.close()
         assert not (config.output_dir / "final").exists()
-        commands.resume(config.output_dir, MOVED[then])
+        commands.resume(config.output_dir, OVERRIDES[then])
         stored = json.loads((config.output_dir / "config.json").read_text())
         assert stored["engine"]["type"] == then
         assert end_state(config.output_dir) == quiet
 
 
-@pytest.mark.ray
-@pytest.mark.slow
-@pytest.mark.timeout(900)
-def test_a_run_goes_on_on_fewer_machines(tmp_path):
-    """Begun on two machines with a branch on each; resumed on one, which has all of them."""
-    commands.train(make_config(tmp_path / "quiet", HERE))
+def test_a_run_is_resumed_on_fewer_machines(tmp_path):
+    """From two machines with a branch on each to one with both."""
+    commands.train(make_config(tmp_path / "quiet", LOCAL))
 
-    def machine(branch: Branch, value: object) -> str:
+    def machine_of(branch: Branch, _: None) -> str:
         import ray
 
         return ray.get_runtime_context().get_node_id()
@@ -132,11 +117,11 @@ def test_a_run_goes_on_on_fewer_machines(tmp_path):
     with machines(1, 1) as address:
         config = make_config(tmp_path / "run", {**RAY, "num_cpus": 1, "address": address})
         inner = create_engine(config)
-        engine = ShortLived(inner)
+        engine = StoppingEngine(inner)
         try:
             with pytest.raises(Stopped):
                 Runner(config, engine, Console()).run()
-            assert len(set(inner.call(machine, {"text": None, "image": None}).values())) == 2
+            assert len(set(inner.call(machine_of, {"text": None, "image": None}).values())) == 2
         finally:
             engine.close()
     with machines(3) as address:
@@ -144,16 +129,13 @@ def test_a_run_goes_on_on_fewer_machines(tmp_path):
     assert end_state(config.output_dir) == end_state(tmp_path / "quiet")
 
 
-@pytest.mark.ray
-@pytest.mark.slow
-@pytest.mark.timeout(900)
 def test_processes_and_machines_may_die(tmp_path):
     """Three branches on two simulated machines; one of them dies, and later a process."""
     pytest.importorskip("ray")
     out = tmp_path / "kills"
-    words = ["--nodes", "2", "--kills", "2", "--rounds", "1", "--seed", "6", "--out", str(out)]
-    command = [sys.executable, "-m", "scripts.kills", *words]
-    run = subprocess.run(command, cwd=CHECKOUT, capture_output=True, text=True)
+    options = ["--nodes", "2", "--kills", "2", "--rounds", "1", "--seed", "6", "--out", str(out)]
+    command = [sys.executable, "-m", "scripts.kills", *options]
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert run.returncode == 0, run.stdout + run.stderr
     record = json.loads((out / "kills.json").read_text())
     assert {death["kill"]["kind"] for death in record["deaths"]} == {"process", "machine"}

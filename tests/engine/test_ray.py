@@ -1,4 +1,4 @@
-"""Branches as Ray actors: the same bits as in one process, also when processes are killed."""
+"""Branches as Ray actors give the same bits as in one process, also when processes are killed."""
 
 import json
 import os
@@ -21,6 +21,8 @@ from copd.config import Config, RayEngineConfig, load_config
 from copd.engine import BranchLost, BranchTask, LocalEngine, create_engine, run_tasks, wait_for
 from copd.run import commands, runner
 
+pytestmark = pytest.mark.timeout(1800)
+
 SETTINGS = {
     "seed": 3,
     "model": {"path": "tiny", "device": "cpu"},
@@ -32,25 +34,18 @@ SETTINGS = {
     "checkpoint": {"every": 1, "keep": 9},
 }
 RAY = {"type": "ray", "num_cpus": 0}
-"""Of the one cluster of these tests, where there are more branches than CPUs."""
+"""For the cluster of these tests, which may have more branches than CPUs."""
+
+FOREVER = 1e6
+"""Seconds; longer than the time limit of any test."""
 
 
 def make_config(root: Path, **sections) -> Config:
     return Config.model_validate({**SETTINGS, "output_dir": root, **sections})
 
 
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[None]:
-    ray = pytest.importorskip("ray")
-    from copd.engine.ray import join
-
-    assert join(RayEngineConfig())
-    yield
-    ray.shutdown()
-
-
 def end_state(root: Path) -> dict[str, bytes]:
-    """Everything about a run that must not depend on where branches live."""
+    """Return the files of a run that must not depend on where branches live."""
     files = [p for p in sorted(root.rglob("*")) if p.is_file()]
     other = {"config.json", "timings.jsonl"}
     return {str(p.relative_to(root)): p.read_bytes() for p in files if p.name not in other}
@@ -65,10 +60,7 @@ def require_equal(one: Mapping[str, bytes], other: Mapping[str, bytes]) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("max_staleness", [0, 1])
 def test_a_run_has_the_same_bits_on_both_engines(cluster, tmp_path, max_staleness):
-    """Metrics, rollouts, comparisons with the frozen base, checkpoints, merge, results.
-
-    A branch may be ahead: nothing is asked of all after steps 1, 2, 5.
-    """
+    """Metrics, rollouts, dynamics, checkpoints, merge and results; branches may be steps apart."""
     sections = {
         "recipe": {**SETTINGS["recipe"], "rounds": 2, "max_staleness": max_staleness},
         "monitor": {"every": 3, "num_problems": 2, "num_samples": 1},
@@ -82,7 +74,7 @@ def test_a_run_has_the_same_bits_on_both_engines(cluster, tmp_path, max_stalenes
 
 
 def deadly(method: Callable[[Branch, Any], Any], victim: str, calls: tuple[int, ...], marks: Path):
-    """The method, but its n-th calls kill the victim's process, counted over all its lives."""
+    """Return the method, but its n-th calls kill the victim's process, counted over restarts."""
 
     def wrapped(branch: Branch, value: Any) -> Any:
         if branch.name == victim:
@@ -99,10 +91,10 @@ def deadly(method: Callable[[Branch, Any], Any], victim: str, calls: tuple[int, 
 @pytest.mark.ray
 @pytest.mark.slow
 @pytest.mark.parametrize("every", [1, 9])
-def test_killed_branches_do_not_change_the_end(cluster, tmp_path, capsys, every):
-    """In sampling, scoring and the update, with adapters: the run goes on by itself.
+def test_killed_branches_do_not_change_the_results(cluster, tmp_path, capsys, every):
+    """In sampling, scoring and the update, with adapters: the run recovers by itself.
 
-    From the step before, or from the beginning, where a branch may have been ahead.
+    It does so from the step before, or from the start, where branches may have been steps apart.
     """
     from copd.engine.ray import RayEngine
 
@@ -126,13 +118,13 @@ def test_killed_branches_do_not_change_the_end(cluster, tmp_path, capsys, every)
         runner.Runner(config, engine, Console(width=200)).run()
     finally:
         engine.close()
-    said = capsys.readouterr().out
+    output = capsys.readouterr().out
     for method in calls:
         assert (
-            f"was lost in {method}: The actor is dead because its worker process has died" in said
+            f"was lost in {method}: The actor is dead because its worker process has died" in output
         )
-    assert said.count("branch 'image' (process ") == len(calls)
-    assert said.count(f"Beginning again after step {1 if every == 1 else 0}, ") == len(calls)
+    assert output.count("branch 'image' (process ") == len(calls)
+    assert output.count(f"Beginning again after step {1 if every == 1 else 0}, ") == len(calls)
     require_equal(end_state(tmp_path / "ray"), end_state(tmp_path / "local"))
 
 
@@ -147,21 +139,17 @@ def engine(cluster, tmp_path_factory) -> Iterator[Any]:
     engine.close()
 
 
-def process_of(branch: Branch, _: None) -> int:
-    return os.getpid()
-
-
 @pytest.mark.ray
-def test_what_crosses_stays_what_it_was(engine):
-    """Errors, arrays, threads, folders, processes: one actor, many questions."""
+def test_values_and_errors_cross_unchanged(engine):
+    """Threads, folders, arrays, errors and processes, with one actor."""
     engine.spawn("a", "tiny")
 
-    def ask(work: Callable[[Any], Any], value: Any = None) -> Any:
-        return engine.call(lambda _, given: work(given), {"a": value})["a"]
+    def call(work: Callable[[Any], Any], value: Any = None) -> Any:
+        return engine.call(lambda _, value: work(value), {"a": value})["a"]
 
-    assert ask(lambda _: (torch.get_num_threads(), os.environ["OMP_NUM_THREADS"])) == (1, "1")
-    assert ask(lambda _: str(Path.cwd())) == str(Path.cwd())
-    array, tensor = ask(lambda given: given, (np.arange(3), torch.arange(3.0)))
+    assert call(lambda _: (torch.get_num_threads(), os.environ["OMP_NUM_THREADS"])) == (1, "1")
+    assert call(lambda _: str(Path.cwd())) == str(Path.cwd())
+    array, tensor = call(lambda value: value, (np.arange(3), torch.arange(3.0)))
     array += 1
     assert array.tolist() == [1, 2, 3] and torch.equal(tensor, torch.arange(3.0))
 
@@ -170,41 +158,38 @@ def test_what_crosses_stays_what_it_was(engine):
 
     for error in (ValueError("one sentence."), Diverged("the loss is nan."), OSError(28, "full")):
         with pytest.raises(type(error)) as caught:
-            ask(fail, error)
+            call(fail, error)
         assert str(caught.value) == str(error)
         assert not hasattr(caught.value, "__notes__")
     with pytest.raises(KeyError) as bug:
-        ask(lambda _: {}["missing"])
+        call(lambda _: {}["missing"])
     assert "in the process of a branch" in bug.value.__notes__[0]
-    first = ask(lambda _: os.getpid())
     engine.drop("a")
-    engine.spawn("b", "tiny", frozen=True)
-    assert engine.call(lambda branch, _: (branch.name, os.getpid()), {"b": None}) == {
-        "b": ("b", first)
-    }
-    engine.drop("b")
+    engine.spawn("a", "tiny", frozen=True)
+    assert call(lambda _: Path.cwd()) == Path.cwd()
+    engine.drop("a")
 
 
 @pytest.mark.ray
-def test_a_wrong_model_is_the_same_sentence_on_both_engines(engine, tmp_path):
-    sentences = []
+def test_a_wrong_model_is_the_same_error_on_both_engines(engine, tmp_path):
+    errors = []
     for each in (LocalEngine(make_config(tmp_path)), engine):
         with pytest.raises((ValueError, OSError)) as caught:
             each.spawn("a", str(tmp_path))
             each.call(lambda branch, _: None, {"a": None})
-        sentences.append((type(caught.value), str(caught.value)))
+        errors.append((type(caught.value), str(caught.value)))
         each.clear()
-    assert sentences[0] == sentences[1]
+    assert errors[0] == errors[1]
 
 
 @pytest.mark.ray
-def test_a_branch_that_hangs_is_lost_and_comes_back(engine, monkeypatch):
+def test_a_branch_that_hangs_is_lost_and_can_be_spawned_again(engine, monkeypatch):
     engine.spawn("a", "tiny")
     assert engine.call(lambda branch, _: branch.name, {"a": None}) == {"a": "a"}
     limited = engine._settings.model_copy(update={"time_limit": 0.5})
     monkeypatch.setattr(engine, "_settings", limited)
     with pytest.raises(BranchLost, match=r"'a' \(process \d+ on .*did not answer within 0.5 s"):
-        engine.call(lambda _, seconds: time.sleep(seconds), {"a": 300.0})
+        engine.call(lambda _, seconds: time.sleep(seconds), {"a": FOREVER})
     monkeypatch.undo()
     engine.clear()
     engine.spawn("a", "tiny")
@@ -213,7 +198,9 @@ def test_a_branch_that_hangs_is_lost_and_comes_back(engine, monkeypatch):
 
 
 @pytest.mark.ray
-def test_after_a_loss_nobody_is_waited_for_and_its_cause_is_told(engine):
+def test_after_a_loss_no_branch_is_waited_for_and_its_cause_is_raised(engine):
+    """The test ends in time only if the sleeping branch is killed."""
+
     def sleep(_: Branch, seconds: float) -> None:
         time.sleep(seconds)
 
@@ -224,27 +211,25 @@ def test_after_a_loss_nobody_is_waited_for_and_its_cause_is_told(engine):
     for name in ("a", "b"):
         engine.spawn(name, "tiny")
     wait_for(engine, ["a", "b"])
-    began = time.monotonic()
     tasks = {
-        ("sleep", "a"): BranchTask("a", sleep, lambda _: 300.0),
+        ("sleep", "a"): BranchTask("a", sleep, lambda _: FOREVER),
         ("die", "b"): BranchTask("b", die, lambda _: 0.5),
     }
     with pytest.raises(BranchLost, match=r"'b' \(process \d+ on .*lost in die: .*has died"):
         list(run_tasks(engine, [tasks]))
-    assert time.monotonic() - began < 100
     engine.clear()
 
 
 @pytest.mark.ray
 @pytest.mark.slow
 def test_an_interrupted_run_leaves_no_process(tmp_path):
-    """Its own cluster, relative paths, and Ctrl-C as a terminal sends it: to all processes."""
+    """With a cluster of its own, relative paths, and Ctrl-C as a terminal sends it, to all."""
     pytest.importorskip("ray")
     (tmp_path / "config.json").write_text(json.dumps({**SETTINGS, "output_dir": "run"}))
     command = [sys.executable, "-m", "copd", "train", "config.json", "--engine.type", "ray"]
-    words = [*command, "--recipe.rlvr_steps", "9999", "--evaluation.base", "false"]
+    command += ["--recipe.rlvr_steps", "9999", "--evaluation.base", "false"]
     run = subprocess.Popen(
-        words,
+        command,
         cwd=tmp_path,
         stderr=subprocess.PIPE,
         text=True,
@@ -256,12 +241,10 @@ def test_an_interrupted_run_leaves_no_process(tmp_path):
             assert run.poll() is None, run.communicate()
             time.sleep(0.1)
         os.killpg(run.pid, signal.SIGINT)
-        _, said = run.communicate(timeout=60)
-        assert run.returncode == 130 and "copd resume run" in said
-        deadline = time.monotonic() + 20
-        while processes_in(tmp_path) and time.monotonic() < deadline:
+        _, message = run.communicate()
+        assert run.returncode == 130 and "copd resume run" in message
+        while processes_in(tmp_path):  # for as long as the time limit of the test
             time.sleep(0.2)
-        assert processes_in(tmp_path) == []
     finally:
         if run.poll() is None:
             run.kill()
@@ -269,7 +252,7 @@ def test_an_interrupted_run_leaves_no_process(tmp_path):
 
 
 def processes_in(folder: Path) -> list[str]:
-    """Command lines of processes that work in a folder."""
+    """Return the command lines of the processes that run in a folder."""
     found = []
     for process in Path("/proc").glob("[0-9]*"):
         try:
@@ -280,7 +263,7 @@ def processes_in(folder: Path) -> list[str]:
     return found
 
 
-def test_the_engine_is_local_unless_another_is_named(tmp_path):
+def test_the_engine_is_local_by_default(tmp_path):
     for section in ({}, {"num_threads": 1}, {"type": "local"}):
         assert isinstance(create_engine(make_config(tmp_path, engine=section)), LocalEngine)
     path = tmp_path / "config.json"
@@ -296,7 +279,7 @@ def test_the_engine_is_local_unless_another_is_named(tmp_path):
 
 
 @pytest.mark.ray
-def test_a_gpu_that_nobody_reserved_is_refused(tmp_path):
+def test_a_gpu_that_is_not_reserved_is_refused(tmp_path):
     pytest.importorskip("ray")
     model = {**SETTINGS["model"], "device": "cuda"}
     with pytest.raises(ValueError, match="Set it to 1"):

@@ -1,5 +1,5 @@
-"""What branches tell each other in a step of the laptop's configuration: how many bytes, and how
-little the diagnostics lose by being told so few."""
+"""Bytes that branches exchange in a step of the laptop's configuration, and how little diagnostics
+lose by exchanging so few."""
 
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -21,19 +21,19 @@ LAPTOP = Path(__file__).parents[2] / "configs" / "laptop.toml"
 
 ROUNDING = 5e-4
 LOWER_BOUND = 0.01
-"""The shares of a KL over a teacher's 128 most probable tokens that may be missing over 16."""
+"""The parts of a KL over a teacher's 128 most probable tokens that may be missing over 16."""
 
 
 @dataclass
 class Traffic:
-    """Bytes by method, both ways, as Ray would carry them; tokens scored, and who asks about them."""
+    """Bytes of requests and outputs by method, and scored tokens with the bytes of their names."""
 
     num_bytes: Counter[str] = field(default_factory=Counter)
     num_scored: int = 0
     num_named: int = 0
 
 
-class Weighing(LocalEngine):
+class WeighingEngine(LocalEngine):
     """Local branches; every message is packed as if it had to travel."""
 
     def __init__(self, config: Config, traffic: Traffic) -> None:
@@ -46,21 +46,21 @@ class Weighing(LocalEngine):
         from copd.engine.actor import pack
         from copd.engine.host import Host
 
-        answers = super().call(method, inputs)
+        outputs = super().call(method, inputs)
         for name, value in inputs.items():
-            question = pack((Host.apply, (method, {name: value})))
-            answer = pack({name: answers[name]})
-            self._traffic.num_bytes[method.__name__] += len(question) + len(answer)
+            request = pack((Host.apply, (method, {name: value})))
+            output = pack({name: outputs[name]})
+            self._traffic.num_bytes[method.__name__] += len(request) + len(output)
             if method is Branch.score:
-                self._traffic.num_scored += sum(len(asked.token_ids) for asked in value)
-                self._traffic.num_named += sum(len(pack(asked.problems)) for asked in value)
-        return answers
+                self._traffic.num_scored += sum(len(each.token_ids) for each in value)
+                self._traffic.num_named += sum(len(pack(each.problems)) for each in value)
+        return outputs
 
 
-def mutual_step(*words: str) -> tuple[Mapping[str, Metrics], Traffic]:
-    """A mutual step of branches that are somewhat different from each other."""
-    config, traffic = load_config(LAPTOP, ["--engine.num_threads", "1", *words]), Traffic()
-    engine, plan = Weighing(config, traffic), build_plan(config)
+def mutual_step(*overrides: str) -> tuple[Mapping[str, Metrics], Traffic]:
+    """Run a mutual step of branches that differ somewhat."""
+    config, traffic = load_config(LAPTOP, ["--engine.num_threads", "1", *overrides]), Traffic()
+    engine, plan = WeighingEngine(config, traffic), build_plan(config)
     noise = torch.Generator().manual_seed(0)
     for name in plan.branches:
         engine.spawn(name, config.model.path)
@@ -75,6 +75,7 @@ def mutual_step(*words: str) -> tuple[Mapping[str, Metrics], Traffic]:
 
 @pytest.mark.ray
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_a_scored_token_takes_few_bytes_and_diagnostics_stay():
     pytest.importorskip("ray")
     default, traffic = mutual_step()

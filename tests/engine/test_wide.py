@@ -1,4 +1,4 @@
-"""A branch over two processes: what it says and learns is what it does in one."""
+"""A branch over two processes returns and learns the same as in one."""
 
 import os
 import signal
@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from copd.branch import Branch
-from copd.branch.learner import BatchRecord
+from copd.branch.learner import BatchStatistics
 from copd.branch.ranks import SINGLE_RANK, Ranks
 from copd.config import Config, RayEngineConfig
 from copd.engine import BranchLost, LocalEngine
@@ -27,7 +27,7 @@ from copd.types import (
     UpdateRequest,
 )
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(1800)]
 
 SETTINGS = {
     "seed": 3,
@@ -47,12 +47,10 @@ def make_config(root: Path, **sections) -> Config:
 
 
 @pytest.fixture(scope="module")
-def engines(tmp_path_factory) -> Iterator[list[Any]]:
-    """One process, and two, with branch `a`."""
-    ray = pytest.importorskip("ray")
-    from copd.engine.ray import RayEngine, join
+def engines(cluster, tmp_path_factory) -> Iterator[list[Any]]:
+    """A local engine, and one with two processes per branch, each with the branch `a`."""
+    from copd.engine.ray import RayEngine
 
-    assert join(RayEngineConfig())
     root = tmp_path_factory.mktemp("wide")
     config = make_config(root, engine=TWO)
     assert isinstance(config.engine, RayEngineConfig)
@@ -62,12 +60,11 @@ def engines(tmp_path_factory) -> Iterator[list[Any]]:
         engine.spawn("a", "tiny")
     yield [one, two]
     two.close()
-    ray.shutdown()
 
 
 @pytest.fixture
 def fresh(engines, tmp_path) -> list[Any]:
-    """The same engines with the weights of the base and no updates."""
+    """The engines with the weights of the base and no updates."""
     base = LocalEngine(make_config(tmp_path))
     base.spawn("a", "tiny")
     weights = base.call(Branch.weights, {"a": None})["a"]
@@ -86,7 +83,7 @@ def request(domain: str, count: int, seed: int = 5) -> RolloutRequest:
 
 
 def require_close(one: Any, other: Any) -> None:
-    """Field by field: integers and words equal, other numbers as close as float32 sums are."""
+    """Compare field by field: floats as closely as float32 sums allow, everything else exactly."""
     for field in fields(one):
         a, b = getattr(one, field.name), getattr(other, field.name)
         if isinstance(a, np.ndarray) and a.dtype == np.float32:
@@ -97,7 +94,7 @@ def require_close(one: Any, other: Any) -> None:
 
 
 def require_near(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> None:
-    """1e-5 of every tensor's norm."""
+    """Compare tensors to 1e-5 of their norms."""
     assert one.keys() == other.keys()
     for name, tensor in one.items():
         gap = (other[name].double() - tensor.double()).norm()
@@ -109,33 +106,33 @@ def saved(engine: Any, folder: Path) -> list[dict[str, torch.Tensor]]:
     return [load_file(folder / "a" / f"{x}.safetensors") for x in ("model", "optimizer")]
 
 
-def ask(batch) -> ScoreRequest:
+def score_request(batch) -> ScoreRequest:
     probes = np.arange(0, len(batch.token_ids), 3, dtype=np.int32)
     return ScoreRequest(batch.problems, batch.token_ids, batch.lengths, probes, 16)
 
 
-def teach(batches, scores) -> UpdateRequest:
-    """Rewards that differ within a group, and a teacher whose word is not the student's."""
+def update_request(batches, outputs) -> UpdateRequest:
+    """Train on rewards that differ within groups, and on a teacher that is not the student."""
     first, *others = batches
     rewards = np.arange(first.rewards.size, dtype=np.float32).reshape(first.rewards.shape)
-    moved = [replace(s, logprobs=s.logprobs + np.sin(np.arange(len(s.logprobs)))) for s in scores]
-    moved = [replace(s, logprobs=s.logprobs.astype(np.float32)) for s in moved]
-    lessons = [TrainingBatch("text", replace(first, rewards=rewards))]
-    for i, (batch, told) in enumerate(zip(others, moved[1:], strict=True)):
-        lessons.append(TrainingBatch("image", replace(batch, action=f"opd/{i}"), told))
-    return UpdateRequest(tuple(lessons), "step 1")
+    moved = [o.logprobs + np.sin(np.arange(len(o.logprobs))) for o in outputs]
+    training_batches = [TrainingBatch("text", replace(first, rewards=rewards))]
+    for i, (batch, teacher) in enumerate(zip(others, outputs[1:], strict=True)):
+        teacher = replace(teacher, logprobs=moved[i + 1].astype(np.float32))
+        training_batches.append(TrainingBatch("image", replace(batch, action=f"opd/{i}"), teacher))
+    return UpdateRequest(tuple(training_batches), "step 1")
 
 
 def test_two_ranks_sample_score_and_learn_as_one_process(fresh, tmp_path):
-    """Three problems over two ranks; of one problem alone a rank has nothing, nor of its pixels."""
-    asked = [request("text", 3), request("image", 3), request("image", 1, seed=6)]
-    batches, on_two = both(fresh, Branch.sample, asked)
+    """Three problems over two ranks; of a single problem one rank has none, nor its pixels."""
+    requests = [request("text", 3), request("image", 3), request("image", 1, seed=6)]
+    batches, on_two = both(fresh, Branch.sample, requests)
     for one, two in zip(batches, on_two, strict=True):
         require_close(one, two)
-    scores, on_two = both(fresh, Branch.score, [ask(batch) for batch in batches])
+    scores, on_two = both(fresh, Branch.score, [score_request(batch) for batch in batches])
     for one, two in zip(scores, on_two, strict=True):
         require_close(one, two)
-    one, two = both(fresh, Branch.update, teach(batches, scores))
+    one, two = both(fresh, Branch.update, update_request(batches, scores))
     assert one.keys() == two.keys()
     assert one == pytest.approx(two, rel=1e-4, abs=1e-5)
     assert one["update/grad_norm"] > 0
@@ -145,39 +142,39 @@ def test_two_ranks_sample_score_and_learn_as_one_process(fresh, tmp_path):
         require_near(one, two)
 
 
-def test_a_parameter_that_no_rank_touched_stays_as_it_is(fresh, tmp_path):
-    """Text alone does not reach the tower: no moments, and no weight decay."""
+def test_a_parameter_without_a_gradient_on_any_rank_stays_as_it_is(fresh, tmp_path):
+    """Text alone does not reach the vision tower: no moments and no weight decay."""
     [batch] = fresh[0].call(Branch.sample, {"a": [request("text", 3)]})["a"]
-    scores = fresh[0].call(Branch.score, {"a": [ask(batch)]})["a"]
-    both(fresh, Branch.update, teach([batch], scores))
+    scores = fresh[0].call(Branch.score, {"a": [score_request(batch)]})["a"]
+    both(fresh, Branch.update, update_request([batch], scores))
     one, two = (saved(e, tmp_path / str(i))[1] for i, e in enumerate(fresh))
     assert one.keys() == two.keys()
     assert not any("visual" in name for name in two)
 
 
-def test_a_branch_goes_on_with_another_number_of_ranks(fresh, tmp_path):
+def test_a_branch_is_restored_with_another_number_of_ranks(fresh, tmp_path):
     batches = fresh[0].call(Branch.sample, {"a": [request("text", 3)]})["a"]
-    scores = fresh[0].call(Branch.score, {"a": [ask(batch) for batch in batches]})["a"]
-    lesson = teach(batches, scores)
+    scores = fresh[0].call(Branch.score, {"a": [score_request(batch) for batch in batches]})["a"]
+    training = update_request(batches, scores)
     one, two = fresh
-    two.call(Branch.update, {"a": lesson})
-    begun = saved(two, tmp_path / "two")
+    two.call(Branch.update, {"a": training})
+    before = saved(two, tmp_path / "two")
     one.call(Branch.restore, {"a": tmp_path / "two"})
-    for mine, its in zip(saved(one, tmp_path / "one"), begun, strict=True):
+    for mine, its in zip(saved(one, tmp_path / "one"), before, strict=True):
         assert mine.keys() == its.keys()
         assert all(torch.equal(mine[name], its[name]) for name in its)
-    two.call(Branch.update, {"a": lesson})
+    two.call(Branch.update, {"a": training})
     two.call(Branch.restore, {"a": tmp_path / "one"})
-    assert both(fresh, Branch.update, lesson)[0]["update/grad_norm"] > 0
+    assert both(fresh, Branch.update, training)[0]["update/grad_norm"] > 0
     for mine, its in zip(saved(one, tmp_path / "x"), saved(two, tmp_path / "y"), strict=True):
         require_near(mine, its)
 
 
-def test_what_a_branch_tells_is_told_once(fresh, tmp_path):
-    """Evaluations, portraits, weights, and folders with the same bits."""
-    wanted = EvaluationRequest("text", "test", 3, 2, 0.7, 8, seed=1)
-    for part in (None, (2, 3)):
-        require_close(*both(fresh, Branch.evaluate, replace(wanted, shard=part)))
+def test_other_methods_return_the_same_on_two_ranks(fresh, tmp_path):
+    """Evaluations, probe rollouts, weights, and exported folders with the same bits."""
+    evaluation = EvaluationRequest("text", "test", 3, 2, 0.7, 8, seed=1)
+    for shard in (None, (2, 3)):
+        require_close(*both(fresh, Branch.evaluate, replace(evaluation, shard=shard)))
     [one], [two] = both(fresh, Branch.probe, [request("image", 2)])
     require_close(one, two)
     one, two = both(fresh, Branch.weights, None)
@@ -189,31 +186,31 @@ def test_what_a_branch_tells_is_told_once(fresh, tmp_path):
     assert files[0] == files[1] and "model.safetensors" in files[0]
 
 
-def test_what_one_rank_raises_the_branch_raises(fresh):
-    """The other does not wait for it, and both can go on."""
+def test_an_error_of_one_rank_is_raised_by_the_branch(fresh):
+    """The other rank does not wait for it, and both can continue."""
 
-    def spoiled(branch: Branch, rank: int) -> object:
+    def failing(branch: Branch, rank: int) -> object:
         def refuse(names: object, groups: object) -> None:
             raise ValueError(f"rank {branch._ranks.rank} cannot.")
 
-        book: Any = branch._book
+        cache: Any = branch._prompt_cache
         if branch._ranks.rank == rank:
-            book.verify_groups = refuse
+            cache.verify_groups = refuse
         try:
-            return Branch.sample(branch, [asked])
+            return Branch.sample(branch, [sampling])
         finally:
-            vars(book).pop("verify_groups", None)
+            vars(cache).pop("verify_groups", None)
 
-    asked = request("text", 3)
+    sampling = request("text", 3)
     for rank in (0, 1):
         with pytest.raises(ValueError, match=f"rank {rank} cannot"):
-            fresh[1].call(spoiled, {"a": rank})
-    [one], [two] = both(fresh, Branch.sample, [asked])
+            fresh[1].call(failing, {"a": rank})
+    [one], [two] = both(fresh, Branch.sample, [sampling])
     require_close(one, two)
 
 
 @pytest.mark.slow
-def test_a_rank_that_dies_is_the_branch_that_is_lost(fresh):
+def test_a_branch_is_lost_when_one_of_its_ranks_dies(fresh):
     one, two = fresh
 
     def deadly(branch: Branch, value: UpdateRequest) -> Any:
@@ -222,9 +219,11 @@ def test_a_rank_that_dies_is_the_branch_that_is_lost(fresh):
         return Branch.update(branch, value)
 
     batches = one.call(Branch.sample, {"a": [request("text", 3)]})["a"]
-    lesson = teach(batches, one.call(Branch.score, {"a": [ask(b) for b in batches]})["a"])
+    training = update_request(
+        batches, one.call(Branch.score, {"a": [score_request(b) for b in batches]})["a"]
+    )
     with pytest.raises(BranchLost, match=r"branch 'a' \(rank 1, process \d+ on .* in deadly"):
-        two.call(deadly, {"a": lesson})
+        two.call(deadly, {"a": training})
     two.clear()
     two.spawn("a", "tiny")
     [mine], [its] = both(fresh, Branch.sample, [request("text", 3)])
@@ -232,8 +231,8 @@ def test_a_rank_that_dies_is_the_branch_that_is_lost(fresh):
 
 
 @pytest.mark.slow
-def test_a_run_ends_where_one_process_does(engines, tmp_path):
-    """A round on two ranks, with its merge."""
+def test_a_run_has_the_results_of_one_process(engines, tmp_path):
+    """One round on two ranks, with the merge."""
     local = {"type": "local", "num_threads": 1}
     commands.train(make_config(tmp_path / "one", engine=local))
     commands.train(make_config(tmp_path / "two", engine=TWO))
@@ -245,11 +244,11 @@ def test_a_run_ends_where_one_process_does(engines, tmp_path):
             require_near(load_file(tmp_path / "one" / name), load_file(tmp_path / "two" / name))
 
 
-def test_pieces_are_runs_that_cover_everything():
+def test_shards_are_consecutive_and_cover_everything():
     for count in range(9):
-        pieces = [Ranks(rank, 4).shard(count) for rank in range(4)]
-        assert [i for piece in pieces for i in range(count)[piece]] == list(range(count))
-        sizes = [piece.stop - piece.start for piece in pieces]
+        shards = [Ranks(rank, 4).shard(count) for rank in range(4)]
+        assert [i for shard in shards for i in range(count)[shard]] == list(range(count))
+        sizes = [shard.stop - shard.start for shard in shards]
         assert max(sizes) - min(sizes) <= 1
     assert (
         SINGLE_RANK.shard(3) == slice(0, 3)
@@ -258,10 +257,13 @@ def test_pieces_are_runs_that_cover_everything():
     )
 
 
-def test_records_of_pieces_are_one_lessons():
+def test_statistics_of_shards_join_to_those_of_the_batch():
     tensors = torch.arange(3.0).split(1)
-    pieces = [BatchRecord(0.5, [tensors[0]], clipped=1.0), BatchRecord(0.25, [*tensors[1:]])]
-    assert BatchRecord.join(pieces) == BatchRecord(0.75, [*tensors], clipped=1.0)
+    shards = [
+        BatchStatistics(0.5, [tensors[0]], num_clipped=1.0),
+        BatchStatistics(0.25, [*tensors[1:]]),
+    ]
+    assert BatchStatistics.join(shards) == BatchStatistics(0.75, [*tensors], num_clipped=1.0)
 
 
 @pytest.mark.parametrize(
@@ -275,6 +277,6 @@ def test_records_of_pieces_are_one_lessons():
         ({"engine": {"type": "local", "ranks_per_branch": 2}}, "ranks_per_branch"),
     ],
 )
-def test_what_ranks_cannot_share_is_refused(tmp_path, sections, remedy):
+def test_settings_that_ranks_cannot_share_are_refused(tmp_path, sections, remedy):
     with pytest.raises(ValueError, match=remedy):
         make_config(tmp_path, **{"engine": TWO, **sections})

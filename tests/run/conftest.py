@@ -1,4 +1,4 @@
-"""A whole run, small enough for a test: the embedded base, three domains, all stages."""
+"""A small run with all stages: the embedded base on three domains."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -24,7 +24,7 @@ SETTINGS = {
 
 @pytest.fixture(scope="session")
 def make_config() -> Callable[..., Config]:
-    """A configuration of a run in a directory, with some sections replaced."""
+    """Return a function that makes the configuration of a run, with some sections replaced."""
 
     def make(root: Path, **sections) -> Config:
         return Config.model_validate({**SETTINGS, "output_dir": root, **sections})

@@ -1,4 +1,4 @@
-"""Stages that the overlap governs: the rule on written lines, and a run that obeys it."""
+"""Stages with an overlap band: the rule on given lines, and a run that follows it."""
 
 import json
 
@@ -16,17 +16,17 @@ STAGE = Stage("mutual", 9, NATIVE + CROSS, BandConfig(low=0.6, high=0.8))
 
 
 def line(on_image: float, on_text: float) -> dict:
-    """A comparison in which text is `on_image` like image on images, and so on; base last."""
+    """Return dynamics in which text overlaps with image by `on_image` on images, and so on."""
 
-    def matrix(text_like_image: float, image_like_text: float) -> dict:
-        rows = [[1.0, text_like_image, 0.1], [image_like_text, 1.0, 0.1], [None] * 3]
+    def matrix(of_text: float, of_image: float) -> dict:
+        rows = [[1.0, of_text, 0.1], [of_image, 1.0, 0.1], [None] * 3]
         return {"overlap": rows}
 
     domains = {"text": matrix(0.0, on_text), "image": matrix(on_image, 0.0)}
     return {"models": ["text", "image", "base"], "domains": domains}
 
 
-def test_the_overlap_is_that_of_students_with_teachers_on_the_taught_domain():
+def test_the_overlap_is_that_of_students_with_teachers_on_the_teachers_domain():
     assert mean_overlap(line(0.5, 0.9), STAGE) == pytest.approx(0.7)
 
 
@@ -43,7 +43,7 @@ def test_the_overlap_is_that_of_students_with_teachers_on_the_taught_domain():
         ([1.0, 0.5, 0.9, 0.6], True),
     ],
 )
-def test_teachers_begin_below_the_band_and_end_above_it(overlaps: list[float], is_taught: bool):
+def test_teachers_start_below_the_band_and_pause_above_it(overlaps: list[float], is_taught: bool):
     stage = apply_band(STAGE, [line(o, o) for o in overlaps])
     assert stage.actions == (NATIVE + CROSS if is_taught else NATIVE)
     assert (stage.name, stage.steps) == ("mutual", 9)
@@ -54,18 +54,18 @@ def test_a_stage_without_a_band_is_as_planned():
     assert apply_band(plain, [line(1.0, 1.0)]) == plain
 
 
-def test_a_run_is_taught_only_where_its_comparisons_say_so(make_config, tmp_path):
+def test_a_run_has_teachers_only_where_its_dynamics_say_so(make_config, tmp_path):
     recipe = {"type": "copd", "rounds": 1, "rlvr_steps": 2, "opd_steps": 1}
     recipe["band"] = {"low": 0.9999, "high": 1.0}
     monitor = {"every": 1, "num_problems": 2, "num_samples": 1}
     root = commands.train(make_config(tmp_path / "run", recipe=recipe, monitor=monitor))
     [stage] = json.loads((root / "plan.json").read_text())["stages"]
     assert (stage["steps"], stage["band"]) == (3, recipe["band"])
-    compared = list(read_lines(root / "dynamics.jsonl"))
-    cross = tuple(OPD(s, t, t) for s in compared[0]["models"][:3] for t in ("text",) if s != t)
+    start = next(read_lines(root / "dynamics.jsonl"))
+    cross = tuple(OPD(student, "text", "text") for student in ("image", "video"))
     taught = [
         {name for name, metrics in own["branches"].items() if any("opd/" in k for k in metrics)}
         for own in read_lines(root / "metrics.jsonl")
     ]
-    assert mean_overlap(compared[0], Stage("mutual", 1, cross)) == 1.0
+    assert mean_overlap(start, Stage("mutual", 1, cross)) == 1.0
     assert taught == [set(), *[{"text", "image", "video"}] * 2]

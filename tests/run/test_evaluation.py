@@ -1,4 +1,4 @@
-"""Statistics of held-out accuracies against hand-computed values and simulation."""
+"""Statistics of held-out accuracies, against values by hand and simulation."""
 
 import itertools
 import math
@@ -19,7 +19,7 @@ from copd.monitor.results import (
     results_table,
     to_json,
 )
-from copd.run.evaluation import domain_result, evaluate
+from copd.run.evaluation import domain_result, evaluate_branches
 from copd.types import EvaluationRollouts
 
 
@@ -76,8 +76,8 @@ def test_gains_are_paired():
 
 def test_rewards_become_accuracies():
     rewards = np.array([[1.0, 0.5], [0.0, 0.0]], dtype=np.float32)
-    answers = EvaluationRollouts(("a", "b"), rewards, np.array([[2, 4], [6, 8]], dtype=np.int32))
-    assert domain_result(answers) == DomainResult(("a", "b"), (0.5, 0.0), (1.0, 0.0), 5.0)
+    rollouts = EvaluationRollouts(("a", "b"), rewards, np.array([[2, 4], [6, 8]], dtype=np.int32))
+    assert domain_result(rollouts) == DomainResult(("a", "b"), (0.5, 0.0), (1.0, 0.0), 5.0)
 
 
 def test_results_survive_json():
@@ -99,23 +99,23 @@ def test_the_table_shows_suites_domains_and_mean(capsys):
     assert gain_lines(results, "final", "base")[1].split()[:2] == ["text", "+50.0"]
 
 
-def test_pieces_do_not_change_what_is_measured(make_config, tmp_path, monkeypatch):
+def test_results_do_not_depend_on_chunks(make_config, tmp_path, monkeypatch):
     config = make_config(tmp_path, evaluation={"num_problems": 7, "num_samples": 2})
     engine = create_engine(config)
     engine.spawn("one", "tiny")
     engine.spawn("other", "tiny")
     try:
-        whole = evaluate(engine, config, ["one", "other"])
+        whole = evaluate_branches(engine, config, ["one", "other"])
         monkeypatch.setattr("copd.run.evaluation._CHUNK", 3)
-        pieces = evaluate(engine, config, ["one", "other"])
+        chunked = evaluate_branches(engine, config, ["one", "other"])
     finally:
         engine.close()
-    assert pieces == whole
+    assert chunked == whole
     assert whole["one"] == whole["other"]
     assert {len(result.accuracy) for result in whole["one"].values()} == {7}
 
 
-def test_the_configured_split_is_measured_unless_another_is_named(make_config, tmp_path):
+def test_the_configured_split_is_evaluated_unless_another_is_named(make_config, tmp_path):
     settings = {"num_problems": 6, "num_samples": 2}
     test, validation = (
         make_config(tmp_path, evaluation={**settings, "split": split})
@@ -124,8 +124,8 @@ def test_the_configured_split_is_measured_unless_another_is_named(make_config, t
     engine = create_engine(test)
     engine.spawn("one", "tiny")
     try:
-        found = evaluate(engine, validation, ["one"])
-        assert found == evaluate(engine, test, ["one"], split="validation")
-        assert found != evaluate(engine, test, ["one"])
+        found = evaluate_branches(engine, validation, ["one"])
+        assert found == evaluate_branches(engine, test, ["one"], split="validation")
+        assert found != evaluate_branches(engine, test, ["one"])
     finally:
         engine.close()

@@ -1,4 +1,4 @@
-"""A run on the user's files: it trains as on the built-in domain, and is bound to its data."""
+"""A run on the user's files trains as on the built-in domain, and checks that they stay equal."""
 
 import json
 from pathlib import Path
@@ -39,7 +39,7 @@ def test_a_run_on_files_is_the_run_on_the_built_in_domain(tmp_path: Path, make_c
         commands.resume(tmp_path / "files")
 
 
-def test_a_run_without_a_right_answer_says_that_it_learned_nothing(
+def test_a_run_without_a_correct_completion_reports_that_it_learned_nothing(
     tmp_path: Path, make_config, capsys
 ):
     rows = [{"problem": f"{n}+1=", "answer": "a word the base never writes"} for n in range(40)]
@@ -47,5 +47,5 @@ def test_a_run_without_a_right_answer_says_that_it_learned_nothing(
     domain = {"type": "files", "path": str(tmp_path / "data.jsonl"), "test_share": 0.25}
     recipe = RECIPE | {"steps": 1}
     commands.train(make_config(tmp_path / "run", domains={"text": domain}, recipe=recipe))
-    told = " ".join(capsys.readouterr().out.split())
-    assert "text learned nothing from rewards on text: at every step (1) " in told
+    output = " ".join(capsys.readouterr().out.split())
+    assert "text learned nothing from rewards on text: at every step (1) " in output

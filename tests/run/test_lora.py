@@ -1,4 +1,4 @@
-"""Whole runs with adapters: killed and resumed, merged in every way, and read by others."""
+"""Runs with adapters: killed and resumed, merged by every method, and exported."""
 
 import json
 from pathlib import Path
@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from copd.policy import Policy
 from copd.policy.tiny import resolve
 from copd.run import commands
-from tests.run.test_runner import end_state, newest, run_and_die
+from tests.run.test_runner import end_state, newest, require_equal, run_and_die
 
 LORA = {"path": "tiny", "device": "cpu", "branches": "lora", "lora": {"rank": 2, "alpha": 6.0}}
 BRANCHES = ("text", "image", "video")
@@ -24,14 +24,14 @@ def finished(make_config, tmp_path_factory) -> Path:
 
 
 def changes(folder: Path) -> dict[str, torch.Tensor]:
-    """Weight by weight, what a model folder is away from the base."""
+    """Return the differences between a model's weights and the base's."""
     base = Policy.load(resolve("tiny")).parameters()
     with torch.no_grad():
         return {name: p - base[name] for name, p in Policy.load(folder).parameters().items()}
 
 
 def adapter_changes(folder: Path) -> dict[str, torch.Tensor]:
-    """Of an exported adapter, from its files alone."""
+    """Return the weight changes of an exported adapter, from its files alone."""
     config = json.loads((folder / "adapter_config.json").read_text())
     weights = load_file(folder / "adapter_model.safetensors")
     scale = config["lora_alpha"] / config["r"]
@@ -59,7 +59,7 @@ def test_the_merge_is_the_mean_of_the_changes(finished):
     assert all(torch.allclose(unified[name], final[name], atol=1e-6) for name in unified)
 
 
-def test_a_run_leaves_adapters_and_small_checkpoints(finished):
+def test_a_run_exports_adapters_and_saves_small_checkpoints(finished):
     assert sorted(p.name for p in (finished / "adapters").iterdir()) == sorted(
         [*BRANCHES, "unified"]
     )
@@ -75,9 +75,7 @@ def test_a_killed_run_ends_with_the_same_bits(make_config, tmp_path, finished, m
     config = make_config(tmp_path / "run", model=LORA)
     run_and_die(config, method, call)
     commands.resume(config.output_dir)
-    mine, theirs = end_state(config.output_dir), end_state(finished)
-    assert mine.keys() == theirs.keys()
-    assert [name for name in mine if mine[name] != theirs[name]] == []
+    require_equal(end_state(config.output_dir), end_state(finished))
 
 
 @pytest.mark.parametrize(
@@ -91,8 +89,8 @@ def test_a_killed_run_ends_with_the_same_bits(make_config, tmp_path, finished, m
     ],
     ids=lambda merge: merge["type"],
 )
-def test_every_merge_is_that_of_the_whole_weights(make_config, tmp_path, finished, merge):
-    """From the checkpoint of a finished run: only its end is taken again."""
+def test_every_merge_equals_that_of_the_whole_weights(make_config, tmp_path, finished, merge):
+    """Start from the checkpoint of a finished run, so that only the merge is repeated."""
     recipe = {"type": "copd", "rounds": 1, "rlvr_steps": 2, "opd_steps": 1, "merge": merge}
     config = make_config(tmp_path / "run", model=LORA, recipe=recipe)
     (tmp_path / "run").mkdir()
@@ -117,8 +115,8 @@ def test_every_merge_is_that_of_the_whole_weights(make_config, tmp_path, finishe
                 assert (final[name].abs() <= largest + 1e-6).all()
                 continue
             case _:
-                kept = (final[name].abs() > 1e-8).float().mean()
-                assert 0.5 < kept < 0.97  # each entry loses all three with probability 1 / 8
+                share = (final[name].abs() > 1e-8).float().mean()
+                assert 0.5 < share < 0.97  # each entry loses all three with probability 1 / 8
                 continue
         assert torch.allclose(final[name], expected, atol=1e-6)
 

@@ -1,4 +1,6 @@
-"""A teacher or sampler that is not what it should be is refused before it does anything."""
+"""Checks before the first step: which teachers and samplers are refused."""
+
+from dataclasses import replace
 
 import pytest
 import torch
@@ -39,10 +41,10 @@ def test_a_teacher_in_training_mode_with_dropout_is_refused(ready):
     engine, config, plan = ready
     model = engine._branches["text"]._policy.model
 
-    def shaken(_module, _inputs, output):
+    def dropout(_module, _inputs, output):
         return torch.nn.functional.dropout(output, 0.1, training=True)
 
-    model.get_input_embeddings().register_forward_hook(shaken)
+    model.get_input_embeddings().register_forward_hook(dropout)
     with pytest.raises(ValueError, match=r"'text' as a teacher.*differently twice"):
         check_teachers(engine, config, plan)
 
@@ -58,40 +60,42 @@ def test_a_uniform_teacher_is_refused(ready):
 
 
 @pytest.fixture
-def elsewhere(make_config, tmp_path) -> Config:
-    """The same run with a sampler that must be checked; its branches are those of `ready`."""
+def external(make_config, tmp_path) -> Config:
+    """The configuration of `ready` with an external sampler, which is checked."""
     rollout = {"num_prompts": 2, "group_size": 2, "sampler": "vllm", "vllm": {"tolerance": 1e-3}}
     return make_config(tmp_path, model={"path": "tiny"}, rollout=rollout)
 
 
-def test_samplers_that_say_what_their_policies_say_pass(ready, elsewhere):
-    check_samplers(ready[0], elsewhere, ["text"])
+def test_samplers_that_agree_with_their_policies_pass(ready, external):
+    check_samplers(ready[0], external, ["text"])
 
 
-def test_a_sampler_with_other_weights_is_refused_by_branch_and_domain(ready, elsewhere):
+def test_a_sampler_with_other_weights_is_refused_by_branch_and_domain(ready, external):
     engine, config, plan = ready
     branch = engine._branches["image"]
     other = Policy.load(resolve("tiny"))
     with torch.no_grad():
         norm = other.parameters()["model.visual.merger.norm.weight"]
         norm += 0.5
-    branch._sampler = InProcessSampler(other, branch._learning, max_rows=64)
-    said = r"vllm for branch 'image' on domain 'image' must be within 0\.001 nats.*most at token"
-    seeing = elsewhere.model_copy(update={"domains": {"image": elsewhere.domains["image"]}})
-    with pytest.raises(ValueError, match=said):
-        check_samplers(engine, seeing, ["image"])
-    check_samplers(engine, config, plan.branches)  # whose samplers are the policies themselves
+    branch._sampler = InProcessSampler(replace(branch._forward, policy=other), max_rows=64)
+    message = r"vllm for branch 'image' on domain 'image' must be within 0\.001 nats.*most at token"
+    on_images = external.model_copy(update={"domains": {"image": external.domains["image"]}})
+    with pytest.raises(ValueError, match=message):
+        check_samplers(engine, on_images, ["image"])
+    check_samplers(engine, config, plan.branches)  # internal samplers are not checked
 
 
-def test_a_sampler_that_does_not_follow_is_refused(ready, elsewhere):
+def test_a_sampler_that_does_not_follow_its_policy_is_refused(ready, external):
     engine = ready[0]
     branch = engine._branches["text"]
-    branch._sampler = InProcessSampler(Policy.load(resolve("tiny")), branch._learning, max_rows=64)
-    said = "vllm for branch 'text' on domain 'text' does not follow the policy"
-    with pytest.raises(ValueError, match=said):
-        check_samplers(engine, elsewhere, ["text"])
+    branch._sampler = InProcessSampler(
+        replace(branch._forward, policy=Policy.load(resolve("tiny"))), max_rows=64
+    )
+    message = "vllm for branch 'text' on domain 'text' does not follow the policy"
+    with pytest.raises(ValueError, match=message):
+        check_samplers(engine, external, ["text"])
 
 
-def test_a_machine_without_vllm_says_so_before_anything_is_sampled(elsewhere):
+def test_vllm_is_refused_where_it_cannot_run_before_anything_is_sampled(external):
     with pytest.raises(ValueError, match=r'rollout\.sampler = "vllm" needs'):
-        LocalEngine(elsewhere).spawn("text", "tiny")
+        LocalEngine(external).spawn("text", "tiny")

@@ -1,4 +1,4 @@
-"""Runs whose branches are lost: how often they begin again, from where, and what they say."""
+"""Runs that lose branches: how often they start again, and what they report."""
 
 from collections.abc import Iterable
 
@@ -8,35 +8,34 @@ from copd.engine import BranchLost
 from copd.run.recovery import retry_lost_branches
 
 
-class Doomed:
-    """Work that loses a branch as often as there are numbers of steps to have reached by then."""
+class LosingRun:
+    """A run that loses a branch once per number of steps saved by then."""
 
-    def __init__(self, reached: Iterable[int]) -> None:
-        self.reached = list(reached)
+    def __init__(self, saved_steps: Iterable[int]) -> None:
+        self.saved_steps = list(saved_steps)
         self.step = 0
-        self.begun: list[str] = []
-        self.said: list[str] = []
+        self.calls: list[str] = []
+        self.messages: list[str] = []
 
-    def work(self, start: str) -> str:
-        self.begun.append(start)
-        if not self.reached:
+    def work(self) -> str:
+        self.calls.append("work")
+        if not self.saved_steps:
             return "done"
-        self.step = self.reached.pop(0)
+        self.step = self.saved_steps.pop(0)
         raise BranchLost("gone.")
 
     def run(self, max_failures: int) -> str:
         return retry_lost_branches(
             self.work,
-            lambda: "first",
-            again=lambda: "again",
+            restart=lambda: self.calls.append("restart"),
             progress=lambda: self.step,
             max_failures=max_failures,
-            say=self.said.append,
+            report=self.messages.append,
         )
 
 
 @pytest.mark.parametrize(
-    ("max_failures", "reached", "attempts"),
+    ("max_failures", "saved_steps", "attempts"),
     [
         (3, [0, 0, 0], [1, 2, 3]),
         (3, [0, 0, 1, 1, 1, 2], [1, 2, 1, 2, 3, 1]),
@@ -44,40 +43,42 @@ class Doomed:
         (0, [], []),
     ],
 )
-def test_a_new_checkpoint_makes_earlier_losses_forgotten(max_failures, reached, attempts):
-    doomed = Doomed(reached)
-    steps = [*reached]
-    assert doomed.run(max_failures) == "done"
-    assert doomed.begun == ["first"] + ["again"] * len(attempts)
-    assert doomed.said == [
+def test_a_new_checkpoint_resets_the_count_of_losses(max_failures, saved_steps, attempts):
+    run = LosingRun(saved_steps)
+    assert run.run(max_failures) == "done"
+    assert run.calls == ["work"] + ["restart", "work"] * len(attempts)
+    assert run.messages == [
         f"gone. Beginning again after step {step}, attempt {n} of {max_failures}."
-        for step, n in zip(steps, attempts, strict=True)
+        for step, n in zip(saved_steps, attempts, strict=True)
     ]
 
 
 @pytest.mark.parametrize(
-    ("max_failures", "reached", "num_begun"),
+    ("max_failures", "saved_steps", "num_attempts"),
     [(3, [0] * 9, 4), (3, [0, 0, 5, *[5] * 9], 6), (0, [7], 1), (1, [1, 1], 2)],
 )
-def test_a_run_gives_up_after_losses_without_progress(max_failures, reached, num_begun):
-    doomed = Doomed(reached)
+def test_a_run_gives_up_after_losses_without_progress(max_failures, saved_steps, num_attempts):
+    run = LosingRun(saved_steps)
     limit = f"max_failures = {max_failures}.*raise it"
     with pytest.raises(BranchLost, match=rf"^gone\. That is loss {max_failures + 1} .*{limit}"):
-        doomed.run(max_failures)
-    assert len(doomed.begun) == num_begun
+        run.run(max_failures)
+    assert run.calls.count("work") == num_attempts
 
 
 def test_without_a_limit_it_never_gives_up():
-    doomed = Doomed([0] * 50)
-    assert doomed.run(-1) == "done"
-    assert doomed.said[-1] == "gone. Beginning again after step 0, attempt 50."
+    run = LosingRun([0] * 50)
+    assert run.run(-1) == "done"
+    assert run.messages[-1] == "gone. Beginning again after step 0, attempt 50."
 
 
-def test_a_loss_while_the_first_checkpoint_is_read_counts_like_any_other():
-    def first() -> str:
-        raise BranchLost("gone.")
+def test_a_loss_during_a_restart_counts_like_any_other():
+    run = LosingRun([4])
 
-    ends = retry_lost_branches(
-        str.upper, first, again=lambda: "end", progress=lambda: 4, max_failures=1, say=print
-    )
-    assert ends == "END"
+    def restart() -> None:
+        raise BranchLost("gone again.")
+
+    with pytest.raises(BranchLost, match="loss 2 without"):
+        retry_lost_branches(
+            run.work, restart=restart, progress=lambda: 4, max_failures=1, report=print
+        )
+    assert run.calls == ["work"]

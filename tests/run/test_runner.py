@@ -1,9 +1,11 @@
-"""Whole runs: every recipe, killed and resumed in every stage, and what they leave behind."""
+"""Runs of every recipe, killed and resumed in every stage, and the files they write."""
 
+import itertools
 import json
 import os
 import signal
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,8 @@ import torch
 from safetensors.torch import load_file
 
 from copd.branch import Branch
+from copd.config import Config
+from copd.engine import LocalEngine
 from copd.monitor.results import from_json
 from copd.run import commands
 from copd.run.checkpoint import latest_checkpoint
@@ -26,16 +30,20 @@ DETERMINISTIC = (
     "merge.json",
 )
 
-
 MONITOR = {"every": 2, "num_problems": 2, "num_samples": 1}
 
 
 def end_state(root: Path) -> dict[str, bytes]:
-    """Everything about a run that must not depend on how often it was killed."""
+    """Return the files of a run that must not depend on how often it was killed."""
     files = [root / name for name in DETERMINISTIC if (root / name).exists()]
     files += sorted((root / "final").rglob("*.safetensors"))
     files += [p for p in sorted((root / "checkpoints").rglob("*")) if p.is_file()]
     return {str(p.relative_to(root)): p.read_bytes() for p in files}
+
+
+def require_equal(files: dict[str, bytes], expected: dict[str, bytes]) -> None:
+    assert files.keys() == expected.keys()
+    assert [name for name in files if files[name] != expected[name]] == []
 
 
 def newest(root: Path) -> Path:
@@ -44,29 +52,34 @@ def newest(root: Path) -> Path:
     return checkpoint.folder
 
 
-def run_and_die(config, method: str, call: int) -> None:
-    """Trains in a forked process that is killed at the n-th call of a method."""
+def run_and_die(
+    config: Config, method: str, call: int, command: Callable[[Config], object] = commands.train
+) -> None:
+    """Run a command in a forked process that is killed at the n-th call of a Branch method."""
     pid = os.fork()
     if pid:
         _, status = os.waitpid(pid, 0)
         assert os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL, status
         return
     try:
-        original, calls = getattr(Branch, method), [0]
+        original, calls = getattr(Branch, method), itertools.count(1)
 
         def deadly(self, argument):
-            calls[0] += 1
-            if calls[0] == call:
+            if next(calls) == call:
                 if method == "save":  # half-way through a checkpoint: some files are there
                     original(self, argument)
                 os.kill(os.getpid(), signal.SIGKILL)
             return original(self, argument)
 
         setattr(Branch, method, deadly)
-        commands.train(config)
+        command(config)
     except BaseException:
         traceback.print_exc()
     os._exit(1)
+
+
+def resume(config: Config) -> Path:
+    return commands.resume(config.output_dir)
 
 
 @pytest.fixture(scope="module")
@@ -79,10 +92,10 @@ def undisturbed(make_config, tmp_path_factory) -> dict[str, bytes]:
 @pytest.mark.parametrize(
     ("method", "call"),
     [
-        ("evaluate", 2),  # while the base is measured
+        ("evaluate", 2),  # while the base is evaluated
         ("sample", 6 + 5),  # rlvr stage, after the 6 of the preflight
         ("update", 3),  # rlvr stage, two branches updated, one not
-        ("score", 6 + 2),  # mutual stage, one teacher asked
+        ("score", 6 + 2),  # mutual stage, one teacher has scored
         ("update", 8),  # mutual stage, half-way
         ("save", 1),  # the first checkpoint, one branch written
         ("save", 5),  # the second checkpoint
@@ -97,29 +110,27 @@ def test_killed_and_resumed_ends_with_the_same_bits(
     config = make_config(tmp_path / "run")
     run_and_die(config, method, call)
     if (config.output_dir / "config.json").exists():
-        commands.resume(config.output_dir)
+        resume(config)
     else:
         commands.train(config)
-    ended = end_state(config.output_dir)
-    assert ended.keys() == undisturbed.keys()
-    assert [name for name in ended if ended[name] != undisturbed[name]] == []
+    require_equal(end_state(config.output_dir), undisturbed)
 
 
 @pytest.fixture(scope="module")
-def measured(make_config, tmp_path_factory) -> dict[str, bytes]:
-    config = make_config(tmp_path_factory.mktemp("measured") / "run", monitor=MONITOR)
+def with_dynamics(make_config, tmp_path_factory) -> dict[str, bytes]:
+    config = make_config(tmp_path_factory.mktemp("with_dynamics") / "run", monitor=MONITOR)
     commands.train(config)
     return end_state(config.output_dir)
 
 
-def test_measuring_changes_no_bit(undisturbed, measured):
+def test_dynamics_change_no_bit(undisturbed, with_dynamics):
     """Metrics, rollouts, weights, optimizers, results."""
-    assert {name: measured[name] for name in undisturbed} == undisturbed
-    assert measured.keys() - undisturbed == {"dynamics.jsonl"}
+    assert {name: with_dynamics[name] for name in undisturbed} == undisturbed
+    assert with_dynamics.keys() - undisturbed == {"dynamics.jsonl"}
 
 
-def test_everybody_is_compared_with_everybody_and_the_base(measured):
-    lines = [json.loads(line) for line in measured["dynamics.jsonl"].splitlines()]
+def test_all_branches_are_compared_with_each_other_and_the_base(with_dynamics):
+    lines = [json.loads(line) for line in with_dynamics["dynamics.jsonl"].splitlines()]
     assert [line["step"] for line in lines] == [0, 2, 3]  # the start, every second, the end
     assert [line["stage"] for line in lines] == ["start", "rlvr", "mutual"]
     for line in lines:
@@ -139,22 +150,22 @@ def test_everybody_is_compared_with_everybody_and_the_base(measured):
 @pytest.mark.parametrize(
     ("method", "call"),
     [
-        ("update", 1),  # the start is measured, and nothing saved
-        ("compare", 4 + 2),  # while the second step is measured
-        ("update", 7),  # after that measurement and its checkpoint
-        ("save", 9),  # all is measured, the last checkpoint not yet renamed
+        ("update", 1),  # dynamics of the start are written, and nothing is saved
+        ("measure_agreement", 4 + 2),  # during the dynamics after the second step
+        ("update", 7),  # after those dynamics and their checkpoint
+        ("save", 9),  # all dynamics are written, the last checkpoint is not yet renamed
     ],
 )
-def test_killed_while_it_measures(make_config, measured, tmp_path, method, call):
+def test_killed_around_its_dynamics(make_config, with_dynamics, tmp_path, method, call):
     config = make_config(tmp_path / "run", monitor=MONITOR)
     run_and_die(config, method, call)
-    commands.resume(config.output_dir)
-    assert end_state(config.output_dir) == measured
+    resume(config)
+    require_equal(end_state(config.output_dir), with_dynamics)
 
 
 @pytest.fixture(scope="module")
-def make_governed(make_config):
-    """Two branches that are taught from the third step on, by the comparison after the second."""
+def make_with_band(make_config):
+    """Two branches that have teachers from the third step on, by the dynamics after the second."""
     names = ("text", "image")
     recipe = {"type": "copd", "rounds": 1, "rlvr_steps": 2, "opd_steps": 2}
     sections = {
@@ -167,56 +178,60 @@ def make_governed(make_config):
 
 
 @pytest.fixture(scope="module")
-def apply_band(make_governed, tmp_path_factory) -> dict[str, bytes]:
-    return end_state(commands.train(make_governed(tmp_path_factory.mktemp("apply_band") / "run")))
+def with_band(make_with_band, tmp_path_factory) -> dict[str, bytes]:
+    return end_state(commands.train(make_with_band(tmp_path_factory.mktemp("with_band") / "run")))
 
 
 @pytest.mark.parametrize(
     ("method", "call"),
     [
-        ("save", 3),  # after the second step, compared and not yet kept
-        ("update", 6 + 1),  # the fourth step, two steps after what made it a taught one
+        ("save", 3),  # after the second step: dynamics are written, the checkpoint is not
+        ("update", 6 + 1),  # the fourth step, two steps after the dynamics that count for it
     ],
 )
-def test_a_killed_run_is_taught_by_what_it_measured_before(
-    make_governed, apply_band, tmp_path, method, call
+def test_a_killed_run_with_a_band_follows_its_dynamics(
+    make_with_band, with_band, tmp_path, method, call
 ):
-    lines = [json.loads(line) for line in apply_band["metrics.jsonl"].splitlines()]
+    lines = [json.loads(line) for line in with_band["metrics.jsonl"].splitlines()]
     taught = [any("opd/" in key for key in line["branches"]["text"]) for line in lines]
     assert taught == [False, False, True, True]
-    config = make_governed(tmp_path / "run")
+    config = make_with_band(tmp_path / "run")
     run_and_die(config, method, call)
-    commands.resume(config.output_dir)
-    ended = end_state(config.output_dir)
-    assert ended.keys() == apply_band.keys()
-    assert [name for name in ended if ended[name] != apply_band[name]] == []
+    resume(config)
+    require_equal(end_state(config.output_dir), with_band)
 
 
 def test_a_run_killed_again_and_again_still_ends_the_same(make_config, undisturbed, tmp_path):
     config = make_config(tmp_path / "run")
     run_and_die(config, "update", 5)
     for method, call in (("sample", 2), ("save", 2), ("update", 4)):
-        pid = os.fork()
-        if not pid:
-            original, calls = getattr(Branch, method), [0]
-
-            def deadly(self, argument, call=call, original=original, calls=calls):
-                calls[0] += 1
-                if calls[0] == call:
-                    os.kill(os.getpid(), signal.SIGKILL)
-                return original(self, argument)
-
-            setattr(Branch, method, deadly)
-            try:
-                commands.resume(config.output_dir)
-            finally:
-                os._exit(1)
-        assert os.WIFSIGNALED(os.waitpid(pid, 0)[1])
-    commands.resume(config.output_dir)
-    assert end_state(config.output_dir) == undisturbed
+        run_and_die(config, method, call, resume)
+    resume(config)
+    require_equal(end_state(config.output_dir), undisturbed)
 
 
-def test_what_a_run_leaves_behind(make_config, tmp_path):
+@pytest.mark.parametrize("every", [0, 2])
+def test_a_resumed_run_evaluates_one_frozen_base(
+    make_config, undisturbed, tmp_path, monkeypatch, every
+):
+    """The results of the base are lost; dynamics need a frozen base, too."""
+    config = make_config(tmp_path / "run", monitor=MONITOR | {"every": every})
+    run_and_die(config, "update", 8)
+    (config.output_dir / "eval.json").unlink()
+    spawn, spawned = LocalEngine.spawn, []
+
+    def spying(engine, name, model, *, frozen=False):
+        spawned.extend([name] * frozen)
+        spawn(engine, name, model, frozen=frozen)
+
+    monkeypatch.setattr(LocalEngine, "spawn", spying)
+    resume(config)
+    assert spawned == ["base"]
+    files = end_state(config.output_dir)
+    require_equal({name: files[name] for name in undisturbed}, undisturbed)
+
+
+def test_the_files_of_a_run(make_config, tmp_path):
     config = make_config(
         tmp_path / "run", evaluation={"num_problems": 3, "num_samples": 2, "every": 2}
     )
@@ -227,7 +242,7 @@ def test_what_a_run_leaves_behind(make_config, tmp_path):
     last = lines[-1]
     assert set(last["branches"]) == {"text", "image", "video"}
     pair = {k for k in last["branches"]["image"] if k.startswith("opd/from_text/text/")}
-    wanted = (
+    metrics = (
         "delta_mean",
         "delta_min",
         "delta_max",
@@ -236,12 +251,12 @@ def test_what_a_run_leaves_behind(make_config, tmp_path):
         "entropy",
         "length",
     )
-    assert {f"opd/from_text/text/{name}" for name in wanted} <= pair
+    assert {f"opd/from_text/text/{name}" for name in metrics} <= pair
     native = ("reward", "accuracy", "advantage_std", "entropy", "length", "truncated")
     assert {f"rlvr/image/{name}" for name in native} <= set(last["branches"]["image"])
     # 2 prompts x 2 completions: 1 batch in each of 2 steps, 3 batches in the mutual step
-    counted = last["cost"]["image"]
-    assert (counted["steps"], counted["prompts"], counted["completions"]) == (3, 10, 20)
+    cost = last["cost"]["image"]
+    assert (cost["steps"], cost["prompts"], cost["completions"]) == (3, 10, 20)
     scored = sum(cost["scored_tokens"] for cost in last["cost"].values())
     crossed = sum(
         values[key] * 4
@@ -300,7 +315,7 @@ VARIANTS = {
     "trunk": {**TRUNK, "merge": {"type": "select", "branch": "trunk"}},
     "beyond the teachers": {"type": "mopd", "expert_steps": 1, "opd_steps": 1},
 }
-"""What the committed configurations do not do; those run in tests/test_end_to_end.py."""
+"""Recipes that no committed configuration has; those run in tests/test_end_to_end.py."""
 
 
 @pytest.mark.parametrize("name", VARIANTS)
@@ -342,7 +357,7 @@ def test_branch_order_does_not_matter(make_config, tmp_path):
         ends.append({n: load_file(folder / n / "model.safetensors") for n in names})
     for name, weights in ends[0].items():
         moved = [(weights[key] - ends[1][name][key]).abs().max() for key in weights]
-        # lessons are summed in another order, nothing else may differ
+        # gradients are summed in another order, nothing else may differ
         assert max(moved) < 2e-4, name
 
 
@@ -367,7 +382,7 @@ def test_a_run_ends_with_the_step_that_spends_its_tokens(make_config, tmp_path):
     after = [sum(c["sampled_tokens"] for c in cost.values()) for cost in costs]
     config = make_config(tmp_path / "run", max_tokens=after[0] + 1)
     run_and_die(config, "export", 1)
-    commands.resume(config.output_dir)  # which must not go on training
+    resume(config)  # must not train any further
     lines = (config.output_dir / "metrics.jsonl").read_bytes()
     assert lines == b"".join((whole / "metrics.jsonl").read_bytes().splitlines(True)[:2])
     for name in ("text", "image", "video"):
@@ -376,15 +391,15 @@ def test_a_run_ends_with_the_step_that_spends_its_tokens(make_config, tmp_path):
         assert (newest(config.output_dir) / file).read_bytes() == expected
 
 
-def test_milestones_are_kept_and_only_what_is_asked_is_measured(make_config, tmp_path, capsys):
+def test_milestones_stay_and_only_configured_models_are_evaluated(make_config, tmp_path, capsys):
     config = make_config(
         tmp_path / "run",
         checkpoint={"every": 9, "keep": 1, "milestones": (1,)},
         evaluation={"num_problems": 3, "num_samples": 2, "base": False, "branches": False},
     )
     root = commands.train(config)
-    kept = sorted(p.name for p in (root / "checkpoints").iterdir())
-    assert kept == ["step_00000001", "step_00000003"]
+    names = sorted(p.name for p in (root / "checkpoints").iterdir())
+    assert names == ["step_00000001", "step_00000003"]
     assert list(json.loads((root / "eval.json").read_text())) == ["unified"]
     before = (root / "metrics.jsonl").stat().st_mtime_ns
     commands.resume(root)

@@ -1,4 +1,4 @@
-"""Seeds and problem streams: equal at equal places, different everywhere else."""
+"""Seeds and problem streams: equal at equal places, different at others."""
 
 from copd.run.seeds import derive_seed, draw_problems
 

@@ -1,4 +1,4 @@
-"""Teachers that may be some steps old: whose weights answer, and that a resumed run has them."""
+"""Teachers that may be steps old: which weights score, also in a resumed run."""
 
 import json
 import shutil
@@ -37,14 +37,14 @@ def make_config(opd_steps: int, max_staleness: int, **sections: Any) -> Config:
 
 
 def run(config: Config) -> tuple[LocalEngine, list[StepResult], list[dict[str, Any]]]:
-    """All steps, and all branches' weights as they were before each."""
-    plan, engine, before, found = build_plan(config), LocalEngine(config), [], []
+    """Take all steps; return their results and all branches' weights before each."""
+    plan, engine, before, results = build_plan(config), LocalEngine(config), [], []
     for name in plan.branches:
         engine.spawn(name, "tiny")
     for position in positions_of(plan, range(1, plan.total_steps + 1), ()):
         before.append(engine.call(Branch.weights, dict.fromkeys(DOMAINS)))
-        found += take_steps(engine, config, [position])
-    return engine, found, before
+        results += take_steps(engine, config, [position])
+    return engine, results, before
 
 
 def without_staleness(result: StepResult) -> dict[str, dict[str, float]]:
@@ -55,48 +55,48 @@ def without_staleness(result: StepResult) -> dict[str, dict[str, float]]:
 
 
 @pytest.mark.parametrize("model", [SETTINGS["model"], LORA], ids=["full", "lora"])
-def test_a_copy_of_this_step_answers_like_the_teacher_itself(model: dict[str, Any]):
-    """A mutual stage of one step never asks an older one: the bits are those without copies."""
-    _, found, _ = run(make_config(1, 3, model=model))
+def test_a_snapshot_of_this_step_scores_like_the_teacher_itself(model: dict[str, Any]):
+    """A mutual stage of one step never uses older weights: the bits are those without staleness."""
+    _, results, _ = run(make_config(1, 3, model=model))
     _, expected, _ = run(make_config(1, 0, model=model))
-    assert [without_staleness(r) for r in found] == [dict(r.metrics) for r in expected]
-    assert found[1].metrics["text"]["opd/from_image/image/staleness"] == 0.0
+    assert [without_staleness(r) for r in results] == [dict(r.metrics) for r in expected]
+    assert results[1].metrics["text"]["opd/from_image/image/staleness"] == 0.0
     assert "opd/from_image/image/staleness" not in expected[1].metrics["text"]
 
 
 @pytest.mark.parametrize("model", [SETTINGS["model"], LORA], ids=["full", "lora"])
-def test_scores_are_those_of_the_weights_that_were_kept(model: dict[str, Any]):
-    """At most one step old: steps 2 and 3 ask the weights before 2, step 4 those before 4."""
+def test_scores_are_those_of_the_snapshot(model: dict[str, Any]):
+    """At most one step old: steps 2 and 3 use the weights before 2, step 4 those before 4."""
     config = make_config(3, 1, model=model)
-    engine, found, before = run(config)
+    engine, results, before = run(config)
     engine.spawn("then", "tiny")
     positions = positions_of(build_plan(config), range(2, 5), ())
-    for position, asked_of, staleness in zip(positions, (2, 2, 4), (0, 1, 0), strict=True):
-        result = found[position.step - 1]
+    for position, source, staleness in zip(positions, (2, 2, 4), (0, 1, 0), strict=True):
+        result = results[position.step - 1]
         for student, teacher in (("text", "image"), ("image", "text")):
             key = f"opd/from_{teacher}/{teacher}"
             assert result.metrics[student][f"{key}/staleness"] == staleness
             (action,) = (a for a in position.stage.actions_of(student) if a.key == key)
             assert isinstance(action, OPD)
-            (lesson,) = (one for one in result.lessons[student] if one.batch.action == key)
-            request = _score_request(config, position, action, lesson.batch)
+            (batch,) = (one for one in result.batches[student] if one.rollouts.action == key)
+            request = _score_request(config, position, action, batch.rollouts)
 
             def score(weights: dict[str, torch.Tensor], request: Any = request) -> TeacherOutputs:
                 engine.call(Branch.set_weights, {"then": weights})
                 return engine.call(Branch.score, {"then": [request]})["then"][0]
 
-            assert lesson.scores is not None
+            assert batch.teacher is not None
             then, now = (
-                score(before[asked_of - 1][teacher]),
+                score(before[source - 1][teacher]),
                 score(before[position.step - 1][teacher]),
             )
-            assert np.array_equal(lesson.scores.logprobs, then.logprobs)
-            assert np.array_equal(lesson.scores.topk_logprobs, then.topk_logprobs)
+            assert np.array_equal(batch.teacher.logprobs, then.logprobs)
+            assert np.array_equal(batch.teacher.topk_logprobs, then.topk_logprobs)
             assert np.array_equal(then.logprobs, now.logprobs) == (staleness == 0)
 
 
-def test_a_copy_outlives_a_stop_between_two_steps_that_ask_it(tmp_path: Path):
-    """Stopped after step 2, whose copy step 3 asks."""
+def test_a_resumed_run_has_the_snapshot(tmp_path: Path):
+    """Stop after step 2, whose snapshot step 3 uses, with the file name of earlier versions."""
     config = make_config(2, 1, output_dir=tmp_path / "run", checkpoint={"every": 1, "keep": 9})
     commands.train(config)
     stopped = tmp_path / "stopped"
@@ -105,9 +105,9 @@ def test_a_copy_outlives_a_stop_between_two_steps_that_ask_it(tmp_path: Path):
     shutil.rmtree(stopped / "final")
     for name in ("eval.json", "merge.json"):
         (stopped / name).unlink()
-    kept = stopped / "checkpoints" / "step_00000002" / "text" / "kept.safetensors"
-    assert kept.exists()
-    assert not (stopped / "checkpoints" / "step_00000001" / "text" / "kept.safetensors").exists()
+    first, second = (stopped / "checkpoints" / f"step_0000000{step}" / "text" for step in (1, 2))
+    assert not (first / "snapshot.safetensors").exists()
+    (second / "snapshot.safetensors").rename(second / "kept.safetensors")
     settings = json.loads((stopped / "config.json").read_text())
     (stopped / "config.json").write_text(json.dumps({**settings, "output_dir": str(stopped)}))
     commands.resume(stopped)
@@ -115,6 +115,6 @@ def test_a_copy_outlives_a_stop_between_two_steps_that_ask_it(tmp_path: Path):
         assert (stopped / name).read_bytes() == (config.output_dir / name).read_bytes(), name
 
 
-def test_ranks_cannot_keep_a_copy():
+def test_ranks_cannot_take_snapshots():
     with pytest.raises(ValueError, match=r"cannot share recipe.max_staleness.*Leave one of the"):
         make_config(1, 1, engine={"type": "ray", "ranks_per_branch": 2})

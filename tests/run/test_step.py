@@ -6,10 +6,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from copd.config import Config
+from copd.config import BASE, Config
 from copd.engine import LocalEngine
 from copd.recipes import build_plan
-from copd.run.step import REFERENCE, take_steps
+from copd.run.step import take_steps
 from copd.run.windows import positions_of
 from copd.types import TrainingBatch
 
@@ -32,20 +32,20 @@ class SideBySide(LocalEngine):
 
 
 def steps(engine: LocalEngine, config: Config) -> list[tuple[dict, dict]]:
-    """Metrics and lessons of all steps, with nothing between them."""
+    """Metrics and batches of all steps, with nothing between them."""
     plan = build_plan(config)
     for name in plan.branches:
         engine.spawn(name, "tiny")
-    engine.spawn(REFERENCE, "tiny", frozen=True)
+    engine.spawn(BASE, "tiny", frozen=True)
     positions = positions_of(plan, range(1, plan.total_steps + 1), ())
     found = take_steps(engine, config, positions)
-    return [(dict(result.metrics), dict(result.lessons)) for result in found]
+    return [(dict(result.metrics), dict(result.batches)) for result in found]
 
 
-def numbers(lessons: tuple[TrainingBatch, ...]) -> list[np.ndarray]:
-    told = [lesson.scores.logprobs for lesson in lessons if lesson.scores is not None]
-    base = [lesson.ref_logprobs for lesson in lessons if lesson.ref_logprobs is not None]
-    return [*(lesson.batch.token_ids for lesson in lessons), *told, *base]
+def numbers(batches: tuple[TrainingBatch, ...]) -> list[np.ndarray]:
+    told = [batch.teacher.logprobs for batch in batches if batch.teacher is not None]
+    base = [batch.ref_logprobs for batch in batches if batch.ref_logprobs is not None]
+    return [*(batch.rollouts.token_ids for batch in batches), *told, *base]
 
 
 @pytest.mark.parametrize("max_staleness", [0, 1])
@@ -54,12 +54,12 @@ def test_steps_have_the_same_bits_in_any_order(tmp_path: Path, max_staleness: in
     config = Config.model_validate({**SETTINGS, "recipe": recipe, "output_dir": tmp_path})
     in_turn = steps(LocalEngine(config), config)
     together = steps(SideBySide(config), config)
-    for (metrics, lessons), (others, other_lessons) in zip(in_turn, together, strict=True):
+    for (metrics, batches), (others, other_lessons) in zip(in_turn, together, strict=True):
         assert list(metrics) == list(others) == list(DOMAINS)
         assert metrics == others
         for name in DOMAINS:
-            own, other = numbers(lessons[name]), numbers(other_lessons[name])
+            own, other = numbers(batches[name]), numbers(other_lessons[name])
             assert len(own) == len(other)
             assert all(np.array_equal(a, b) for a, b in zip(own, other, strict=True))
-    _, lessons = in_turn[-1]
-    assert [lesson.ref_logprobs is not None for lesson in lessons["text"]] == [False, True]
+    _, batches = in_turn[-1]
+    assert [batch.ref_logprobs is not None for batch in batches["text"]] == [False, True]

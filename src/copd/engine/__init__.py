@@ -1,8 +1,8 @@
-"""Where branches live: one method, `call`, applied to many of them."""
+"""Engines: hold the branches of a run and call their methods, in this process or on Ray."""
 
 from __future__ import annotations
 
-from copd.config import Config, LocalEngineConfig, RayEngineConfig
+from copd.config import Config, LocalEngineConfig
 from copd.engine.base import BranchLost, Engine, wait_for
 from copd.engine.local import LocalEngine
 from copd.engine.tasks import BranchTask, run_tasks
@@ -19,16 +19,19 @@ __all__ = [
 
 
 def create_engine(config: Config) -> Engine:
-    """The engine that `config.engine` names."""
-    match config.engine:
-        case LocalEngineConfig():
-            return LocalEngine(config)
-        case RayEngineConfig():
-            return _ray_engine(config, config.engine)
+    """Create the engine that `config.engine` selects.
 
+    Args:
+        config: Configuration of the run.
 
-def _ray_engine(config: Config, settings: RayEngineConfig) -> Engine:
-    """By a package that not everybody has."""
+    Returns:
+        An engine without branches.
+
+    Raises:
+        ValueError: If the engine needs Ray, which is not installed.
+    """
+    if isinstance(config.engine, LocalEngineConfig):
+        return LocalEngine(config)
     try:
         from copd.engine.ray import RayEngine
     except ModuleNotFoundError as error:
@@ -38,4 +41,4 @@ def _ray_engine(config: Config, settings: RayEngineConfig) -> Engine:
             'engine.type = "ray" needs a package that is not installed: got no ray. '
             'Run `pip install "copd[ray]"`, or use engine.type = "local".'
         ) from None
-    return RayEngine(config, settings)
+    return RayEngine(config, config.engine)

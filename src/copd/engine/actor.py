@@ -1,7 +1,4 @@
-"""The inside of a Ray actor, and the messages in which it is asked and answers.
-
-Knows no cluster, and of a branch only that a host has it.
-"""
+"""The Ray actor around a host, and the messages it exchanges with the engine."""
 
 from __future__ import annotations
 
@@ -19,31 +16,31 @@ from copd.engine.message import reduce_array
 
 @dataclass(frozen=True)
 class Failure:
-    """What a branch raised, to be raised where it was asked."""
+    """An exception raised in an actor, to be raised again in the engine."""
 
     error: Exception
 
 
 class Actor:
-    """A host that is asked by messages."""
+    """A host that serves pickled requests."""
 
     def __init__(self) -> None:
         self._host = Host()
 
     def serve(self, message: bytes) -> bytes:
-        """Does what a message says; an error is an answer, so that Ray adds nothing to it."""
+        """Run one request; errors are returned, so that Ray adds nothing to them."""
         try:
-            work, arguments = pickle.loads(message)
-            return pack(work(self._host, *arguments))
+            method, arguments = pickle.loads(message)
+            return pack(method(self._host, *arguments))
         except Exception as error:
             return _pack_failure(error)
 
 
 def pack(value: object) -> bytes:
-    """A message: one flat buffer in the object store, arrays in it as they lie in memory.
+    """Pickle a value into one flat buffer.
 
-    Ray's own way would share memory and hand out arrays that cannot be written to; local branches
-    get ordinary ones.
+    Ray's own serialization shares memory and yields read-only arrays; these are ordinary ones, as
+    on the local engine.
     """
     buffer = io.BytesIO()
     _Pickler(buffer, protocol=pickle.HIGHEST_PROTOCOL).dump(value)
@@ -51,20 +48,18 @@ def pack(value: object) -> bytes:
 
 
 class _Pickler(CloudPickler):
-    """Functions by name or by value; tensors and integers as `reduce_array` has them."""
-
     def reducer_override(self, obj: Any) -> Any:
-        as_flat = reduce_array(obj)
-        return super().reducer_override(obj) if as_flat is NotImplemented else as_flat
+        reduced = reduce_array(obj)
+        return super().reducer_override(obj) if reduced is NotImplemented else reduced
 
 
 def _pack_failure(error: Exception) -> bytes:
-    """Errors for users stay as they are; a bug tells where it happened."""
+    """Pack an exception, with its traceback as a note if it is a bug and no message to the user."""
     if not isinstance(error, ValueError | ArithmeticError | OSError):
         error.add_note(f"raised in the process of a branch:\n{traceback.format_exc()}")
     try:
         message = pack(Failure(error))
         pickle.loads(message)
         return message
-    except Exception:  # an error that cannot travel
+    except Exception:  # the exception cannot be pickled
         return pack(Failure(RuntimeError("".join(traceback.format_exception(error)))))

@@ -1,7 +1,4 @@
-"""The engine's whole interface: bring branches to life and apply a method to many of them.
-
-Knows no recipe.
-"""
+"""The interface of all engines."""
 
 from __future__ import annotations
 
@@ -15,55 +12,66 @@ Output = TypeVar("Output")
 
 
 class BranchLost(ChildProcessError):
-    """A branch is gone or does not answer: its process ended, its machine, or its time.
+    """A process or machine of a branch failed, or a call exceeded its time limit.
 
-    The others may be at any place now. After `clear` they can be brought to life again.
+    The state of the other branches is undefined. After `Engine.clear` all can be spawned again.
     """
 
 
 class Engine(Protocol):
-    """Where branches live.
+    """The branches of a run, wherever they live.
 
-    What crosses is plain data on the CPU.
+    Inputs and outputs of calls are plain data on the CPU.
     """
 
     is_parallel: bool
-    """Whether `call` may be called from several threads, for different branches at a time."""
+    """Whether several threads may use `call` at a time, for different branches."""
 
     def spawn(self, name: str, model: str, *, frozen: bool = False) -> None:
-        """A fresh branch with the weights of a model: a folder, a hub name, or "tiny".
+        """Start a branch with the weights of a model.
 
-        A frozen one is only asked, never trained. An engine may return before it is there; what is
-        wrong then shows in the first `call`.
+        May return before the branch is ready; errors then surface in its first `call`.
+
+        Args:
+            name: Name of the new branch.
+            model: A folder, a hub name, or "tiny".
+            frozen: Whether the branch is only queried, never trained.
         """
-        ...
 
     def drop(self, name: str) -> None:
-        """Forgets a branch and frees what it held."""
-        ...
+        """Close a branch and free its memory."""
 
     def call(
         self, method: Callable[[Branch, Input], Output], inputs: Mapping[str, Input]
     ) -> dict[str, Output]:
-        """Applies a Branch method to the named branches; returns when all are done.
+        """Call a method on several branches and wait for all of them.
 
-        What a branch raises is raised here; of several, the first one's.
+        Args:
+            method: Method of `Branch`, or a function of a branch and one input.
+            inputs: Branch to its input.
+
+        Returns:
+            Branch to its output. An exception of a branch is raised here; of several, the first
+            branch's.
         """
         ...
 
     def clear(self) -> None:
-        """Forgets all branches, whatever they are doing."""
-        ...
+        """Close all branches, whatever they are doing."""
 
     def close(self) -> None:
-        """Frees everything."""
-        ...
+        """Close all branches and free everything else."""
 
 
 def wait_for(engine: Engine, names: Sequence[str]) -> None:
-    """Until branches that were spawned are there; what is wrong with them is raised here."""
-    engine.call(arrive, dict.fromkeys(names))
+    """Wait until branches are ready, and raise what went wrong in starting them.
+
+    Args:
+        engine: Engine that has spawned the branches.
+        names: Names of the branches.
+    """
+    engine.call(ping, dict.fromkeys(names))
 
 
-def arrive(branch: Branch, _: None) -> None:
-    """Nothing: who answers is there."""
+def ping(branch: Branch, _: None) -> None:
+    """Do nothing: a branch that returns is ready."""

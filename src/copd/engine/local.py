@@ -1,33 +1,27 @@
-"""All branches in this process, one after another.
-
-The laptop's engine, and the reference for every other.
-"""
+"""The engine that holds all branches in this process; every other engine gives the same results."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TypeVar
 
 import torch
 
 from copd.branch import Branch
-from copd.branch.precision import keep_few_kernels
+from copd.branch.micro_batches import limit_kernel_caches
 from copd.branch.prompts import PromptCache
 from copd.branch.ranks import SINGLE_RANK, Ranks
 from copd.config import Config, ModelConfig
 from copd.domains import Domain, load_domains
-from copd.policy import Adapters, Policy, Sampler
+from copd.engine.base import Input, Output
+from copd.policy import Adapters, Policy
 from copd.policy.sampling.vllm import VllmEngine, VllmSampler, require_vllm
 from copd.policy.tiny import resolve
 
-Input = TypeVar("Input")
-Output = TypeVar("Output")
-
 
 class LocalEngine:
-    """Branches in a dictionary; `call` is a loop over it.
+    """Branches in this process, called one after another.
 
-    In a process that is one rank of several, of each branch it holds what is that rank's.
+    In a process that is one rank of several, it holds that rank of each branch.
     """
 
     is_parallel = False
@@ -37,27 +31,33 @@ class LocalEngine:
             torch.set_num_threads(config.engine.num_threads)
         self._config = config
         self._ranks = ranks
-        self._domains = load_domains(config.domains)
+        self._domains = load_domains(config.domains, config.output_dir)
         self._branches: dict[str, Branch] = {}
         self._bases: dict[str, tuple[Policy, Adapters]] = {}
-        self._book: PromptCache | None = None
+        self._prompt_cache: PromptCache | None = None
         self._vllm = VllmEngine(config.rollout, config.model.dtype)
 
     def spawn(self, name: str, model: str, *, frozen: bool = False) -> None:
         assert name not in self._branches, f"branch {name!r} exists already"
-        if self._config.model.branches == "full":
-            policy = load_policy(model, self._config.model)
+        config = self._config
+        if config.model.branches == "full":
+            policy = load_policy(model, config.model)
         else:
             base, adapters = self._bases.get(model) or self._load_base(model)
             if not frozen:
                 adapters.add(name)
-            policy = base.sharing(adapters, None if frozen else name)
+            policy = base.with_adapter(adapters, None if frozen else name)
         for domain in self._domains.values():
             require_readable(domain, policy, model)
-        if self._book is None:
-            self._book = PromptCache(self._domains, policy.render_all)
-        sampler = None if frozen else self._sampler(policy)
-        self._branches[name] = Branch(name, policy, self._book, self._config, self._ranks, sampler)
+        if self._prompt_cache is None:
+            self._prompt_cache = PromptCache(self._domains, policy.render_all)
+        sampler = None
+        if config.rollout.sampler != "internal" and not frozen:
+            require_vllm(policy.device)
+            sampler = VllmSampler(policy, self._vllm)
+        self._branches[name] = Branch(
+            name, policy, self._prompt_cache, config, self._ranks, sampler
+        )
 
     def drop(self, name: str) -> None:
         del self._branches[name]
@@ -68,7 +68,12 @@ class LocalEngine:
     def call(
         self, method: Callable[[Branch, Input], Output], inputs: Mapping[str, Input]
     ) -> dict[str, Output]:
-        return {name: self._apply(method, name, value) for name, value in inputs.items()}
+        outputs = {}
+        for name, value in inputs.items():
+            branch = self._branches[name]
+            with branch.unsharded():
+                outputs[name] = method(branch, value)
+        return outputs
 
     def clear(self) -> None:
         self._branches.clear()
@@ -77,48 +82,32 @@ class LocalEngine:
     def close(self) -> None:
         self.clear()
 
-    def _apply(self, method: Callable[[Branch, Input], Output], name: str, value: Input) -> Output:
-        branch = self._branches[name]
-        with branch.unsharded():
-            return method(branch, value)
-
-    def _sampler(self, policy: Policy) -> Sampler | None:
-        """Who samples for a policy, if not the policy itself."""
-        if self._config.rollout.sampler == "internal":
-            return None
-        require_vllm(policy.device)
-        return VllmSampler(policy, self._vllm)
-
     def _load_base(self, model: str) -> tuple[Policy, Adapters]:
-        """The one copy of a model that all its branches with adapters use."""
-        policy, config = load_policy(model, self._config.model), self._config.model.lora
-        targets = config.target_modules
+        """Load the one copy of a model that all its branches with adapters share."""
+        config = self._config.model
+        policy, targets = load_policy(model, config), config.lora.target_modules
         adapters = Adapters(
             policy.model,
-            rank=config.rank,
-            alpha=config.alpha,
+            rank=config.lora.rank,
+            alpha=config.lora.alpha,
             target_modules=targets if isinstance(targets, str) else list(targets),
             seed=self._config.seed,
-            dtype=torch.bfloat16 if self._config.model.dtype == "bfloat16" else torch.float32,
+            dtype=torch.bfloat16 if config.dtype == "bfloat16" else torch.float32,
         )
         self._bases[model] = policy, adapters
         return policy, adapters
 
 
 def load_policy(model: str, config: ModelConfig) -> Policy:
-    """A model where the configuration wants it, in float32."""
+    """Load a model in float32 onto the configured device."""
     device = choose_device(config.device)
     if device == "cpu" and config.dtype == "bfloat16":
-        keep_few_kernels()
-    return Policy.load(
-        resolve(model),
-        device=device,
-        trust_remote_code=config.trust_remote_code,
-    )
+        limit_kernel_caches()
+    return Policy.load(resolve(model), device=device, trust_remote_code=config.trust_remote_code)
 
 
 def require_readable(domain: Domain, policy: Policy, model: str) -> None:
-    """Refuses pictures and clips for a model that reads none."""
+    """Raise if a domain has images or videos that the model cannot read."""
     if domain.modality not in policy.modalities:
         raise ValueError(
             f"domain {domain.name!r} needs a model that reads {domain.modality}: {model!r} "
@@ -127,12 +116,12 @@ def require_readable(domain: Domain, policy: Policy, model: str) -> None:
         )
 
 
-def choose_device(wanted: str) -> str:
-    """What `model.device` means on this machine."""
-    if wanted == "auto":
+def choose_device(device: str) -> str:
+    """Resolve `model.device` on this machine: "auto" is CUDA where there is one."""
+    if device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
-    if wanted == "cuda" and not torch.cuda.is_available():
+    if device == "cuda" and not torch.cuda.is_available():
         raise ValueError(
             'model.device is "cuda" and torch sees no CUDA device. Use "cpu" or "auto".'
         )
-    return wanted
+    return device

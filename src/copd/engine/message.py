@@ -1,7 +1,4 @@
-"""How arrays lie in a message: flat, and integers no wider than the numbers in them need.
-
-Knows neither who sends it nor over what.
-"""
+"""Compact pickling of arrays: flat, and integers no wider than their values need."""
 
 from __future__ import annotations
 
@@ -14,10 +11,9 @@ from torch import Tensor
 
 
 def reduce_array(value: object) -> Any:
-    """What pickle shall write in the place of a tensor or of an array of integers.
+    """Reduce a float32 tensor or an array of integers for pickle, and leave other values alone.
 
-    Nothing is lost: the receiver gets an array of the same type and numbers of its own. For any
-    other value the answer is pickle's "as usual".
+    Lossless: the receiver gets its own array of the same type and values.
     """
     if isinstance(value, Tensor) and value.dtype == torch.float32:
         return torch.from_numpy, (value.detach().cpu().numpy(),)
@@ -27,9 +23,9 @@ def reduce_array(value: object) -> Any:
 
 
 def narrow(array: NDArray[Any]) -> NDArray[Any]:
-    """The same integers in the smallest unsigned type that holds them; other arrays as they are.
+    """Cast natural numbers to the smallest unsigned type; return other arrays as they are.
 
-    Token ids of a small vocabulary and lengths take a byte or two of their four.
+    Token ids of a small vocabulary and lengths take one or two bytes instead of four.
     """
     if array.dtype.kind not in "iu" or not array.size or array.min() < 0:
         return array

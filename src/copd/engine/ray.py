@@ -1,7 +1,4 @@
-"""Every branch in processes of its own, as Ray actors: side by side, on one machine or on many.
-
-Beside actor.py the only file that imports ray. Knows no recipe, and of a branch only where it is.
-"""
+"""The engine that runs each branch in processes of its own, as Ray actors, on any machines."""
 
 from __future__ import annotations
 
@@ -11,10 +8,9 @@ import pickle
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import ray
 from ray.exceptions import RayError
@@ -22,25 +18,21 @@ from ray.exceptions import RayError
 from copd.branch import Branch
 from copd.config import Config, RayEngineConfig
 from copd.engine.actor import Actor, Failure, pack
-from copd.engine.base import BranchLost
+from copd.engine.base import BranchLost, Input, Output
 from copd.engine.host import Host
 from copd.engine.rendezvous import Rendezvous
 
-Input = TypeVar("Input")
-Output = TypeVar("Output")
-
 STORE_BYTES = 2**28
-"""Object store of a cluster that is started here; the rest is spilled to disk."""
+"""Object store of a cluster that is started here; Ray spills the rest to disk."""
 
-END_SECONDS = 60.0
-"""How long a branch may take to be forgotten, and what asks it to notice the end."""
+CLOSE_SECONDS = 60.0
+"""How long `close` waits for calls to notice that their branches have ended."""
 
 
 class RayEngine:
-    """One actor per rank of a branch; `call` asks all of them at once and waits for all.
+    """One actor per rank of a branch; a call goes to all actors at once.
 
-    A cluster that was started here ends with `close`, or with this process. The processes of
-    dropped branches are kept for the next ones, unless they are ranks of several.
+    A cluster that was started here ends with `close`, or with this process.
     """
 
     is_parallel = True
@@ -54,179 +46,150 @@ class RayEngine:
         self._config, self._settings = config, settings
         self._joined = join(settings)
         self._is_private = self._joined and settings.address is None
-        self._hosts: dict[str, list[Any]] = {}
-        self._coming: dict[str, list[Any]] = {}
-        self._places: dict[str, list[str]] = {}
-        self._idle: list[Any] = []
-        self._num_asking, self._asked = 0, threading.Condition()
+        self._actors: dict[str, list[Any]] = {}
+        self._starting: dict[str, list[Any]] = {}
+        """Branch to the pending results of `Host.spawn`."""
+        self._locations: dict[str, list[str]] = {}
+        """Branch to a description of the process of each rank."""
+        self._num_calls, self._changed = 0, threading.Condition()
         self._loss: str | None = None
         address, size = ray.util.get_node_ip_address(), settings.ranks_per_branch
-        self._lobby = Rendezvous(address, size, settings.time_limit)
+        self._rendezvous = Rendezvous(address, size, settings.time_limit)
 
     def spawn(self, name: str, model: str, *, frozen: bool = False) -> None:
-        """Returns at once: branches come to life side by side, and the next `call` waits."""
-        assert name not in self._hosts, f"branch {name!r} exists already"
-        self._hosts[name], self._coming[name] = [], []
-        for seat in self._lobby.seats():
-            host = self._idle.pop() if self._idle else self._new_host()
-            wanted = (self._config, Path.cwd(), name, model, frozen, seat)
-            self._hosts[name].append(host)
-            self._coming[name].append(_ask(host, Host.spawn, *wanted))
+        """Start a branch and return at once; branches start in parallel, the next `call` waits."""
+        assert name not in self._actors, f"branch {name!r} exists already"
+        self._actors[name], self._starting[name] = [], []
+        for rank_spec in self._rendezvous.rank_specs():
+            actor = self._new_actor()
+            arguments = (self._config, Path.cwd(), name, model, frozen, rank_spec)
+            self._actors[name].append(actor)
+            self._starting[name].append(actor.serve.remote(pack((Host.spawn, arguments))))
 
     def drop(self, name: str) -> None:
-        self._arrive([name])
-        answers = [_ask(host, Host.clear) for host in self._hosts[name]]
-        self._collect({name: answers}, "drop", END_SECONDS)
-        for host in self._hosts.pop(name):
-            self._keep(host)
+        for actor in self._actors.pop(name):
+            ray.kill(actor)
+        self._starting.pop(name, None)
+        self._locations.pop(name, None)
 
     def call(
         self, method: Callable[[Branch, Input], Output], inputs: Mapping[str, Input]
     ) -> dict[str, Output]:
-        with self._asking():
-            self._arrive(list(inputs))
-            asked = {}
+        with self._changed:
+            self._num_calls += 1
+        try:
+            self._wait_started(list(inputs))
+            refs = {}
             for name, value in inputs.items():
                 message = pack((Host.apply, (method, {name: value})))
-                asked[name] = [host.serve.remote(message) for host in self._hosts[name]]
-            answers = self._collect(asked, method.__name__, self._settings.time_limit)
-        return {name: of_ranks[0][name] for name, of_ranks in answers.items()}
+                refs[name] = [actor.serve.remote(message) for actor in self._actors[name]]
+            outputs = self._collect(refs, method.__name__, self._settings.time_limit)
+        finally:
+            with self._changed:
+                self._num_calls -= 1
+                self._changed.notify_all()
+        return {name: of_ranks[0][name] for name, of_ranks in outputs.items()}
 
     def clear(self) -> None:
-        """Ends all processes: what they are doing is of no use to anybody, and some may be on a
-        machine that is about to go."""
-        self._end()
+        for name in list(self._actors):
+            self.drop(name)
         self._loss = None
 
     def close(self) -> None:
-        self._end()
-        with self._asked:  # a thread that asks once Ray is gone would start it again
-            self._asked.wait_for(lambda: not self._num_asking, END_SECONDS)
+        self.clear()
+        with self._changed:  # a call after Ray has shut down would start it again
+            self._changed.wait_for(lambda: not self._num_calls, CLOSE_SECONDS)
         if self._joined:
             ray.shutdown()
 
-    def _end(self) -> None:
-        for host in (*self._all_hosts(), *self._idle):
-            ray.kill(host)
-        self._hosts, self._coming, self._places, self._idle = {}, {}, {}, []
+    def _all_actors(self) -> list[Any]:
+        return [actor for actors in self._actors.values() for actor in actors]
 
-    @contextmanager
-    def _asking(self) -> Iterator[None]:
-        with self._asked:
-            self._num_asking += 1
-        try:
-            yield
-        finally:
-            with self._asked:
-                self._num_asking -= 1
-                self._asked.notify_all()
-
-    def _all_hosts(self) -> list[Any]:
-        return [host for hosts in self._hosts.values() for host in hosts]
-
-    def _keep(self, host: Any) -> None:
-        """For the next branch; a rank is tied to the others of its branch and ends with them."""
-        if self._settings.ranks_per_branch == 1:
-            self._idle.append(host)
-        else:
-            ray.kill(host)
-
-    def _new_host(self) -> Any:
+    def _new_actor(self) -> Any:
         settings = self._settings
         threads = str(settings.num_threads)
         variables = {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
         if self._is_private:
             self._require_gpus()
             variables["PYTHONPATH"] = os.pathsep.join(p for p in sys.path if os.path.isabs(p))
-        return (
-            ray.remote(Actor)
-            .options(
-                num_cpus=0 if self._is_private else settings.num_cpus,
-                num_gpus=settings.num_gpus,
-                max_restarts=0,
-                runtime_env={"env_vars": variables},
-            )
-            .remote()
+        options = ray.remote(Actor).options(
+            num_cpus=0 if self._is_private else settings.num_cpus,
+            num_gpus=settings.num_gpus,
+            max_restarts=0,
+            runtime_env={"env_vars": variables},
         )
+        return options.remote()
 
     def _require_gpus(self) -> None:
-        """On this machine alone no GPU can come later, so nobody should wait for one."""
+        """Raise if the GPUs of this machine do not suffice; a private cluster gets no others."""
         available = ray.cluster_resources().get("GPU", 0.0)
-        num_hosts = len(self._all_hosts()) + len(self._idle) + 1
-        if num_hosts * self._settings.num_gpus > available:
+        num_actors = len(self._all_actors()) + 1
+        if num_actors * self._settings.num_gpus > available:
             raise ValueError(
-                f"{num_hosts} processes of branches do not fit on the GPUs of this machine: got "
+                f"{num_actors} processes of branches do not fit on the GPUs of this machine: got "
                 f"engine.num_gpus = {self._settings.num_gpus:g} for each, expected at most "
                 f"{available:g} together. Lower it; a fraction puts several on one."
             )
 
-    def _arrive(self, names: Sequence[str]) -> None:
-        """Waits for those that were spawned and have not answered yet."""
-        coming = {name: self._coming.pop(name) for name in names if name in self._coming}
-        self._places |= self._collect(coming, "spawn", self._settings.start_limit)
+    def _wait_started(self, names: Sequence[str]) -> None:
+        refs = {name: self._starting.pop(name) for name in names if name in self._starting}
+        self._locations |= self._collect(refs, "spawn", self._settings.start_limit)
 
     def _collect(
-        self, asked: Mapping[str, Sequence[Any]], method: str, limit: float
+        self, refs: Mapping[str, Sequence[Any]], method: str, limit: float
     ) -> dict[str, list[Any]]:
-        """All answers in the order of `asked`; the first loss, or else the first error, ends it."""
-        places = [(ref, (name, i)) for name, refs in asked.items() for i, ref in enumerate(refs)]
-        waiting = dict(places)
-        answers: dict[tuple[str, int], Any] = {}
+        """Wait for the results of all ranks; raise the first loss, or else the first error."""
+        ranks = {ref: (name, i) for name, own in refs.items() for i, ref in enumerate(own)}
+        pending, results = list(ranks), {}
         deadline = time.monotonic() + limit
-        while waiting:
-            ready, _ = ray.wait(list(waiting), timeout=max(0.0, deadline - time.monotonic()))
+        while pending:
+            ready, pending = ray.wait(pending, timeout=max(0.0, deadline - time.monotonic()))
             if not ready:
-                raise self._lost(*next(iter(waiting.values())), method, _late(limit, method))
-            place = waiting.pop(ready[0])
+                raise self._lose(*ranks[pending[0]], method, _timeout_reason(limit, method))
             try:
-                answers[place] = pickle.loads(ray.get(ready[0]))
+                results[ready[0]] = pickle.loads(ray.get(ready[0]))
             except RayError as error:
-                raise self._lost(*place, method, _cause(error)) from None
-        for _, place in places:
-            if isinstance(answers[place], Failure):
-                raise answers[place].error
-        return {name: [answers[name, rank] for rank in range(len(asked[name]))] for name in asked}
+                raise self._lose(*ranks[ready[0]], method, _death_reason(error)) from None
+        for ref in ranks:
+            if isinstance(results[ref], Failure):
+                raise results[ref].error
+        return {name: [results[ref] for ref in own] for name, own in refs.items()}
 
-    def _lost(self, name: str, rank: int, method: str, why: str) -> BranchLost:
-        """Ends all branches, so that nobody is waited for and one that is late writes no more.
+    def _lose(self, name: str, rank: int, method: str, reason: str) -> BranchLost:
+        """Kill all actors, so that no call waits and none writes later, and return the error.
 
-        Whoever waits for another branch meanwhile is told of the first loss, the cause of theirs.
+        Other threads fail for it, too; they get the first loss, the cause of theirs.
         """
-        with self._asked:
+        with self._changed:
             if self._loss is None:
-                places = self._places.get(name, ["no process yet"] * (rank + 1))
-                where = places[rank] if len(places) == 1 else f"rank {rank}, {places[rank]}"
-                self._loss = f"branch {name!r} ({where}) was lost in {method}: {why}."
-                for host in self._all_hosts():
-                    ray.kill(host)
+                locations = self._locations.get(name, ["no process yet"] * (rank + 1))
+                where = (
+                    locations[rank] if len(locations) == 1 else f"rank {rank}, {locations[rank]}"
+                )
+                self._loss = f"branch {name!r} ({where}) was lost in {method}: {reason}."
+                for actor in self._all_actors():
+                    ray.kill(actor)
             return BranchLost(self._loss)
 
 
-def _ask(host: Any, work: Callable[..., object], *arguments: object) -> Any:
-    """Sends a message; returns where the answer will be."""
-    return host.serve.remote(pack((work, arguments)))
-
-
 def join(settings: RayEngineConfig) -> bool:
-    """Connects to a cluster, or starts one on this machine that ends with this process.
+    """Connect to a cluster, or start one on this machine that ends with this process.
 
-    False for a program that is connected already, and stays so.
+    Returns False if the program is connected already, and leaves the connection as it is.
     """
     if ray.is_initialized():
         return False
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # users are asked before we tell on them
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # no usage reports without consent
+    options: dict[str, Any] = {"address": settings.address}
+    if not settings.address:
+        options = {
+            "address": "local",  # otherwise Ray joins any cluster on this machine
+            "num_cpus": 0,
+            "include_dashboard": False,
+            "object_store_memory": STORE_BYTES,
+        }
     try:
-        if settings.address:
-            ray.init(address=settings.address, log_to_driver=False, logging_level=logging.ERROR)
-        else:
-            ray.init(
-                address="local",  # else it joins any cluster that runs here
-                num_cpus=0,
-                include_dashboard=False,
-                object_store_memory=STORE_BYTES,
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-            )
+        ray.init(**options, log_to_driver=False, logging_level=logging.ERROR)
     except ConnectionError as error:
         raise ValueError(
             f"engine.address must be that of a Ray cluster that runs: got {settings.address!r} "
@@ -235,7 +198,7 @@ def join(settings: RayEngineConfig) -> bool:
     return True
 
 
-def _late(limit: float, method: str) -> str:
+def _timeout_reason(limit: float, method: str) -> str:
     if method == "spawn":
         total = ray.cluster_resources()
         return (
@@ -245,9 +208,11 @@ def _late(limit: float, method: str) -> str:
     return f"it did not answer within {limit:g} s"
 
 
-def _cause(error: RayError) -> str:
-    """Ray's own words: the first sentence that says why, else the first one; lines with a tab are
-    about actors."""
+def _death_reason(error: RayError) -> str:
+    """Return the sentence of Ray that gives the reason, else its first one.
+
+    Lines that begin with a tab describe the actor.
+    """
     lines = [line for line in str(error).strip().splitlines() if not line.startswith("\t")]
-    why = next((line for line in lines if " because " in line), lines[0])
-    return why.split(". ")[0].rstrip(".: ")
+    reason = next((line for line in lines if " because " in line), lines[0])
+    return reason.split(". ")[0].rstrip(".: ")

@@ -1,1 +1,1 @@
-"""What happens around learning: the loop, its files, evaluation and merging."""
+"""Runs: the training loop, its files, evaluation and merging."""

@@ -1,4 +1,4 @@
-"""Whether teachers speak in a step, by the overlap measured so far. Measures nothing itself."""
+"""When a stage with an overlap band uses its teachers, from the lines of dynamics.jsonl so far."""
 
 from __future__ import annotations
 
@@ -10,15 +10,14 @@ import numpy as np
 from copd.recipes import OPD, Stage
 
 DynamicsLine = Mapping[str, Any]
-"""Of dynamics.jsonl."""
+"""A line of dynamics.jsonl."""
 
 
 def apply_band(stage: Stage, lines: Iterable[DynamicsLine]) -> Stage:
-    """The stage as it is in the next step: without its teachers where its band lets them rest.
+    """Return the stage of the next step: without teachers where its band pauses them.
 
-    They begin at an overlap of `low` or less and end at `high` or more; in between the last one of
-    these moments counts, and before the first they rest. It follows from the lines alone, so a
-    resumed run decides alike.
+    Teachers start at an overlap of `low` or less and pause at `high` or more; before the first such
+    line they pause. Only lines on disk count, so a resumed run decides the same.
     """
     if stage.band is None:
         return stage
@@ -29,20 +28,15 @@ def apply_band(stage: Stage, lines: Iterable[DynamicsLine]) -> Stage:
             is_taught = True
         elif overlap >= stage.band.high:
             is_taught = False
-    return stage if is_taught else stage.untaught
+    return stage if is_taught else stage.rlvr_only
 
 
 def mean_overlap(line: DynamicsLine, stage: Stage) -> float:
-    """The mean over the stage's lessons of student and teacher, on the student's completions."""
-    place = {name: index for index, name in enumerate(line["models"])}
-    return float(
-        np.mean(
-            [
-                line["domains"][action.domain]["overlap"][place[action.branch]][
-                    place[action.teacher]
-                ]
-                for action in stage.actions
-                if isinstance(action, OPD)
-            ]
-        )
-    )
+    """Average the overlap of teachers with students, on the students' completions."""
+    column = {name: index for index, name in enumerate(line["models"])}
+    overlaps = [
+        line["domains"][action.domain]["overlap"][column[action.branch]][column[action.teacher]]
+        for action in stage.actions
+        if isinstance(action, OPD)
+    ]
+    return float(np.mean(overlaps))

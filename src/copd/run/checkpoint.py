@@ -1,5 +1,4 @@
-"""Checkpoints of the whole ensemble: all branches, their optimizers and the place in the plan, as
-one folder."""
+"""Checkpoints of a run: all branches with their optimizers and the step, in one folder."""
 
 from __future__ import annotations
 
@@ -11,7 +10,7 @@ from pathlib import Path
 from copd.branch import Branch
 from copd.config import CheckpointConfig
 from copd.engine import Engine
-from copd.run.cost import no_cost
+from copd.run.cost import CostCounts, no_cost
 from copd.storage import make_folder_atomically, write_atomically
 
 _STATE = "state.json"
@@ -25,8 +24,7 @@ class Checkpoint:
     step: int
     """Steps of the plan that are done."""
 
-    cost: dict[str, dict[str, int]]
-    """Running cost per branch."""
+    cost: CostCounts
 
 
 def save_checkpoint(
@@ -34,17 +32,16 @@ def save_checkpoint(
     engine: Engine,
     branches: tuple[str, ...],
     step: int,
-    cost: dict[str, dict[str, int]],
+    cost: CostCounts,
     *,
     settings: CheckpointConfig,
 ) -> None:
-    """Writes `root/step_<step>`, then forgets all but the newest `keep` and the milestones."""
+    """Write `root/step_<step>` and delete all but the newest `keep` and the milestones."""
 
     def fill(folder: Path) -> None:
         engine.call(Branch.save, dict.fromkeys(branches, folder))
         _write_state(folder, step, cost)
 
-    root.mkdir(parents=True, exist_ok=True)
     make_folder_atomically(_folder(root, step), fill)
     milestones = {_folder(root, each) for each in settings.milestones}
     for old in [f for f in _folders(root) if f not in milestones][: -settings.keep]:
@@ -54,9 +51,9 @@ def save_checkpoint(
 def adopt_checkpoint(
     root: Path, source: Checkpoint, engine: Engine, branches: tuple[str, ...]
 ) -> None:
-    """A run's first checkpoint out of another run's, whose branches it would train alike.
+    """Write a run's first checkpoint with the branches of another run that trains them alike.
 
-    A branch that `source` lacks is written as the engine has it: fresh.
+    Branches that `source` lacks are saved as the engine has them: fresh.
     """
     shared = [name for name in branches if name in source.cost]
     fresh = [name for name in branches if name not in source.cost]
@@ -68,24 +65,23 @@ def adopt_checkpoint(
         engine.call(Branch.save, dict.fromkeys(fresh, folder))
         _write_state(folder, source.step, cost)
 
-    root.mkdir(parents=True, exist_ok=True)
     make_folder_atomically(_folder(root, source.step), fill)
 
 
 def latest_checkpoint(root: Path) -> Checkpoint | None:
-    """The newest complete checkpoint, if there is one; half-written folders are never looked at."""
+    """Return the newest complete checkpoint, if there is one."""
     folders = _folders(root)
     return _read(folders[-1]) if folders else None
 
 
 def saved_steps(root: Path) -> int:
-    """Steps of the plan that no loss can undo."""
+    """Return the number of steps that the newest checkpoint secures."""
     checkpoint = latest_checkpoint(root)
     return checkpoint.step if checkpoint else 0
 
 
 def checkpoint_at(root: Path, step: int) -> Checkpoint | None:
-    """The checkpoint after this step, if it was kept."""
+    """Return the checkpoint after a step, if it was not deleted."""
     folder = _folder(root, step)
     return _read(folder) if folder.exists() else None
 
@@ -95,7 +91,7 @@ def _read(folder: Path) -> Checkpoint:
     return Checkpoint(folder, state["step"], state["cost"])
 
 
-def _write_state(folder: Path, step: int, cost: dict[str, dict[str, int]]) -> None:
+def _write_state(folder: Path, step: int, cost: CostCounts) -> None:
     write_atomically(folder / _STATE, json.dumps({"step": step, "cost": cost}))
 
 

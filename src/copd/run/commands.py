@@ -1,8 +1,9 @@
-"""What the command line does, without the command line: train, resume, evaluate, merge."""
+"""The commands that run models: train, resume, evaluate and merge."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 
 from rich.console import Console
@@ -15,8 +16,7 @@ from copd.engine import create_engine
 from copd.monitor.results import results_table
 from copd.policy import Policy
 from copd.policy.tiny import resolve
-from copd.run.evaluation import evaluate as evaluate_branches
-from copd.run.evaluation import evaluation_request
+from copd.run.evaluation import evaluate_branches, evaluation_request
 from copd.run.merge import merge_weights
 from copd.run.preflight import check_samplers
 from copd.run.runner import Runner
@@ -25,7 +25,17 @@ from copd.types import Split
 
 
 def train(config: Config) -> Path:
-    """Starts a run in a directory that holds none; returns the directory."""
+    """Train a new run.
+
+    Args:
+        config: Configuration of the run.
+
+    Returns:
+        The run directory, `config.output_dir`.
+
+    Raises:
+        ValueError: If the directory holds a run already.
+    """
     root = config.output_dir
     if (root / "config.json").exists():
         raise ValueError(
@@ -36,9 +46,17 @@ def train(config: Config) -> Path:
 
 
 def resume(run_dir: Path, overrides: Sequence[str] = ()) -> Path:
-    """Continues a run after its newest checkpoint; a finished one prints its table again.
+    """Continue a run after its newest checkpoint; a finished one prints its results again.
 
-    Overrides such as `--engine.type local` say where its branches live from now on.
+    Args:
+        run_dir: Directory of the run.
+        overrides: Engine settings to replace, such as `["--engine.type", "local"]`.
+
+    Returns:
+        The run directory.
+
+    Raises:
+        ValueError: If the directory holds no run.
     """
     path = run_dir / "config.json"
     if not path.exists():
@@ -50,7 +68,7 @@ def resume(run_dir: Path, overrides: Sequence[str] = ()) -> Path:
     return _run(config.model_copy(update={"output_dir": run_dir}))
 
 
-def evaluate(
+def evaluate_model(
     model: str,
     config: Config,
     *,
@@ -60,14 +78,15 @@ def evaluate(
     temperature: float | None,
     seed: int | None,
 ) -> None:
-    """Prints the accuracy of one model on the domains of a configuration."""
-    given = {"num_problems": num_problems, "num_samples": num_samples, "temperature": temperature}
-    settings = config.evaluation.model_copy(
-        update={k: v for k, v in given.items() if v is not None}
-    )
-    config = config.model_copy(
-        update={"evaluation": settings, "seed": config.seed if seed is None else seed}
-    )
+    """Print the accuracy of a model on the domains of a configuration.
+
+    Options that are None keep the settings of the configuration.
+    """
+    options = {"num_problems": num_problems, "num_samples": num_samples, "temperature": temperature}
+    update = {key: value for key, value in options.items() if value is not None}
+    settings = config.evaluation.model_copy(update=update)
+    seed = config.seed if seed is None else seed
+    config = config.model_copy(update={"evaluation": settings, "seed": seed})
     config = with_sizes(config, Console(stderr=True).print)
     for name in config.domains:
         available = evaluation_request(config, name, split).num_problems
@@ -76,20 +95,16 @@ def evaluate(
                 f"domain {name!r} has {available} {split} problems: got {settings.num_problems} to "
                 f"evaluate. Lower --num-problems, or raise domains.{name}.num_{split}."
             )
-    engine = create_engine(config)
-    try:
+    with closing(create_engine(config)) as engine:
         engine.spawn(model, model)
         check_samplers(engine, config, [model])
         results = evaluate_branches(engine, config, [model], split=split)
-        Console().print(
-            results_table(results, f"{split} accuracy with 95 % intervals over problems")
-        )
-    finally:
-        engine.close()
+    title = f"{split} accuracy with 95 % intervals over problems"
+    Console().print(results_table(results, title))
 
 
-def merge(models: Sequence[Path], out: Path, method: MergeConfig, base: Path | None) -> None:
-    """Merges model folders of one base into a new one, with the first one's tokenizer."""
+def merge_models(models: Sequence[Path], out: Path, method: MergeConfig, base: Path | None) -> None:
+    """Merge model folders of one base into a new folder, with the first one's tokenizer."""
     if out.exists():
         raise ValueError(f"{out} exists already: expected a new folder. Choose another --out.")
 
@@ -107,14 +122,11 @@ def merge(models: Sequence[Path], out: Path, method: MergeConfig, base: Path | N
             'Set recipe.merge.type = "validation" in a training configuration instead.'
         )
 
-    first = Policy.load(resolve(str(models[0])))
-    others = [_weights(Policy.load(resolve(str(path)))) for path in models[1:]]
-    states = {
-        str(path): state for path, state in zip(models, [_weights(first), *others], strict=True)
-    }
+    policies = {str(path): Policy.load(resolve(str(path))) for path in models}
+    states = {path: _weights(policy) for path, policy in policies.items()}
     merged, _ = merge_weights(method, states, base_weights, accuracy)
+    first = policies[str(models[0])]
     load_weights(first.parameters(), merged)
-    out.parent.mkdir(parents=True, exist_ok=True)
     make_folder_atomically(out, first.save)
 
 
@@ -123,9 +135,6 @@ def _weights(policy: Policy) -> Mapping[str, Tensor]:
 
 
 def _run(config: Config) -> Path:
-    engine = create_engine(config)
-    try:
+    with closing(create_engine(config)) as engine:
         Runner(config, engine, Console()).run()
-    finally:
-        engine.close()
     return config.output_dir

@@ -1,4 +1,4 @@
-"""The running cost of a run, counted from what was really sampled, trained and scored."""
+"""The cumulative cost of a run, counted from the batches of its steps."""
 
 from __future__ import annotations
 
@@ -10,30 +10,30 @@ from copd.types import TrainingBatch
 COUNTS = ("steps", "prompts", "completions", "sampled_tokens", "trained_tokens", "scored_tokens")
 
 CostCounts = dict[str, dict[str, int]]
-"""`COUNTS` by branch."""
+"""Branch to its `COUNTS`."""
 
 
 def no_cost(branches: tuple[str, ...]) -> CostCounts:
-    """All counts of all branches at zero."""
+    """Return zero for all counts of all branches."""
     return {branch: dict.fromkeys(COUNTS, 0) for branch in branches}
 
 
 def add_step(
     cost: Mapping[str, Mapping[str, int]],
     stage: Stage,
-    lessons: Mapping[str, tuple[TrainingBatch, ...]],
+    batches: Mapping[str, tuple[TrainingBatch, ...]],
 ) -> CostCounts:
-    """The cost after one more step.
+    """Return the cost after one more step.
 
-    Tokens are completion tokens; scoring counts for the teacher.
+    Tokens are completion tokens; scored tokens count for the teacher.
     """
     total = {branch: dict(counts) for branch, counts in cost.items()}
-    for branch, own in lessons.items():
+    for branch, own in batches.items():
         total[branch]["steps"] += 1
-        for action, lesson in zip(stage.actions_of(branch), own, strict=True):
-            tokens = len(lesson.batch.token_ids)
-            total[branch]["prompts"] += len(lesson.batch.problems)
-            total[branch]["completions"] += len(lesson.batch.lengths)
+        for action, batch in zip(stage.actions_of(branch), own, strict=True):
+            tokens = len(batch.rollouts.token_ids)
+            total[branch]["prompts"] += len(batch.rollouts.problems)
+            total[branch]["completions"] += len(batch.rollouts.lengths)
             total[branch]["sampled_tokens"] += tokens
             total[branch]["trained_tokens"] += tokens
             if isinstance(action, OPD):

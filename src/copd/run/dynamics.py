@@ -1,7 +1,4 @@
-"""How far all branches and the base are from one another, on the branches' own completions.
-
-Measures and changes nothing; knows no training.
-"""
+"""The agreement of all branches and the base with each other, on the branches' own completions."""
 
 from __future__ import annotations
 
@@ -12,49 +9,53 @@ from copd.branch import Branch
 from copd.config import BASE, Config, num_problems
 from copd.engine import Engine
 from copd.run.seeds import derive_seed
-from copd.run.step import REFERENCE
-from copd.types import Agreement, ProbeRollouts, ProblemId, RolloutRequest
+from copd.types import Agreement, ProblemId, RolloutRequest
 
-_ITSELF = Agreement(overlap=1.0, symmetric_kl=0.0)
+_SELF_AGREEMENT = Agreement(overlap=1.0, symmetric_kl=0.0)
 
 
-def measure(
+def measure_dynamics(
     engine: Engine, config: Config, branches: Sequence[str], step: int, stage: str
 ) -> dict[str, Any]:
-    """A line of dynamics.jsonl: row i has the completions of model i, column j is compared there.
+    """Return a line of dynamics.jsonl: in row i, column j, how model j agrees with model i.
 
-    Every branch answers the first validation problems of every domain; every other branch and the
-    base then say how like it they are. The base answers nothing, so its row is empty.
+    Every branch samples the first validation problems of every domain; all other branches and the
+    base are compared on its completions. The base samples nothing, so its row is empty.
     """
     domains = tuple(config.domains)
-    requests = [_request(config, domain, f"stage {stage}, step {step}") for domain in domains]
-    portraits = engine.call(Branch.probe, dict.fromkeys(branches, requests))
-    asked = {
-        judge: [list(of_domain.values()) for of_domain in _others(portraits, judge)]
-        for judge in (*branches, REFERENCE)
-        if set(branches) - {judge}
+    requests = [_probe_request(config, domain, f"stage {stage}, step {step}") for domain in domains]
+    rollouts = engine.call(Branch.probe, dict.fromkeys(branches, requests))
+    others = {judge: [n for n in branches if n != judge] for judge in (*branches, BASE)}
+    inputs = {
+        judge: [[rollouts[name][index] for name in names] for index in range(len(domains))]
+        for judge, names in others.items()
+        if names
     }
-    answers = engine.call(Branch.measure_agreement, asked)
-    likenesses: list[dict[tuple[str, str], Agreement]] = [{} for _ in domains]
-    for judge, said in answers.items():
-        for found, others, answer in zip(likenesses, _others(portraits, judge), said, strict=True):
-            found |= {(name, judge): a for name, a in zip(others, answer, strict=True)}
-    own = zip(*portraits.values(), strict=True)
+    agreements = {
+        (domain, name, judge): agreement
+        for judge, output in engine.call(Branch.measure_agreement, inputs).items()
+        for domain, of_domain in zip(domains, output, strict=True)
+        for name, agreement in zip(others[judge], of_domain, strict=True)
+    }
+    entropies = {name: [probe.entropy for probe in own] for name, own in rollouts.items()}
     return {
         "step": step,
         "stage": stage,
         "models": [*branches, BASE],
         "domains": {
-            domain: _matrices(branches, found, [portrait.entropy for portrait in of_domain])
-            for domain, found, of_domain in zip(domains, likenesses, own, strict=True)
+            domain: {
+                **_matrices(branches, domain, agreements),
+                "entropy": [*(entropies[name][index] for name in branches), None],
+            }
+            for index, domain in enumerate(domains)
         },
     }
 
 
-def _request(config: Config, domain: str, position: str) -> RolloutRequest:
-    """The same problems and the same seed at all times and for all branches.
+def _probe_request(config: Config, domain: str, position: str) -> RolloutRequest:
+    """Build the same request for all steps and branches.
 
-    A change from line to line is then one of the policies, not of the draw.
+    Changes from line to line then come from the policies, not from the draw.
     """
     count = min(config.monitor.num_problems, num_problems(config.domains[domain], "validation"))
     return RolloutRequest(
@@ -66,30 +67,18 @@ def _request(config: Config, domain: str, position: str) -> RolloutRequest:
     )
 
 
-def _others(
-    portraits: Mapping[str, Sequence[ProbeRollouts]], judge: str
-) -> list[dict[str, ProbeRollouts]]:
-    """What a model is compared with, a table per domain: every branch's portrait but its own."""
-    names = [name for name in portraits if name != judge]
-    return [
-        dict(zip(names, of_domain, strict=True))
-        for of_domain in zip(*(portraits[name] for name in names), strict=True)
-    ]
-
-
 def _matrices(
-    branches: Sequence[str],
-    likenesses: Mapping[tuple[str, str], Agreement],
-    entropies: Sequence[float],
+    branches: Sequence[str], domain: str, agreements: Mapping[tuple[str, str, str], Agreement]
 ) -> dict[str, Any]:
-    """One domain's numbers as rows of plain values, None where nothing was measured."""
     rows = [
-        [_ITSELF if row == column else likenesses[row, column] for column in (*branches, REFERENCE)]
+        [
+            _SELF_AGREEMENT if row == column else agreements[domain, row, column]
+            for column in (*branches, BASE)
+        ]
         for row in branches
     ]
-    nothing = [None] * (len(branches) + 1)
+    empty = [None] * (len(branches) + 1)
     return {
-        "overlap": [*([cell.overlap for cell in row] for row in rows), nothing],
-        "symmetric_kl": [*([cell.symmetric_kl for cell in row] for row in rows), nothing],
-        "entropy": [*entropies, None],
+        "overlap": [*([cell.overlap for cell in row] for row in rows), empty],
+        "symmetric_kl": [*([cell.symmetric_kl for cell in row] for row in rows), empty],
     }

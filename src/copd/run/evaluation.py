@@ -1,68 +1,55 @@
-"""From rewards of held-out problems to accuracies with intervals, differences and the table a run
-ends with."""
+"""Evaluation of branches on held-out problems."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from copd.branch import Branch
 from copd.branch.rollouts import join_evaluations
-from copd.config import Config, EvaluationConfig, num_problems
+from copd.config import Config, num_problems
 from copd.engine import Engine
-from copd.monitor.results import DomainResult, pass_at_k
-from copd.recipes import Plan
+from copd.monitor.results import DomainResult, Results, pass_at_k
 from copd.run.seeds import derive_seed
 from copd.types import EvaluationRequest, EvaluationRollouts, Split
 
 _CHUNK = 512
-"""Problems built and held at once."""
+"""Problems that are built and held at a time."""
 
 
-def evaluate(
+def evaluate_branches(
     engine: Engine,
     config: Config,
     branches: Sequence[str],
     *,
     split: Split | None = None,
     domain_done: Callable[[], None] = lambda: None,
-) -> dict[str, dict[str, DomainResult]]:
-    """Every named branch on every domain; the same problems and the same seeds for all of them.
+) -> Mapping[str, Results]:
+    """Evaluate branches on every domain, with the same problems and seeds for all of them.
 
-    Of `config.evaluation.split`, unless another one is named. Piece by piece, all branches on one
-    before the next: a problem is built once for all, and memory does not grow with their number.
+    The split is `config.evaluation.split` unless given. All branches share the problems of a chunk,
+    which bounds the memory; `domain_done` is called after each domain.
     """
     results: dict[str, dict[str, DomainResult]] = {name: {} for name in branches}
     for domain in config.domains:
         request = evaluation_request(config, domain, split or config.evaluation.split)
-        answers = [
-            engine.call(Branch.evaluate, dict.fromkeys(branches, shard))
-            for shard in _shards(request)
+        chunks = [
+            engine.call(Branch.evaluate, dict.fromkeys(branches, replace(request, shard=shard)))
+            for shard in _shards(request.num_problems)
         ]
         for name in branches:
-            results[name][domain] = domain_result(
-                join_evaluations([found[name] for found in answers])
-            )
+            rollouts = join_evaluations([chunk[name] for chunk in chunks])
+            results[name][domain] = domain_result(rollouts)
         domain_done()
     return results
 
 
-def _shards(request: EvaluationRequest) -> list[EvaluationRequest]:
-    ends = [*range(_CHUNK, request.num_problems, _CHUNK), request.num_problems]
-    return [
-        replace(request, shard=(first, end))
-        for first, end in zip([0, *ends[:-1]], ends, strict=True)
-    ]
-
-
-def measured_models(plan: Plan, settings: EvaluationConfig) -> list[str]:
-    """The models that a run ends with, as far as they are measured; the final one last."""
-    branches = plan.branches if settings.branches or plan.final is None else ()
-    return list(dict.fromkeys([*branches, *([plan.final] if plan.final else [])]))
+def _shards(count: int) -> list[tuple[int, int]]:
+    return [(first, min(first + _CHUNK, count)) for first in range(0, count, _CHUNK)]
 
 
 def evaluation_request(config: Config, domain: str, split: Split) -> EvaluationRequest:
-    """What `config.evaluation` says, cut to the problems the split has."""
+    """Build the request that `config.evaluation` describes, cut to the problems of the split."""
     settings, section = config.evaluation, config.domains[domain]
     return EvaluationRequest(
         domain=domain,
@@ -76,12 +63,12 @@ def evaluation_request(config: Config, domain: str, split: Split) -> EvaluationR
     )
 
 
-def domain_result(answers: EvaluationRollouts) -> DomainResult:
-    """Keeps what later questions need: accuracy and pass per problem."""
-    correct = answers.rewards >= 1.0
+def domain_result(rollouts: EvaluationRollouts) -> DomainResult:
+    """Reduce rewards to accuracy and pass@k per problem."""
+    correct = rollouts.rewards >= 1.0
     return DomainResult(
-        suites=answers.suites,
+        suites=rollouts.suites,
         accuracy=tuple(correct.mean(axis=1).tolist()),
         solved=tuple(pass_at_k(correct, correct.shape[1]).tolist()),
-        length=float(answers.lengths.mean()),
+        length=float(rollouts.lengths.mean()),
     )

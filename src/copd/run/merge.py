@@ -1,7 +1,4 @@
-"""From the branches' weights to one model's, as a merge configuration says.
-
-Does not know where branches live.
-"""
+"""Merging of branches into one model, as a merge configuration says."""
 
 from __future__ import annotations
 
@@ -37,15 +34,17 @@ from copd.monitor.results import Results, overall
 from copd.recipes import Merge
 
 Weights = Mapping[str, Tensor]
+Merged = tuple[dict[str, Tensor], dict[str, float]]
+"""Merged weights, and the share of each branch if the method is an average."""
 
 
 def merge_branches(
     engine: Engine, model: ModelConfig, merge: Merge, validate: Callable[[str], Results]
 ) -> dict[str, float]:
-    """The merged weights become a branch, to be measured and exported like any other.
+    """Merge branches into a new branch, which can be evaluated and exported like any other.
 
-    `validate` measures a branch on validation problems, for methods that choose by them. Returns
-    each branch's share where the method has one.
+    `validate` evaluates a branch on validation problems, for methods that choose by them. Returns
+    the share of each branch if the method is an average.
     """
     engine.spawn(merge.into, model.path)
     base = engine.call(Branch.weights, {merge.into: None})[merge.into]
@@ -54,9 +53,7 @@ def merge_branches(
         engine.call(Branch.set_weights, {merge.into: weights})
         return overall(validate(merge.into)).mean
 
-    branches: dict[str, dict[str, Tensor]] = engine.call(
-        Branch.weights, dict.fromkeys(merge.branches, None)
-    )
+    branches = engine.call(Branch.weights, dict.fromkeys(merge.branches))
     if model.branches == "lora":
         weights, shares = merge_adapters(merge.method, branches, accuracy)
     else:
@@ -70,11 +67,10 @@ def merge_weights(
     branches: Mapping[str, Weights],
     base: Callable[[], Weights],
     accuracy: Callable[[Weights], float],
-) -> tuple[dict[str, Tensor], dict[str, float]]:
-    """The merged weights, and each branch's share where the method has one.
+) -> Merged:
+    """Merge whole weights.
 
-    `base` is asked for theta_0 and `accuracy` for a model's validation accuracy only by methods
-    that need them.
+    `base` gives the weights of theta_0 and `accuracy` validates weights, for methods that need it.
     """
     states = list(branches.values())
     if shares := _shares(method, branches, lambda given: accuracy(average(states, given))):
@@ -93,11 +89,11 @@ def merge_adapters(
     method: MergeConfig,
     branches: Mapping[str, Weights],
     accuracy: Callable[[Weights], float],
-) -> tuple[dict[str, Tensor], dict[str, float]]:
-    """The same for adapters of one base: what their changes of the weights merge into.
+) -> Merged:
+    """Merge the weight changes that adapters of one base make.
 
-    An average and task arithmetic are sums of changes and exact; TIES and DARE work entry by entry,
-    and what comes out takes as much memory as the weights it changes.
+    Averages and task arithmetic are sums of low-rank changes and exact. TIES and DARE work on
+    entries, and their result takes as much memory as the weights that it changes.
     """
     states = list(branches.values())
     if shares := _shares(method, branches, lambda given: accuracy(sum_changes(states, given))):
@@ -121,7 +117,7 @@ def _shares(
     branches: Mapping[str, Weights],
     accuracy: Callable[[tuple[float, ...]], float],
 ) -> dict[str, float]:
-    """Each branch's share of an average; none for other methods."""
+    """Return the share of each branch in an average; empty for other methods."""
     match method:
         case UniformMerge():
             return dict.fromkeys(branches, 1.0 / len(branches))
@@ -137,6 +133,6 @@ def _shares(
 def _from_zero(
     rule: Callable[[Weights, Sequence[Weights]], Weights], changes: Sequence[Tensor]
 ) -> Tensor:
-    """A rule for weights, on the changes of one matrix."""
+    """Apply a rule for weights to the changes of one matrix."""
     zero = {"change": torch.zeros_like(changes[0])}
     return rule(zero, [{"change": change} for change in changes])["change"]

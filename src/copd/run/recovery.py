@@ -1,7 +1,4 @@
-"""Goes on by itself when branches are lost: from the newest checkpoint, and not for ever.
-
-Does not know where branches live or what work is.
-"""
+"""Recovery of a run whose branches are lost."""
 
 from __future__ import annotations
 
@@ -10,28 +7,28 @@ from typing import TypeVar
 
 from copd.engine import BranchLost
 
-Start = TypeVar("Start")
 Result = TypeVar("Result")
 
 
 def retry_lost_branches(
-    work: Callable[[Start], Result],
-    first: Callable[[], Start],
+    work: Callable[[], Result],
     *,
-    again: Callable[[], Start],
+    restart: Callable[[], object],
     progress: Callable[[], int],
     max_failures: int,
-    say: Callable[[str], object],
+    report: Callable[[str], object],
 ) -> Result:
-    """The result of `work` on what `first` gives, or on what `again` gives once a branch was lost.
+    """Repeat `work`, with a restart before each further attempt, until no branch is lost in it.
 
-    It begins again `max_failures` times in a row, without a limit if that is negative; a number of
-    `progress` that has grown makes earlier losses forgotten.
+    After `max_failures` losses in a row without `progress` in saved steps the last one is raised;
+    -1 is no limit.
     """
-    reached, losses, begin = progress(), 0, first
+    reached, losses = progress(), 0
     while True:
         try:
-            return work(begin())
+            if losses:
+                restart()
+            return work()
         except BranchLost as lost:
             now = progress()
             reached, losses = now, 1 if now > reached else losses + 1
@@ -42,5 +39,4 @@ def retry_lost_branches(
                     "and not the run, raise it; -1 is no limit."
                 ) from lost
             attempt = f"attempt {losses}" + (f" of {max_failures}" if max_failures >= 0 else "")
-            say(f"{lost} Beginning again after step {now}, {attempt}.")
-            begin = again
+            report(f"{lost} Beginning again after step {now}, {attempt}.")

@@ -1,5 +1,4 @@
-"""A few rollouts of every step, kept for a person to read: what was asked, answered, rewarded and
-signalled."""
+"""Records of rollouts.jsonl: a few rollouts of every step for people to read."""
 
 from __future__ import annotations
 
@@ -7,38 +6,34 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
-import numpy as np
-
 from copd.types import TrainingBatch
 
 
 def rollout_records(
-    step: int, lessons: Mapping[str, tuple[TrainingBatch, ...]]
+    step: int, batches: Mapping[str, tuple[TrainingBatch, ...]]
 ) -> list[dict[str, Any]]:
-    """The first group of each batch; of a scored one with the teacher's `delta_t` per token."""
-    return [_record(step, branch, lesson) for branch, own in lessons.items() for lesson in own]
+    """Return the first group of each batch, with the teacher's `delta_t` per token if scored."""
+    return [_record(step, branch, batch) for branch, own in batches.items() for batch in own]
 
 
-def _record(step: int, branch: str, lesson: TrainingBatch) -> dict[str, Any]:
-    batch, group_size = lesson.batch, lesson.batch.rewards.shape[1]
-    ends = np.cumsum(batch.lengths[:group_size])
-    spans = [
-        slice(int(end - n), int(end))
-        for end, n in zip(ends, batch.lengths[:group_size], strict=True)
-    ]
-    delta = None if lesson.scores is None else lesson.scores.logprobs - batch.logprobs
+def _record(step: int, branch: str, batch: TrainingBatch) -> dict[str, Any]:
+    rollouts = batch.rollouts
+    delta = None if batch.teacher is None else batch.teacher.logprobs - rollouts.logprobs
+    records, end = [], 0
+    for index, reward in enumerate(rollouts.rewards[0]):
+        start, end = end, end + int(rollouts.lengths[index])
+        record = {
+            "text": rollouts.texts[index],
+            "reward": float(reward),
+            "token_ids": rollouts.token_ids[start:end].tolist(),
+        }
+        if delta is not None:
+            record["delta"] = [round(float(d), 4) for d in delta[start:end]]
+        records.append(record)
     return {
         "step": step,
         "branch": branch,
-        "action": batch.action,
-        "problem": asdict(batch.problems[0]),
-        "rollouts": [
-            {
-                "text": batch.texts[g],
-                "reward": float(batch.rewards[0, g]),
-                "token_ids": batch.token_ids[span].tolist(),
-                **({} if delta is None else {"delta": [round(float(d), 4) for d in delta[span]]}),
-            }
-            for g, span in enumerate(spans)
-        ],
+        "action": rollouts.action,
+        "problem": asdict(rollouts.problems[0]),
+        "rollouts": records,
     }

@@ -1,6 +1,6 @@
-"""Every random draw of a run, derived from where it happens.
+"""Seeds of all random draws of a run, derived from where in the run they happen.
 
-No state, so resume and engines need none.
+There is no state, so resumed runs and all engines draw the same.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from copd.types import ProblemId
 
 
 def derive_seed(*where: str | int) -> int:
-    """A 63-bit seed from a place such as (run seed, branch, stage, step, purpose)."""
+    """Hash a place such as (run seed, branch, stage, step, purpose) to a 63-bit seed."""
     digest = hashlib.blake2b(repr(where).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 1
 
@@ -23,16 +23,12 @@ def derive_seed(*where: str | int) -> int:
 def draw_problems(
     stream: tuple[str | int, ...], domain: str, num_problems: int, *, start: int, count: int
 ) -> tuple[ProblemId, ...]:
-    """Places `start` to `start + count` of an endless stream, shuffled anew every epoch."""
-    places = range(start, start + count)
-    return tuple(
-        ProblemId(
-            domain,
-            "train",
-            int(_epoch(stream, place // num_problems, num_problems)[place % num_problems]),
-        )
-        for place in places
-    )
+    """Return training problems `start` to `start + count` of an endless stream of epochs."""
+    drawn = []
+    for place in range(start, start + count):
+        epoch, index = divmod(place, num_problems)
+        drawn.append(int(_epoch(stream, epoch, num_problems)[index]))
+    return tuple(ProblemId(domain, "train", index) for index in drawn)
 
 
 @lru_cache(maxsize=64)

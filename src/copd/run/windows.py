@@ -1,7 +1,4 @@
-"""Which steps save, evaluate or compare the branches, and which lie between two that do.
-
-Asks no branch anything.
-"""
+"""Which steps are followed by a checkpoint, an evaluation or dynamics, and the windows between."""
 
 from __future__ import annotations
 
@@ -14,42 +11,42 @@ from copd.run.step import Position
 
 
 def saves(config: Config, step: int) -> bool:
-    """Whether a checkpoint follows this step; after the last one it always does."""
+    """Return whether a checkpoint is due after a step; the last step always has one."""
     settings = config.checkpoint
     return step % settings.every == 0 or step in settings.milestones
 
 
 def evaluates(config: Config, plan: Plan, step: int) -> bool:
-    """Whether an evaluation follows this step; the one at the end of a run is another."""
+    """Return whether an evaluation is due after a step; the final one is separate."""
     every = config.evaluation.every
     return bool(every) and step % every == 0 and step < plan.total_steps
 
 
-def compares(config: Config, step: int) -> bool:
-    """Whether all branches are compared after this step."""
+def measures_dynamics(config: Config, step: int) -> bool:
+    """Return whether a line of dynamics.jsonl is due after a step; the last step always has one."""
     every = config.monitor.every
     return bool(every) and step % every == 0
 
 
 def windows(config: Config, plan: Plan, done: int) -> Iterator[range]:
-    """The steps after the first `done`, cut where all branches must be of the same step.
+    """Split the steps after the first `done` where all branches must be at the same step.
 
-    Within a window nothing is asked of them but its steps. Where the tokens sampled decide which
-    step is the last one, no branch may be ahead.
+    Within a window branches may be steps apart. With a token budget each step is a window: only its
+    tokens show whether it is the last.
     """
     first, last = done + 1, plan.total_steps
     for step in range(first, last + 1):
-        is_asked = saves(config, step) or evaluates(config, plan, step) or compares(config, step)
-        if is_asked or step == last or config.max_tokens is not None:
+        due = saves(config, step), evaluates(config, plan, step), measures_dynamics(config, step)
+        if any(due) or step == last or config.max_tokens is not None:
             yield range(first, step + 1)
             first = step + 1
 
 
 def positions_of(plan: Plan, steps: Sequence[int], lines: Iterable[DynamicsLine]) -> list[Position]:
-    """A window's steps in their stages; lines of dynamics.jsonl decide for all what a band says."""
-    measured, found = list(lines), []
+    """Locate the steps of a window in the plan; bands see the lines of dynamics.jsonl before it."""
+    before, positions = list(lines), []
     for step in steps:
         index, step_in_stage = plan.locate(step - 1)
-        stage = apply_band(plan.stages[index], measured)
-        found.append(Position(step, index, stage, step_in_stage))
-    return found
+        stage = apply_band(plan.stages[index], before)
+        positions.append(Position(step, index, stage, step_in_stage))
+    return positions
