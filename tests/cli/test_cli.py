@@ -1,4 +1,4 @@
-"""The command line: what it prints, how it ends, and that it starts without torch."""
+"""The command line: output, exit codes, and starting without torch."""
 
 import argparse
 import contextlib
@@ -23,7 +23,7 @@ LAPTOP = str(Path(__file__).parents[2] / "configs" / "laptop.toml")
 
 
 class FailingStream(io.StringIO):
-    """A terminal that fails as soon as something is written to it."""
+    """A stream that fails when something is written to it."""
 
     def __init__(self, error: BaseException) -> None:
         super().__init__()
@@ -33,7 +33,7 @@ class FailingStream(io.StringIO):
         raise self._error
 
 
-# What commands print and how they end
+# Output and exit codes
 
 
 def test_plan_prints_the_plan_and_its_cost(capsys: pytest.CaptureFixture[str]):
@@ -42,7 +42,7 @@ def test_plan_prints_the_plan_and_its_cost(capsys: pytest.CaptureFixture[str]):
     assert main(["plan", LAPTOP, "--recipe.rounds", "2"]) == 0
     memory = memory_report(config, plan).describe()
     assert "peak, update" in memory
-    expected = f"{describe(plan, plan_cost(plan, config.rollout))}\n\n{memory}\n"
+    expected = f"{describe(plan, plan_cost(plan, config))}\n\n{memory}\n"
     assert capsys.readouterr().out == expected
 
 
@@ -124,7 +124,7 @@ def test_help_of_train_lists_the_settings(capsys: pytest.CaptureFixture[str]):
     assert "  group_size            integer = 8" in capsys.readouterr().out
 
 
-# Being cut short
+# Interrupts and full disks
 
 
 def test_an_interrupt_ends_with_130(capsys: pytest.CaptureFixture[str]):
@@ -157,7 +157,7 @@ def test_other_errors_propagate(error: Exception):
         (OSError(errno.ENOSPC, "No space left"), 1, "error: The disk is full: "),
     ],
 )
-def test_a_run_cut_short_says_how_to_go_on(
+def test_a_stopped_run_says_how_to_continue(
     tmp_path: Path, error: BaseException, exit_code: int, start: str
 ):
     run = tmp_path / "my run"
@@ -208,7 +208,9 @@ def test_nothing_to_resume_before_the_run_has_begun(tmp_path: Path):
         ([], [], []),
     ],
 )
-def test_overrides_are_told_from_options(words: list[str], rest: list[str], overrides: list[str]):
+def test_overrides_are_separated_from_options(
+    words: list[str], rest: list[str], overrides: list[str]
+):
     assert split_overrides(words) == (rest, overrides)
 
 
@@ -263,7 +265,7 @@ def test_a_model_is_merged_once():
 
 
 def modules_after(statement: str) -> set[str]:
-    """The modules a new process has loaded after a statement."""
+    """Return the modules that a new process has loaded after a statement."""
     script = f"""
 import contextlib, io, sys
 from copd.cli import main

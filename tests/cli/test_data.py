@@ -1,4 +1,4 @@
-"""`copd data`: what it prints, and how it ends."""
+"""`copd data`: output and exit codes."""
 
 import json
 from pathlib import Path
@@ -41,7 +41,7 @@ def test_good_data_are_shown_as_the_model_sees_them(folder: Path, capsys):
     assert main([*words, "--show", "1"]) == 0
     printed = capsys.readouterr().out
     assert f"{folder}/good.jsonl: 40 problems\nsplits: " in printed
-    assert "made of: image; suites: good" in printed
+    assert "modality: image; suites: good" in printed
     assert "[picture, 32 x 16 pixels]" in printed
     assert "tokens, 2 of them visual:" in printed
     assert "<|vision_start|><|image_pad|> x 2 <|vision_end|>" in printed
@@ -50,7 +50,7 @@ def test_good_data_are_shown_as_the_model_sees_them(folder: Path, capsys):
 def test_bad_data_are_listed_with_line_and_reason(folder: Path, capsys):
     assert main(["data", f"{folder}/bad.jsonl", "--columns.prompt", "q"]) == 2
     printed = capsys.readouterr()
-    assert f"{folder}/bad.jsonl:41: file 'gone.png' is not there" in printed.out
+    assert f"{folder}/bad.jsonl:41: file 'gone.png' does not exist" in printed.out
     assert printed.out.count("gone.png") == 20
     assert "... and 10 more; --json lists all" in printed.out
     assert printed.err.startswith("copd: error: 30 of 70 problems are bad: training refuses")

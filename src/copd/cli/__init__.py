@@ -1,7 +1,8 @@
-"""The command line: words in, exit code out. Knows no torch; what needs it is imported when asked.
+"""The command line.
 
-Options are argparse's and overrides are ours: a setting below a name that the user chose
-(`--domains.text.suites`) has no static type from which a parser could be generated.
+argparse parses the options. Overrides such as `--domains.text.suites` are separated first: they
+contain names that the user chose, so no parser could list them. Commands import torch only when
+they need it.
 """
 
 from __future__ import annotations
@@ -27,11 +28,11 @@ _OWN_OPTIONS = {
     "compare": compare.OWN_OPTIONS,
     "data": data.OWN_OPTIONS,
 }
-"""Commands in which every other option is an override, dotted or not."""
+"""Commands in which every other option is an override, with or without a dot."""
 
 
 class Stopped(Exception):
-    """Work cut short through no mistake in it; the message says how to go on."""
+    """Work that was stopped from outside; the message says how to continue."""
 
     def __init__(self, exit_code: int, message: str) -> None:
         super().__init__(message)
@@ -39,7 +40,7 @@ class Stopped(Exception):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command: 0 done, 2 a mistake of the user, 130 interrupted, 1 a full disk."""
+    """Run one command; return 0 if done, 2 on a user's error, 130 if interrupted, 1 otherwise."""
     words = list(sys.argv[1:] if argv is None else argv)
     rest, overrides = split_overrides(words)
     parser = build_parser(_settings_for(words))
@@ -63,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def split_overrides(words: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Separate `--section.key VALUE` from the words that argparse should see."""
+    """Separate overrides, `--section.key VALUE`, from the words for argparse."""
     command = words[0] if words else ""
     rest: list[str] = []
     overrides: list[str] = []
@@ -82,16 +83,21 @@ def split_overrides(words: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def build_parser(settings: str = "") -> argparse.ArgumentParser:
-    """The commands and their options; `settings` ends the help of commands that train or plan."""
-    about = "Co-Evolving Policy Distillation: experts that teach each other, merged into one model."
+    """Build the parser; `settings` ends the help of commands that accept overrides."""
+    about = "Co-Evolving Policy Distillation: train experts that teach each other, and merge them."
     parser = argparse.ArgumentParser(prog="copd", description=about, allow_abbrev=False)
-    parser.add_argument("--version", action="store_true", help="print the version")
+    parser.add_argument("--version", action="store_true", help="print the version and exit")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
 
-    train = _command(commands, "train", "train as the configuration says", settings)
+    train = _command(commands, "train", "train the run of a configuration", settings)
     train.add_argument("config", metavar="CONFIG", type=Path, help="TOML file")
     about = "continue a run from its newest complete checkpoint"
-    resume = _command(commands, "resume", about, "Elsewhere, too: --engine.type local, or ray.")
+    resume = _command(
+        commands,
+        "resume",
+        about,
+        "Settings of --engine can follow, to continue on another engine: --engine.type local.",
+    )
     resume.add_argument("run", metavar="RUN", type=Path, help="run directory")
     plan.add_options(_command(commands, "plan", plan.ABOUT, settings))
     compare.add_options(_command(commands, "compare", compare.ABOUT))
@@ -104,20 +110,22 @@ def build_parser(settings: str = "") -> argparse.ArgumentParser:
 
 
 def _add_eval(commands: Commands) -> None:
-    parser = _command(commands, "eval", "measure a model on the domains of a configuration")
+    parser = _command(commands, "eval", "evaluate a model on the domains of a configuration")
     parser.add_argument("model", metavar="MODEL", help='model folder, hub name or "tiny"')
     parser.add_argument("--config", metavar="CONFIG", type=Path, required=True, help="TOML file")
     parser.add_argument("--split", choices=("train", "validation", "test"), default="test")
     parser.add_argument("--num-problems", metavar="N", type=count, help="problems per domain")
     parser.add_argument("--num-samples", metavar="N", type=count, help="completions per problem")
-    parser.add_argument("--temperature", metavar="T", type=non_negative, help="0 is greedy")
+    parser.add_argument(
+        "--temperature", metavar="T", type=non_negative, help="0 for greedy decoding"
+    )
     parser.add_argument("--seed", metavar="N", type=natural, help="seed of the sampling")
 
 
 def _command(
     commands: Commands, name: str, about: str, settings: str = ""
 ) -> argparse.ArgumentParser:
-    remark = " Settings of the file can follow as --section.key VALUE."
+    remark = " Override settings of the file with --section.key VALUE."
     return commands.add_parser(
         name,
         help=about,
@@ -129,7 +137,7 @@ def _command(
 
 
 def _settings_for(words: Sequence[str]) -> str:
-    """The list of settings, made only when it is asked for: it needs the configuration classes."""
+    """Return the list of settings for `--help`, which needs the configuration classes."""
     if not words or words[0] not in _OWN_OPTIONS or not {"-h", "--help"} & set(words):
         return ""
     from copd.config import describe_settings
@@ -160,7 +168,7 @@ def _evaluate(arguments: argparse.Namespace, overrides: Sequence[str]) -> None:
     config = load_config(arguments.config, overrides)
     from copd.run import commands
 
-    commands.evaluate(
+    commands.evaluate_model(
         arguments.model,
         config,
         split=arguments.split,
@@ -173,20 +181,20 @@ def _evaluate(arguments: argparse.Namespace, overrides: Sequence[str]) -> None:
 
 @contextmanager
 def stoppable(run: Path | None = None) -> Iterator[None]:
-    """Turn an interrupt, a full disk or a diverged run into a sentence; `run` is its directory."""
+    """Turn an interrupt, a full disk or a lost branch into `Stopped`; `run` is the directory."""
     try:
         yield
     except KeyboardInterrupt:
         raise Stopped(130, f"interrupted. {_advice(run)}") from None
     except FloatingPointError as error:
         raise Stopped(1, f"error: {error}") from error
-    except ChildProcessError as error:  # a branch was lost, and again and again
+    except ChildProcessError as error:  # a branch was lost too often
         raise Stopped(1, f"error: {error} {_advice(run)}") from error
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
-        sentence = f"error: The disk is full: got {error}. Free some space. {_advice(run)}"
-        raise Stopped(1, sentence) from error
+        message = f"error: The disk is full: got {error}. Free some space. {_advice(run)}"
+        raise Stopped(1, message) from error
 
 
 def _advice(run: Path | None) -> str:

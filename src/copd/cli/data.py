@@ -1,4 +1,4 @@
-"""The words of `copd data`: its options, and what they ask for. Knows no torch until it must."""
+"""`copd data`: check data files, and measure the pass rates of their problems."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from copd.config import Config, FilesConfig
 
-ABOUT = "check data files, and show their problems as a model sees them"
+ABOUT = "check data files, and show their problems as a model reads them"
 _RATES_ONLY = ("--out", "--rates", "--keep")
 OWN_OPTIONS = (
     *("--help", "--config", "--domain", "--model", "--show", "--json", "--pass-rate"),
@@ -20,40 +20,40 @@ OWN_OPTIONS = (
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """Everything else on the line is a setting of the domain: `--columns.prompt question`."""
-    parser.add_argument("file", metavar="FILE", nargs="?", help="file, folder or data set")
+    """Add the options; others are settings of the domain, such as `--columns.prompt question`."""
+    parser.add_argument("file", metavar="FILE", nargs="?", help="data file, folder or data set")
     parser.add_argument("--config", metavar="CONFIG", type=Path, help="TOML file with the settings")
-    parser.add_argument("--domain", metavar="NAME", help="which of its domains")
-    parser.add_argument("--model", metavar="MODEL", help='as whom to read: folder or "tiny"')
-    parser.add_argument("--show", metavar="N", type=int, default=3, help="problems to show (3)")
+    parser.add_argument("--domain", metavar="NAME", help="domain of CONFIG to check")
+    model = 'model that reads the problems: model folder or "tiny"'
+    parser.add_argument("--model", metavar="MODEL", help=model)
+    show = "number of problems to show (default: 3)"
+    parser.add_argument("--show", metavar="N", type=int, default=3, help=show)
     parser.add_argument("--json", action="store_true", help="print JSON, with every bad line")
     rates = parser.add_argument_group(
-        "pass rates", "how often the model solves each training problem, to drop what teaches none"
+        "pass rates",
+        "Measure how often MODEL solves each training problem, and drop those that teach nothing.",
     )
-    rates.add_argument("--pass-rate", action="store_true", help="ask the model all of them")
-    rates.add_argument("--out", metavar="FILE", type=Path, help="new file for what is kept")
-    rates.add_argument(
-        "--keep", metavar=("LOW", "HIGH"), type=float, nargs=2, help="bounds, excluded (0 1)"
-    )
-    rates.add_argument(
-        "--rates", metavar="FILE", type=Path, help="JSON of all rates, to go on from (OUT.rates)"
-    )
+    rates.add_argument("--pass-rate", action="store_true", help="measure the pass rates")
+    out = "new file for the problems that are kept"
+    rates.add_argument("--out", metavar="FILE", type=Path, help=out)
+    keep = "keep rates above LOW and below HIGH (default: 0 1)"
+    rates.add_argument("--keep", metavar=("LOW", "HIGH"), type=float, nargs=2, help=keep)
+    file = "JSON file of all rates, to resume from (default: OUT.rates)"
+    rates.add_argument("--rates", metavar="FILE", type=Path, help=file)
 
 
 def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> None:
-    """Prints what the files hold; bad lines end in an error."""
+    """Print what the files hold, or pass rates; bad lines end in an error."""
     if arguments.pass_rate:
         return _pass_rates(arguments, overrides)
     for option in _RATES_ONLY:
         if getattr(arguments, option.removeprefix("--")) is not None:
-            raise ValueError(f"{option} is about pass rates: got it alone. Add --pass-rate.")
+            raise ValueError(f"{option} needs --pass-rate: got it alone. Add --pass-rate.")
     name, config = _settings(arguments, overrides)
     from copd.domains.files import open_files
-
-    domain = open_files(name, config)
     from copd.lab.data.inspection import describe_data, inspect
 
-    report = inspect(domain, arguments.model, arguments.show)
+    report = inspect(open_files(name, config), arguments.model, arguments.show)
     print(json.dumps(report, indent=2) if arguments.json else describe_data(report))
     if report["bad"]:
         raise ValueError(
@@ -63,24 +63,24 @@ def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> None:
 
 
 def _settings(arguments: argparse.Namespace, overrides: Sequence[str]) -> tuple[str, FilesConfig]:
-    """The domain's name and settings, from a run's configuration or the command line alone."""
+    """Return the domain's name and settings, from a configuration or the command line alone."""
     from copd.config import FilesConfig, load_config, parse_files
 
     if arguments.config is None:
         if arguments.file is None or arguments.domain is not None:
             raise ValueError(
-                "copd data needs a FILE, or --config CONFIG: got neither, or --domain alone. "
-                "Name the file to check."
+                "copd data needs a FILE, or --config CONFIG: got neither, or --domain without "
+                "CONFIG. Name the file to check."
             )
         return Path(arguments.file).stem, parse_files(arguments.file, overrides)
     config = load_config(arguments.config, overrides)
     known = {n: d for n, d in config.domains.items() if isinstance(d, FilesConfig)}
     name = _chosen(arguments, known, "of type 'files' ")
-    return name, _alone(known[name], arguments.file)
+    return name, _with_file(known[name], arguments.file)
 
 
 def _chosen(arguments: argparse.Namespace, known: Collection[str], kind: str = "") -> str:
-    """The domain that is named, or the only one there is."""
+    """Return the domain that `--domain` names, or the only one."""
     name = arguments.domain or next(iter(known), None)
     if name is None or name not in known or (arguments.domain is None and len(known) > 1):
         raise ValueError(
@@ -90,20 +90,20 @@ def _chosen(arguments: argparse.Namespace, known: Collection[str], kind: str = "
     return name
 
 
-def _alone(section: FilesConfig, file: str | None) -> FilesConfig:
-    """The domain's settings for another file, which brings its own held-out problems."""
+def _with_file(section: FilesConfig, file: str | None) -> FilesConfig:
+    """Return the domain's settings for another file, which has its own held-out problems."""
     if file is None:
         return section
-    alone = {"path": file, "validation_path": None, "test_path": None}
-    return section.model_copy(update=alone)
+    paths = {"path": file, "validation_path": None, "test_path": None}
+    return section.model_copy(update=paths)
 
 
 def _pass_rates(arguments: argparse.Namespace, overrides: Sequence[str]) -> None:
-    """Asks a model its training problems; interrupted, it can go on where rates are kept."""
+    """Measure pass rates; with a file of rates an interrupted call can be resumed."""
     low, high = arguments.keep or (0.0, 1.0)
     if not low < high:
         raise ValueError(f"--keep needs a LOW below HIGH: got {low:g} and {high:g}. Swap them.")
-    name, config = _asked(arguments, overrides)
+    name, config = _run_settings(arguments, overrides)
     rates = arguments.rates
     if rates is None and arguments.out is not None:
         rates = arguments.out.with_name(f"{arguments.out.name}.rates")
@@ -120,14 +120,14 @@ def _pass_rates(arguments: argparse.Namespace, overrides: Sequence[str]) -> None
             as_json=arguments.json,
         )
     except KeyboardInterrupt:
-        advice = "Pass --rates FILE to keep what is found."
+        advice = "Pass --rates FILE to save the rates that are measured."
         if rates is not None:
-            advice = "The rates found so far are kept; the same command goes on after them."
+            advice = "The rates measured so far are saved; the same command continues."
         raise Stopped(130, f"interrupted. {advice}") from None
 
 
-def _asked(arguments: argparse.Namespace, overrides: Sequence[str]) -> tuple[str, Config]:
-    """The domain's name, and a run's settings with the model that is asked."""
+def _run_settings(arguments: argparse.Namespace, overrides: Sequence[str]) -> tuple[str, Config]:
+    """Return the domain's name, and a run's settings with the model to measure."""
     from copd.config import FilesConfig, load_config, parse_files_run
 
     model = arguments.model
@@ -135,19 +135,19 @@ def _asked(arguments: argparse.Namespace, overrides: Sequence[str]) -> tuple[str
         if arguments.file is None or arguments.domain is not None or model is None:
             raise ValueError(
                 "--pass-rate needs a FILE and a --model, or --config CONFIG: got neither. "
-                "Name the file and the model to ask."
+                "Name the file and the model."
             )
         config = parse_files_run(arguments.file, model, overrides)
         return next(iter(config.domains)), config
     config = load_config(arguments.config, overrides)
-    files = {n: d for n, d in config.domains.items() if isinstance(d, FilesConfig)}
     if arguments.file is None:
         name = _chosen(arguments, config.domains)
     else:
+        files = {n: d for n, d in config.domains.items() if isinstance(d, FilesConfig)}
         name = _chosen(arguments, files, "of type 'files' ")
-        alone = {name: _alone(files[name], arguments.file)}
-        config = config.model_copy(update={"domains": alone})
+        section = _with_file(files[name], arguments.file)
+        config = config.model_copy(update={"domains": {name: section}})
     if model is not None:
-        asked = config.model.model_copy(update={"path": model})
-        config = config.model_copy(update={"model": asked})
+        section = config.model.model_copy(update={"path": model})
+        config = config.model_copy(update={"model": section})
     return name, config

@@ -1,4 +1,4 @@
-"""The words of `copd diagnose`. Knows no torch; what measures is imported when it is asked."""
+"""`copd diagnose`: options of the diagnosis."""
 
 from __future__ import annotations
 
@@ -12,26 +12,28 @@ ABOUT = "say whether a student can learn from a teacher by on-policy distillatio
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """Who from whom, on what; settings of the file can be overridden, dotted."""
+    """Add the options; dotted ones override settings of the file."""
     model = 'model folder, GGUF file, adapter, hub name or "tiny"'
     parser.add_argument("student", metavar="STUDENT", help=model)
-    parser.add_argument("teacher", metavar="TEACHER", help="likewise")
+    parser.add_argument("teacher", metavar="TEACHER", help="the same")
     parser.add_argument("--config", metavar="CONFIG", type=Path, required=True, help="TOML file")
+    some = "domains to use (default: all)"
     parser.add_argument(
-        "--domain", metavar="NAME", nargs="+", action="extend", default=[], help="some, not all"
+        "--domain", metavar="NAME", nargs="+", action="extend", default=[], help=some
     )
-    parser.add_argument("--num-problems", metavar="N", type=count, help="per domain (100)")
-    parser.add_argument(
-        "--num-samples", metavar="N", type=count, default=4, help="rollouts per problem (4)"
-    )
+    problems = "problems per domain (default: at most 100)"
+    parser.add_argument("--num-problems", metavar="N", type=count, help=problems)
+    samples = "rollouts per problem (default: 4)"
+    parser.add_argument("--num-samples", metavar="N", type=count, default=4, help=samples)
     parser.add_argument("--split", choices=("train", "validation", "test"), default="validation")
     parser.add_argument("--seed", metavar="N", type=natural, help="seed of the sampling")
-    parser.add_argument("--out", metavar="DIR", type=Path, help="also write JSON and a page here")
+    out = "folder for a JSON file and an HTML page"
+    parser.add_argument("--out", metavar="DIR", type=Path, help=out)
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
 def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> None:
-    """Prints the diagnosis of the pair."""
+    """Print the diagnosis of the pair."""
     from copd.config import load_config
 
     config = load_config(arguments.config, overrides)

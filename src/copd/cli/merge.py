@@ -1,4 +1,4 @@
-"""The words of `copd merge`. Knows no torch; what merges is imported when it is asked."""
+"""`copd merge`: options of merge methods."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from copd.cli.numbers import natural, non_negative
 if TYPE_CHECKING:
     from copd.config import MergeConfig
 
-ABOUT = "merge models that share a base into one"
+ABOUT = "merge models that were trained from the same base"
 
 _OPTIONS = {
     "uniform": (),
@@ -21,32 +21,33 @@ _OPTIONS = {
     "ties": ("base", "density", "scale"),
     "dare": ("base", "density", "scale", "seed"),
 }
-"""Merge methods and the options they take."""
+"""Merge methods and their options."""
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """The models, and how to merge them."""
+    """Add the models and the options of the methods."""
     parser.add_argument("models", metavar="MODEL", nargs="+", type=Path, help="model folder")
     parser.add_argument("--out", metavar="DIR", type=Path, required=True, help="folder to write")
     parser.add_argument("--method", choices=tuple(_OPTIONS), default="uniform")
-    weights = "one per model, in their order"
+    weights = "one per model, in the order of the models"
     parser.add_argument("--weights", metavar="W", nargs="+", type=non_negative, help=weights)
-    parser.add_argument("--base", metavar="DIR", type=Path, help="the model all started from")
-    parser.add_argument("--density", metavar="D", type=float, help="share of changes kept")
+    parser.add_argument("--base", metavar="DIR", type=Path, help="the model they started from")
+    density = "share of the changes that is kept"
+    parser.add_argument("--density", metavar="D", type=float, help=density)
     parser.add_argument("--scale", metavar="S", type=float, help="factor on the merged change")
-    parser.add_argument("--seed", metavar="N", type=natural, help="decides what dare drops")
+    parser.add_argument("--seed", metavar="N", type=natural, help="seed of what dare drops")
 
 
 def run(arguments: argparse.Namespace, _: Sequence[str]) -> None:
-    """Writes the merged model."""
+    """Write the merged model."""
     config = merge_config(arguments)
     from copd.run import commands
 
-    commands.merge(arguments.models, arguments.out, config, arguments.base)
+    commands.merge_models(arguments.models, arguments.out, config, arguments.base)
 
 
 def merge_config(arguments: argparse.Namespace) -> MergeConfig:
-    """The way to merge that the options describe; weights are keyed by the models as written."""
+    """Return the merge that the options describe; weights are keyed by the models as written."""
     from copd.config import parse_merge
 
     models, method = [str(model) for model in arguments.models], arguments.method

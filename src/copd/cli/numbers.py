@@ -1,4 +1,4 @@
-"""Numbers from the command line, for argparse."""
+"""Types of numbers for argparse."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from functools import partial
 
 
 def at_least(least: int, convert: type[int] | type[float], text: str) -> float:
-    """A finite number from the command line."""
+    """Convert an argument to a finite number of at least `least`."""
     try:
         value = convert(text)
     except ValueError:

@@ -1,4 +1,4 @@
-"""Pass rates by `copd data --pass-rate`: what is measured, kept, written, and taken up again."""
+"""Pass rates by `copd data --pass-rate`: measured, filtered, written and resumed."""
 
 import json
 import shutil
@@ -17,10 +17,10 @@ from scripts.make_files_example import write_domain
 SIZES: dict[Split, int] = {"train": 7, "validation": 2, "test": 2}
 SHORT = ["--rollout.max_completion_tokens", "12", "--model.device", "cpu"]
 COLD = [*SHORT[2:], "--rollout.max_completion_tokens", "40", "--rollout.temperature", "1e-5"]
-"""All completions of a problem are the same, so that it is solved always or never."""
+"""All completions of a problem are equal, so that it is solved always or never."""
 
 
-def asked(path: Path, *words: object) -> int:
+def run(path: Path, *words: object) -> int:
     text = [str(word) for word in (path, "--pass-rate", *words)]
     return main(["data", *text, *([] if "--model" in text else ["--model", "tiny"])])
 
@@ -35,7 +35,7 @@ def lines(path: Path) -> list[dict]:
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The digits world's pictures as files."""
+    """Write picture problems of the digits world as files."""
     folder = tmp_path_factory.mktemp("pictures")
     write_domain(folder, "image", SIZES)
     return folder
@@ -47,7 +47,7 @@ def test_files_and_the_built_in_world_have_the_same_rates(pictures: Path, tmp_pa
         "files": {"type": "files", "path": str(pictures)},
         "built_in": {"type": "digits", "modality": "image", **sizes},
     }
-    told = []
+    rates = []
     for name, domain in kinds.items():
         config = parse_config(
             {
@@ -61,23 +61,23 @@ def test_files_and_the_built_in_world_have_the_same_rates(pictures: Path, tmp_pa
         path = tmp_path / name
         pass_rates(config, "image", keep=(0.0, 1.0), out=None, rates=path, as_json=False)
         problems = json.loads(path.read_text())["problems"]
-        told.append([(p["index"], p["suite"], p["pass_rate"], p["mean_reward"]) for p in problems])
-    assert told[0] == told[1] and len(told[0]) == 7
-    assert len({rate for _, _, rate, _ in told[0]}) > 2
+        rates.append([(p["index"], p["suite"], p["pass_rate"], p["mean_reward"]) for p in problems])
+    assert rates[0] == rates[1] and len(rates[0]) == 7
+    assert len({rate for _, _, rate, _ in rates[0]}) > 2
 
 
 def test_what_is_always_or_never_solved_is_dropped(pictures: Path, tmp_path: Path, capsys):
     source = pictures / "train.jsonl"
     words = ("--media_root", pictures, "--test_share", "0", "--validation_share", "0", *COLD)
     rates = tmp_path / "rates.json"
-    none = asked(source, "--out", tmp_path / "kept.jsonl", "--rates", rates, *words)
+    none = run(source, "--out", tmp_path / "kept.jsonl", "--rates", rates, *words)
     assert none == 2 and "Widen --keep" in capsys.readouterr().err
     assert not (tmp_path / "kept.jsonl").exists()
     measured = found(rates)
     assert set(measured.values()) == {0.0, 1.0}
     for name, bounds, rate in (("hard", ("-1", "1"), 0.0), ("easy", ("0", "1.5"), 1.0)):
         out = tmp_path / f"{name}.jsonl"
-        assert asked(source, "--out", out, "--rates", rates, "--keep", *bounds, *words) == 0
+        assert run(source, "--out", out, "--rates", rates, "--keep", *bounds, *words) == 0
         assert [line["pass_rate"] for line in lines(out)] == [rate] * len(lines(out))
         assert len(lines(out)) == list(measured.values()).count(rate)
     hard, easy = (
@@ -95,7 +95,7 @@ def test_the_new_file_trains_with_the_settings_that_are_printed(
     folder = tmp_path / "own"
     shutil.copytree(pictures, folder)
     out = tmp_path / "kept.jsonl"
-    assert asked(folder, "--media_root", folder, "--out", out, "--json", *SHORT) == 0
+    assert run(folder, "--media_root", folder, "--out", out, "--json", *SHORT) == 0
     report = json.loads(capsys.readouterr().out)
     assert report["paths"] == {
         "path": str(out),
@@ -103,8 +103,8 @@ def test_the_new_file_trains_with_the_settings_that_are_printed(
         "test_path": str(folder),
     }
     words = [str(w) for key, path in report["paths"].items() for w in (f"--{key}", path)]
-    kept = ["data", str(out), *words[2:], "--media_root", str(folder), "--json", "--show", "0"]
-    assert main(kept) == 0
+    check = ["data", str(out), *words[2:], "--media_root", str(folder), "--json", "--show", "0"]
+    assert main(check) == 0
     assert json.loads(capsys.readouterr().out)["splits"] == {
         "train": report["kept"],
         "validation": 2,
@@ -112,12 +112,12 @@ def test_the_new_file_trains_with_the_settings_that_are_printed(
     }
 
 
-def test_a_killed_call_goes_on_to_the_same_rates(
+def test_a_killed_call_resumes_to_the_same_rates(
     pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr("copd.lab.data.pass_rate._CHUNK", 2)
     rates, partial = tmp_path / "rates", tmp_path / "rates.partial"
-    assert asked(pictures, "--rates", rates, *SHORT) == 0
+    assert run(pictures, "--rates", rates, *SHORT) == 0
     whole = rates.read_text()
     assert not partial.exists()
     settings, problems = json.loads(whole)["settings"], json.loads(whole)["problems"]
@@ -125,11 +125,11 @@ def test_a_killed_call_goes_on_to_the_same_rates(
         rates.unlink()
         known = "".join(json.dumps(line) + "\n" for line in [{"settings": settings}, *problems])
         partial.write_text("".join(known.splitlines(keepends=True)[: number + 1]) + cut)
-        assert asked(pictures, "--rates", rates, *SHORT) == 0
+        assert run(pictures, "--rates", rates, *SHORT) == 0
         assert rates.read_text() == whole and not partial.exists()
     rates.unlink()
     partial.write_text('{"settings": {"mo')
-    assert asked(pictures, "--rates", rates, *SHORT) == 0
+    assert run(pictures, "--rates", rates, *SHORT) == 0
     assert rates.read_text() == whole
 
 
@@ -145,27 +145,27 @@ def test_a_chunk_that_was_cut_off_leaves_no_trace(tmp_path: Path):
     assert file.known(total=7, chunk=2) == rates
 
 
-def test_known_rates_are_not_asked_again_and_bind_the_settings(
+def test_known_rates_are_not_measured_again_and_require_the_same_settings(
     pictures: Path, tmp_path: Path, capsys
 ):
     model, rates = tmp_path / "model", tmp_path / "rates"
     shutil.copytree(resolve("tiny"), model)
     words = ("--model", model, "--rates", rates)
-    assert asked(pictures, *words, *SHORT) == 0
+    assert run(pictures, *words, *SHORT) == 0
     first = capsys.readouterr().out
     shutil.rmtree(model)
-    assert asked(pictures, *words, *SHORT) == 0
+    assert run(pictures, *words, *SHORT) == 0
     assert capsys.readouterr().out == first
-    assert asked(pictures, *words, *SHORT, "--seed", "1") == 2
+    assert run(pictures, *words, *SHORT, "--seed", "1") == 2
     assert "another model, other data or other settings" in capsys.readouterr().err
     rates.write_text("[]")
-    assert asked(pictures, *words, *SHORT) == 2
+    assert run(pictures, *words, *SHORT) == 2
     assert "holds no pass rates" in capsys.readouterr().err
 
 
 def test_the_seed_decides(pictures: Path, tmp_path: Path):
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
-        assert asked(pictures, "--rates", tmp_path / name, *SHORT, "--seed", seed) == 0
+        assert run(pictures, "--rates", tmp_path / name, *SHORT, "--seed", seed) == 0
     a, b, c = (found(tmp_path / name) for name in "abc")
     assert a == b != c
 
@@ -192,19 +192,22 @@ max_completion_tokens = 4
 @pytest.mark.parametrize(
     ("words", "remedy"),
     [
-        (["{folder}", "--out", "x"], "--out is about pass rates: got it alone. Add --pass-rate"),
-        (["--pass-rate"], "Name the file and the model to ask"),
-        (["{folder}", "--pass-rate"], "Name the file and the model to ask"),
+        (["{folder}", "--out", "x"], "--out needs --pass-rate: got it alone. Add --pass-rate"),
+        (["--pass-rate"], "Name the file and the model."),
+        (["{folder}", "--pass-rate"], "Name the file and the model."),
         (["--pass-rate", "--config", "{config}"], "it has text, mine. Add --domain NAME"),
         (["gone", "--pass-rate", "--config", "{config}", "--domain", "text"], "it has mine"),
         (["{folder}", "--pass-rate", "--model", "tiny", "--keep", "1", "0"], "Swap them"),
         (["{folder}", "--pass-rate", "--model", "gone/"], "model folder not"),
         (["{folder}", "--pass-rate", "--model", "tiny", "--columns.promt", "q"], "columns.prompt?"),
         (["{folder}", "--pass-rate", "--model", "tiny", "--rollout.group_size", "1"], "rollout."),
-        (["{folder}", "--pass-rate", "--model", "tiny", "--rates", "{folder}/x/y"], "Make it"),
+        (
+            ["{folder}", "--pass-rate", "--model", "tiny", "--rates", "{folder}/x/y"],
+            "Make the folder",
+        ),
         (
             ["--pass-rate", "--config", "{config}", "--domain", "text", "--out", "x.jsonl"],
-            "Leave --out away; --rates FILE keeps the rates",
+            "Remove --out; --rates FILE saves the rates",
         ),
     ],
 )
@@ -235,8 +238,8 @@ def test_the_histogram_has_a_bar_for_each_rate_or_tenth():
         "at 0 %: 2 (50%), between: 1 (25%), at 100 %: 1 (25%)",
         "mean pass rate: 37.5 \u00b146.9 %",
     ]
-    told = list(rate_lines([*rates, Rate(4, "b", 19 / 20, 0.95)], 20))
-    assert told[0].split() == ["0", "%", "2", "#" * 40]
-    assert told[6].split() == ["50-60", "%", "1", "#" * 20]
-    assert told[10].split() == ["90-100", "%", "1", "#" * 20]
-    assert told[-1] == "  b: at 0 %: 0 (0%), between: 1 (100%), at 100 %: 0 (0%)"
+    printed = list(rate_lines([*rates, Rate(4, "b", 19 / 20, 0.95)], 20))
+    assert printed[0].split() == ["0", "%", "2", "#" * 40]
+    assert printed[6].split() == ["50-60", "%", "1", "#" * 20]
+    assert printed[10].split() == ["90-100", "%", "1", "#" * 20]
+    assert printed[-1] == "  b: at 0 %: 0 (0%), between: 1 (100%), at 100 %: 0 (0%)"

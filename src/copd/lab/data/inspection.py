@@ -1,4 +1,4 @@
-"""What data files hold and how a model sees them, as plain values and as text. Trains nothing."""
+"""What data files hold and how a model reads them, as plain values and as text."""
 
 from __future__ import annotations
 
@@ -11,21 +11,25 @@ from copd.domains.files import FilesDomain, remarks
 from copd.domains.files.index import SPLITS
 from copd.policy.rendering.render import Renderer, load_renderer
 from copd.policy.tiny import resolve
-from copd.types import ContentPart, Image, Problem, Text
+from copd.types import ContentPart, Image, Problem, Split, Text
 
 InspectionRow = dict[str, Any]
 
 NUM_LISTED = 20
-"""Bad lines shown on a terminal; --json has all."""
+"""Bad lines shown on a terminal; `--json` lists all."""
 
 _WIDTH = 600
+"""Characters shown of a text."""
 
 
 def inspect(domain: FilesDomain, model: str | None, num_shown: int) -> InspectionRow:
-    """Everything `copd data` tells, ready for JSON."""
+    """Return the report of `copd data` as plain values."""
     renderer = None if model is None else load_renderer(resolve(model))
     index = domain.index
     tables = [source.table for source in domain.sources]
+    usable: list[Split] = [split for split in SPLITS if domain.num_problems(split)]
+    first = (usable or SPLITS)[0]
+    shown = range(min(num_shown, domain.num_problems(first)))
     return {
         "files": [{"name": table.name, "problems": len(table)} for table in tables],
         "problems": index.num_rows,
@@ -34,34 +38,25 @@ def inspect(domain: FilesDomain, model: str | None, num_shown: int) -> Inspectio
         "suites": list(domain.suites),
         "remarks": list(remarks(index)),
         "model": model,
-        "shown": [_shown(problem, domain, renderer) for problem in _first(domain, num_shown)],
+        "shown": [_shown(domain.problem(first, i), domain, renderer) for i in shown],
         "bad": [{"file": b.table, "line": b.number, "reason": b.reason} for b in index.bad],
     }
 
 
-def _first(domain: FilesDomain, count: int) -> Iterator[Problem]:
-    """The first problems of the first split that has any."""
-    for split in SPLITS:
-        for index in range(min(count, domain.num_problems(split))):
-            yield domain.problem(split, index)
-        if domain.num_problems(split):
-            return
-
-
 def _shown(problem: Problem, domain: FilesDomain, renderer: Renderer | None) -> InspectionRow:
-    reads = domain.extract_answer(problem, domain.verifier.format_reference(problem.answer))
-    record: InspectionRow = {
+    reference = domain.verifier.format_reference(problem.answer)
+    row: InspectionRow = {
         "split": problem.id.split,
         "index": problem.id.index,
         "suite": problem.suite,
         "answer": problem.answer,
-        "answer_as_read": reads,
+        "answer_as_read": domain.extract_answer(problem, reference),
         "messages": [
             {"role": m.role, "content": [_described(part) for part in m.content]}
             for m in problem.messages
         ],
     }
-    return record if renderer is None else record | {"prompt": _rendered(problem, renderer)}
+    return row if renderer is None else row | {"prompt": _rendered(problem, renderer)}
 
 
 def _described(part: ContentPart) -> str:
@@ -76,7 +71,7 @@ def _described(part: ContentPart) -> str:
 
 
 def _rendered(problem: Problem, renderer: Renderer) -> InspectionRow:
-    """Tokens as the model gets them; runs of one media token are written as a count."""
+    """Return the prompt as the model reads it, with repeated media tokens as a count."""
     prompt = renderer.render(problem.messages)
     text = renderer.tokenizer.decode(prompt.input_ids.tolist())
     assert isinstance(text, str), "one prompt is one text"
@@ -91,7 +86,7 @@ def _rendered(problem: Problem, renderer: Renderer) -> InspectionRow:
 
 
 def describe_data(report: InspectionRow) -> str:
-    """The same for a terminal."""
+    """Return a report from `inspect` as text for a terminal."""
     return "\n".join(_lines(report))
 
 
@@ -100,7 +95,7 @@ def _lines(report: InspectionRow) -> Iterator[str]:
     for file in report["files"]:
         yield f"{file['name']}: {file['problems']} problems"
     yield "splits: " + ", ".join(f"{count} {split}" for split, count in report["splits"].items())
-    yield f"made of: {report['modality']}; suites: {', '.join(report['suites'])}"
+    yield f"modality: {report['modality']}; suites: {', '.join(report['suites'])}"
     yield from report["remarks"]
     for problem in report["shown"]:
         yield ""

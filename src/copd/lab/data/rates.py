@@ -1,4 +1,4 @@
-"""How often a model solves each problem: the value, its files and how it reads. Asks no model."""
+"""Pass rates: how often a model solves each problem, their files and their histogram."""
 
 from __future__ import annotations
 
@@ -16,27 +16,27 @@ _WIDTH = 40
 """Characters of the longest bar."""
 
 _MAX_BARS = 16
-"""Completions per problem up to which every rate has a bar of its own."""
+"""Completions per problem up to which every possible rate has its own bar."""
 
 
 @dataclass(frozen=True)
 class Rate:
-    """What a model earned on one training problem."""
+    """The rewards of a model on one training problem."""
 
     index: int
-    """Its number among the training problems."""
+    """Index among the training problems."""
     suite: str
     pass_rate: float
-    """Share of its completions that earned 1."""
+    """Share of its completions with reward 1 or more."""
     mean_reward: float
     file: str | None = None
     line: int | None = None
-    """Where it stands, if it comes from a file."""
+    """The problem's place, if it comes from a file."""
 
 
 @dataclass(frozen=True)
 class Histogram:
-    """How many problems are at the ends, where a group's rewards are all alike, and between."""
+    """Numbers of problems that are never, sometimes and always solved."""
 
     num_never: int
     num_between: int
@@ -51,14 +51,14 @@ class Histogram:
     def __str__(self) -> str:
         counts = (self.num_never, self.num_between, self.num_always)
         total = max(1, sum(counts))
-        parts = [f"{count} ({count / total:.0%})" for count in counts]
-        return f"at 0 %: {parts[0]}, between: {parts[1]}, at 100 %: {parts[2]}"
+        never, between, always = (f"{count} ({count / total:.0%})" for count in counts)
+        return f"at 0 %: {never}, between: {between}, at 100 %: {always}"
 
 
 class RatesFile:
-    """A JSON file of rates, and beside it, until all are there, a line for each that is known.
+    """A JSON file of rates, and a file of lines beside it until all rates are measured.
 
-    Both say what was asked of whom, and refuse to be taken for anything else.
+    Both record the settings of the measurement, and are refused with any other settings.
     """
 
     def __init__(self, path: Path, settings: Mapping[str, Any]) -> None:
@@ -67,13 +67,13 @@ class RatesFile:
         self._settings = dict(settings)
 
     def known(self, *, total: int, chunk: int) -> list[Rate]:
-        """What an earlier call with the same settings has found: all, or some chunks of it."""
+        """Return the rates that an earlier call measured: all, or some complete chunks."""
         if self.path.exists():
             found = _loaded(self.path)
             self._require_same(self.path, found.get("settings"))
             return [Rate(**rate) for rate in found["problems"]]
         head, *lines = list(read_lines(self.partial)) or [{}]
-        if not head:  # none, or one that was cut off by a crash
+        if not head:  # no file, or a crash cut off its first line
             write_atomically(self.partial, json.dumps({"settings": self._settings}) + "\n")
             return []
         self._require_same(self.partial, head.get("settings"))
@@ -82,11 +82,11 @@ class RatesFile:
         return [Rate(**line) for line in lines[:whole]]
 
     def add(self, rates: Sequence[Rate]) -> None:
-        """More rates, on the disk when this returns."""
+        """Append rates, which are on the disk when this returns."""
         append_lines(self.partial, map(asdict, rates))
 
     def finish(self, rates: Sequence[Rate]) -> None:
-        """All rates as one JSON file; the lines are gone."""
+        """Write all rates as one JSON file, and remove the lines."""
         whole = {
             "settings": self._settings,
             "histogram": asdict(Histogram.of(rates)),
@@ -116,7 +116,7 @@ def _loaded(path: Path) -> dict[str, Any]:
 
 
 def rate_lines(rates: Sequence[Rate], num_samples: int) -> Iterator[str]:
-    """The histogram for a terminal; with few completions a bar for each rate there can be."""
+    """Yield the lines of a histogram, a bar per possible rate or per tenth."""
     bars = _exact(rates, num_samples) if num_samples <= _MAX_BARS else _tenths(rates)
     longest = max(1, *bars.values())
     for name, count in bars.items():
@@ -139,7 +139,7 @@ def _exact(rates: Sequence[Rate], num_samples: int) -> dict[str, int]:
 
 
 def _tenths(rates: Sequence[Rate]) -> dict[str, int]:
-    """The ends have bars of their own; between them a tenth holds its lower bound."""
+    """Count by tenths, which include their lower bounds; 0 and 1 are counted apart."""
     between = [rate.pass_rate for rate in rates if 0 < rate.pass_rate < 1]
     tenths = {
         f"{10 * i}-{10 * i + 10} %": sum(int(10 * r) == i for r in between) for i in range(10)

@@ -205,7 +205,7 @@ def _wide_table(kind: str, caption: str, columns: Sequence[str], rows: Sequence[
 def _plan_text(run: RunFiles) -> str:
     """Describe the plan like `copd plan`, if the configuration alone builds this plan."""
     if run.config is not None and to_dict(plan := build_plan(run.config)) == run.plan:
-        return describe(plan, plan_cost(plan, run.config.rollout))
+        return describe(plan, plan_cost(plan, run.config))
     return _plain(run.plan) if run.plan else ""
 
 
