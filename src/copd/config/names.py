@@ -7,7 +7,8 @@ from collections.abc import Collection
 from typing import Final
 
 BASE: Final = "base"
-"""The student of opd that is a fresh copy of the base model instead of an expert."""
+"""The base model in results, and the frozen branch that holds it; as student of opd, a fresh copy
+of it instead of an expert."""
 STUDENT: Final = "student"
 """The branch of this fresh copy."""
 EXPERT: Final = "expert"
@@ -17,7 +18,7 @@ UNIFIED: Final = "unified"
 TRUNK: Final = "trunk"
 """The branch that trains on all domains in copd's topology "trunk"."""
 RESERVED: Final = (BASE, STUDENT, UNIFIED, "theta_0")
-"""Names that copd gives to models itself; theta_0 is the frozen base as a reference."""
+"""Names that copd gives to models itself; theta_0 is the paper's name of the base."""
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 
 
