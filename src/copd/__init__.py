@@ -1,5 +1,5 @@
-"""Co-Evolving Policy Distillation: experts that teach each other while they learn, then merge.
+"""Co-Evolving Policy Distillation (arXiv 2604.27083): experts distil each other as they learn.
 
-Import from the packages below: `copd.config` and `copd.recipes` (no torch), `copd.functional`,
-`copd.policy`, `copd.branch`, `copd.engine`, `copd.run`.
+Import from the packages, such as `copd.config`, `copd.recipes` (both without torch),
+`copd.functional`, `copd.policy`, `copd.branch`, `copd.engine` and `copd.run`.
 """
