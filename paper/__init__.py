@@ -1,1 +1,1 @@
-"""paper/results.md from the folders of studies, whichever are finished."""
+"""The studies of the paper's claims: their files, results, figures and the page results.md."""

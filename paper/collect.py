@@ -1,7 +1,7 @@
-"""Keeps what the page is made from in paper/results: results of every study, and what it plots.
+"""Collect what the page needs in paper/results: the results of every study, and what it plots.
 
-The folders of runs are large and stay where they ran. Seeds or methods of one study that ran apart,
-on several days or machines, are joined here.
+The folders of runs are large and stay where they ran. Seeds or methods of a study that ran apart,
+on several days or machines, are joined.
 """
 
 from __future__ import annotations
@@ -28,31 +28,30 @@ PLOTTED = {
 STUDIES = Path(__file__).with_name("studies")
 
 _FREE = ("seeds", "jobs", "output_dir", "methods")
-"""Settings of a study that may differ where its parts are joined; a method in both may not."""
+"""Settings that may differ between parts of a study; a method that both have may not."""
 
 
-def keep(studies: Path, kept: Path) -> None:
-    """Takes what `copd compare` left in `studies`; what is kept already is joined or replaced."""
+def collect(studies: Path, collected: Path) -> None:
+    """Copy the results of `copd compare` from `studies`, joined with those collected before."""
     for name in NAMES:
-        source, target = studies / name, kept / name
+        source, target = studies / name, collected / name
         if not (source / "results.json").exists():
             continue
         results = load_results(source / "results.json")
         if (target / "results.json").exists():
             results = join(load_results(target / "results.json"), results, name=name)
         study = tomllib.loads((STUDIES / f"{name}.toml").read_text(encoding="utf-8"))
-        results = in_order(results, [*study["methods"]])
         target.mkdir(parents=True, exist_ok=True)
-        save_results(target / "results.json", results)
+        save_results(target / "results.json", in_order(results, [*study["methods"]]))
         for file in PLOTTED.get(name, ()):
             for path in sorted(source.glob(f"runs/*/seed_*/{file}")):
-                place = target / path.relative_to(source)
-                place.parent.mkdir(parents=True, exist_ok=True)
-                write_atomically(place, _plotted(path))
+                copy = target / path.relative_to(source)
+                copy.parent.mkdir(parents=True, exist_ok=True)
+                write_atomically(copy, _plotted(path))
 
 
 def in_order(results: StudyResults, methods: Sequence[str]) -> StudyResults:
-    """The same results with their methods in this order, others after them."""
+    """Return the same results with their methods in this order, followed by others."""
     own = _methods(results)
     order = [*dict.fromkeys([BASE, *methods, *own])]
     outcomes = sorted(results.outcomes, key=lambda o: (order.index(o.method), o.seed))  # stable
@@ -62,7 +61,7 @@ def in_order(results: StudyResults, methods: Sequence[str]) -> StudyResults:
 
 
 def join(old: StudyResults, new: StudyResults, *, name: str) -> StudyResults:
-    """Outcomes of both, of a column and seed that both have the newer one.
+    """Return the outcomes of both; where both have a column and seed, the newer one.
 
     Raises ValueError where they are not parts of one study.
     """
@@ -70,7 +69,7 @@ def join(old: StudyResults, new: StudyResults, *, name: str) -> StudyResults:
     fresh = {(o.column, o.seed) for o in new.outcomes}
     outcomes = [*new.outcomes, *(o for o in old.outcomes if (o.column, o.seed) not in fresh)]
     bases = sorted((o for o in outcomes if o.method == BASE), key=lambda o: o.seed)
-    again = bases[1:]  # measured once in a study, in each part
+    again = bases[1:]  # each part measures the base once
     missing = [m for a, b in ((old, new), (new, old)) for m in a.missing if m not in _finished(b)]
     study = {**new.settings["study"]}
     study["seeds"] = sorted({*study["seeds"], *old.settings["study"]["seeds"]})
@@ -88,21 +87,23 @@ def join(old: StudyResults, new: StudyResults, *, name: str) -> StudyResults:
 
 
 def _check_same(old: StudyResults, new: StudyResults, name: str) -> None:
-    parts = [_identity(own) for own in (old, new)]
-    both = parts[0].keys() & parts[1].keys()
-    differing = sorted(key for key in both if parts[0][key] != parts[1][key])
+    one, other = _identity(old), _identity(new)
+    differing = sorted(key for key in one.keys() & other.keys() if one[key] != other[key])
     if differing:
         raise ValueError(
-            f"the results of {name} that are kept are of another study: {', '.join(differing)} "
-            "differ, expected the same in all parts of a study. Remove the kept ones to replace "
-            "them."
+            f"the collected results of {name} are of another study: {', '.join(differing)} "
+            "differ, expected the same in all parts of a study. Remove the collected ones to "
+            "replace them."
         )
 
 
 def _identity(results: StudyResults) -> dict[str, Any]:
-    """What may not differ between parts of a study that both have it."""
+    """Return the settings that must be equal in all parts of a study that have them."""
     settings = results.settings
     study = {key: value for key, value in settings["study"].items() if key not in _FREE}
+    if model := study.get("common", {}).get("model", {}).get("path"):  # the folder may move
+        own = {**study["common"]["model"], "path": Path(model).name}
+        study["common"] = {**study["common"], "model": own}
     methods = {f"methods.{key}": value for key, value in _methods(results).items()}
     return {**study, **methods, "versions": settings["versions"]}
 
@@ -112,14 +113,14 @@ def _methods(results: StudyResults) -> Mapping[str, Any]:
 
 
 def _finished(results: StudyResults) -> set[str]:
-    """Runs that have all their columns, named as in `missing`."""
+    """Return the finished runs, named as in `missing`."""
     found = {(o.method, o.seed) for o in results.outcomes}
     named = {"the base" if own[0] == BASE else "{}, seed {}".format(*own) for own in found}
     return named - set(results.missing)
 
 
 def _plotted(path: Path) -> str:
-    """A file as it is; of metrics only cosines, the rest is many times as large."""
+    """Return the text of a file; of metrics only cosines, as the rest is many times as large."""
     if path.name != "metrics.jsonl":
         return path.read_text(encoding="utf-8")
     lines = []

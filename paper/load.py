@@ -1,4 +1,4 @@
-"""Which of our studies have results, and what their runs wrote on the way. Judges nothing."""
+"""The studies that have results, and the curves that their runs have written."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from scipy.stats import t as student_t
 
 from copd.lab.study import StudyResults, Summary, load_results, summarize
-from copd.lab.study.power import quantile
 from copd.monitor.results import Estimate
 from copd.storage import read_lines
 
@@ -19,12 +19,12 @@ WORLDS = {"agree": "world_agree", "conflict": "three_branches", "scarce": "world
 """World to the study of all methods in it."""
 
 LONG, HALF = "three_branches_long", "copd, half the rate"
-"""The study of more steps in the world conflict, and what only it has."""
+"""The study of more steps in the world conflict, and a column that only it has."""
 
 MAIN = ("three_branches", LONG, "two_branches", "world_agree", "world_scarce")
 REMEDIES = {world: f"remedies_{world}" for world in WORLDS}
 NAMES = (*MAIN, "ablations", "ratio", "beta", "dynamics", "divergence", "pilot", *REMEDIES.values())
-"""All our studies, in the order of the page; paper/studies has a file for each."""
+"""All studies of the page, in its order; paper/studies has a file for each."""
 
 Line = Mapping[str, Any]
 Curve = Mapping[int, tuple[float, ...]]
@@ -41,13 +41,13 @@ class Found:
     summary: Summary
 
     def runs(self, method: str) -> list[Path]:
-        """The folders of a method's runs, by seed."""
+        """Return the folders of a method's runs, by seed."""
         folders = (self.root / "runs" / method).glob("seed_*")
         return sorted(folders, key=lambda folder: int(folder.name.removeprefix("seed_")))
 
 
 def find(studies: Path) -> dict[str, Found]:
-    """Studies that have at least one result, by name."""
+    """Return the studies that have at least one result, by name."""
     found = {}
     for name in NAMES:
         path = studies / name / "results.json"
@@ -58,16 +58,16 @@ def find(studies: Path) -> dict[str, Found]:
 
 
 def over_seeds(values: Sequence[float]) -> Estimate:
-    """Mean and Student's 95 % interval over seeds; one seed alone has none."""
+    """Return mean and Student's 95 % interval over seeds; a single seed has no interval."""
     mean, num = float(np.mean(values)), len(values)
     if num < 2:
         return Estimate(mean, -math.inf, math.inf)
-    half = quantile(0.975, num - 1) * float(np.std(values, ddof=1)) / math.sqrt(num)
+    half = float(student_t.ppf(0.975, num - 1)) * float(np.std(values, ddof=1)) / math.sqrt(num)
     return Estimate(mean, mean - half, mean + half)
 
 
 def curve(runs: Sequence[Path], file: str, value: Callable[[Line], float | None]) -> Curve:
-    """A number of every line of a file, by step; steps that all runs have."""
+    """Return a number of every line of a file, by step, for the steps that all runs have."""
     found: list[dict[int, float]] = []
     for root in runs:
         pairs = ((line["step"], value(line)) for line in read_lines(root / file))
@@ -77,31 +77,27 @@ def curve(runs: Sequence[Path], file: str, value: Callable[[Line], float | None]
 
 
 def between_branches(line: Line, quantity: str) -> float:
-    """Mean over ordered pairs of branches, on the domain of the second: that of its lessons.
+    """Return the mean over ordered pairs of branches, each on the domain of the teacher.
 
     Branches are named like their domains.
     """
     names = line["models"][:-1]
-    return float(
-        np.mean(
-            [
-                line["domains"][teacher][quantity][row][column]
-                for row, student in enumerate(names)
-                for column, teacher in enumerate(names)
-                if student != teacher
-            ]
-        )
-    )
+    values = [
+        line["domains"][teacher][quantity][row][column]
+        for row, student in enumerate(names)
+        for column, teacher in enumerate(names)
+        if student != teacher
+    ]
+    return float(np.mean(values))
 
 
 def to_base(line: Line, quantity: str) -> float:
-    """Mean over branches of how they stand to the base, on their own domains."""
+    """Return the mean over branches of their agreement with the base, on their own domains."""
     names = line["models"][:-1]
     own = [line["domains"][name][quantity][row][-1] for row, name in enumerate(names)]
     return float(np.mean(own))
 
 
 def cosine(line: Line, a: str, b: str) -> float | None:
-    """Of the gradients of two domains on the model of mixed RLVR; none where one is zero."""
-    metrics = line["branches"]["unified"]
-    return metrics.get(f"update/cosine/rlvr/{a}|rlvr/{b}")
+    """Return the cosine of the gradients of two domains in mixed RLVR; None if one is zero."""
+    return line["branches"]["unified"].get(f"update/cosine/rlvr/{a}|rlvr/{b}")

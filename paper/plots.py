@@ -1,8 +1,9 @@
-"""The figures of paper/results.md as SVG. Knows matplotlib and numbers, no claim."""
+"""The figures of paper/results.md as SVG."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,8 @@ from copd.lab.study import Summary
 from copd.lab.study.pilot import Correlation, Point
 from copd.lab.study.results import OVERALL
 from copd.monitor.results import Estimate
-from paper.load import Curve, over_seeds
-from paper.measures import COUPLED, QUANTITIES
+from paper import measures
+from paper.load import WORLDS, Curve, Found, over_seeds
 
 matplotlib.use("svg")
 _STYLE: dict[RcKeyType, Any] = {
@@ -32,23 +33,47 @@ _STYLE: dict[RcKeyType, Any] = {
     "legend.frameon": False,
 }
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7")
-"""Okabe and Ito's, which the colour-blind can tell apart."""
+"""Okabe and Ito's, which the colour-blind can distinguish."""
+
+Size = tuple[float, float]
 
 
-def save(path: Path, draw: Callable[[Figure], None], *, size: tuple[float, float]) -> None:
-    """One figure to one file."""
-    with plt.rc_context(_STYLE):
-        figure = plt.figure(figsize=size, layout="constrained")
-        draw(figure)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, metadata={"Date": None}, facecolor="white")
-        plt.close(figure)
+def draw(found: Mapping[str, Found], folder: Path) -> dict[str, str]:
+    """Draw what the finished studies allow; return figure name to path relative to the page."""
+    drawn = {}
+    for name, plot, size in _figures(found):
+        with plt.rc_context(_STYLE):
+            figure = plt.figure(figsize=size, layout="constrained")
+            plot(figure)
+            folder.mkdir(parents=True, exist_ok=True)
+            figure.savefig(folder / f"{name}.svg", metadata={"Date": None}, facecolor="white")
+            plt.close(figure)
+        drawn[name] = f"{folder.name}/{name}.svg"
+    return drawn
+
+
+def _figures(found: Mapping[str, Found]) -> Iterator[tuple[str, Callable[[Figure], None], Size]]:
+    worlds = {w: found[name].summary for w, name in WORLDS.items() if name in found}
+    if worlds:
+        yield "worlds", partial(accuracies, studies=worlds), (4.2 * len(worlds), 3.4)
+    for name, label in (("ratio", "S_RL : S_OPD"), ("beta", "beta")):
+        if name in found:
+            yield name, partial(sweep, summary=found[name].summary, label=label), (5, 3)
+    if "dynamics" in found:
+        curves = measures.dynamics(found["dynamics"])
+        yield "dynamics", partial(dynamics, curves=curves), (8, 5.5)
+    if "divergence" in found:
+        curves = measures.cosines(found["divergence"])
+        yield "divergence", partial(cosines, curves=curves), (5, 3)
+    if "pilot" in found and (measured := measures.pilot(found["pilot"])):
+        runs, fit = measured
+        yield "pilot", partial(pilot, runs=runs, fit=fit), (5, 3.5)
 
 
 def accuracies(figure: Figure, studies: Mapping[str, Summary]) -> None:
-    """Accuracy of methods overall, with intervals, and on every domain; a panel per study.
+    """Plot the accuracy of methods overall, with intervals, and on every domain.
 
-    The base is in the title. Branches alone are left out.
+    There is a panel per study, with the base in its title. Single branches are left out.
     """
     panels = figure.subplots(1, len(studies), squeeze=False)[0]
     for axes, (title, summary) in zip(panels, studies.items(), strict=True):
@@ -59,8 +84,8 @@ def accuracies(figure: Figure, studies: Mapping[str, Summary]) -> None:
             means = [100 * summary.cells[domain, column].mean for column in columns]
             style = {"color": colour, "markersize": 8, "markeredgewidth": 2}
             axes.plot(means, places, "|", label=domain, **style)
-        cells = [summary.cells[OVERALL, column] for column in columns]
-        _points(axes, [c.mean for c in cells], places, cells, along="x")
+        values, errors = _points([summary.cells[OVERALL, column] for column in columns])
+        axes.errorbar(values, places, xerr=errors, **_POINTS)
         axes.set_yticks(places, columns)
         axes.set_xlabel("accuracy, % (dots: overall)")
         base = f", base {summary.cells[OVERALL, summary.base]}" if summary.base else ""
@@ -70,21 +95,21 @@ def accuracies(figure: Figure, studies: Mapping[str, Summary]) -> None:
 
 
 def sweep(figure: Figure, summary: Summary, *, label: str) -> None:
-    """Overall accuracy of every column, in their order, which is that of a setting."""
+    """Plot the overall accuracy of every column; their order is that of a setting."""
     axes = figure.subplots()
     columns = summary.trained
-    cells = [summary.cells[OVERALL, column] for column in columns]
     places = np.arange(len(columns))
-    _points(axes, [c.mean for c in cells], places, cells, along="y")
+    values, errors = _points([summary.cells[OVERALL, column] for column in columns])
+    axes.errorbar(places, values, yerr=errors, **_POINTS)
     axes.set_xticks(places, columns)
     axes.set_xlabel(label)
     axes.set_ylabel("overall accuracy, %")
 
 
 def lines(axes: Axes, curves: Mapping[str, Curve], *, window: int = 1) -> None:
-    """Means over seeds with Student's intervals; of `window` steps where single ones are noisy.
+    """Plot means over seeds with Student's intervals, averaged over a window of steps.
 
-    A curve with fewer steps than that is left out.
+    Curves shorter than the window are left out.
     """
     for colour, (label, own) in zip(_COLOURS, curves.items(), strict=False):
         if len(own) < window:
@@ -104,57 +129,47 @@ def lines(axes: Axes, curves: Mapping[str, Curve], *, window: int = 1) -> None:
 
 
 def dynamics(figure: Figure, curves: Mapping[tuple[str, str, str], Curve]) -> None:
-    """Overlap and symmetric KL, between branches and to the base."""
+    """Plot overlap and symmetric KL, between branches and to the base."""
     panels = figure.subplots(2, 2)
-    for row, quantity in enumerate(QUANTITIES):
-        for column, what in enumerate(("branches", "base")):
+    for row, quantity in enumerate(measures.QUANTITIES):
+        for column, other in enumerate(("branches", "base")):
             axes = panels[row][column]
             own = {
-                "coupled" if method == COUPLED else "independent": curve
-                for (method, q, w), curve in curves.items()
-                if (q, w) == (quantity, what)
+                "coupled": curves[measures.COUPLED, quantity, other],
+                "independent": curves[measures.INDEPENDENT, quantity, other],
             }
             lines(axes, own)
             axes.set_ylabel(quantity.replace("symmetric_kl", "symmetric KL, nats"))
-            axes.set_title("between branches" if what == "branches" else "to the base")
+            axes.set_title("between branches" if other == "branches" else "to the base")
 
 
 def cosines(figure: Figure, curves: Mapping[str, Curve]) -> None:
-    """Cosines of the domains' gradients over mixed RLVR."""
+    """Plot the cosines of the domains' gradients over mixed RLVR."""
     axes = figure.subplots()
     lines(axes, curves, window=15)
     axes.axhline(0, color="black", linewidth=0.8)
     axes.set_ylabel("cosine of gradients, mean of 15 steps")
 
 
-def pilot(figure: Figure, runs: Sequence[Sequence[Point]], found: Correlation) -> None:
-    """Gain from OPD against the overlap before it, and the line of least squares."""
+def pilot(figure: Figure, runs: Sequence[Sequence[Point]], fit: Correlation) -> None:
+    """Plot the gain from OPD over the overlap before it, with the least-squares line."""
     axes = figure.subplots()
-    points = [point for own in runs for point in own]
-    x = np.array([p.overlap for p in points])
-    y = np.array([100 * p.gain.mean for p in points])
     for own in runs:
-        axes.plot(
-            [p.overlap for p in own],
-            [100 * p.gain.mean for p in own],
-            "o",
-            markersize=4,
-            label=f"seed {own[0].seed}",
-        )
+        overlaps, gains = [p.overlap for p in own], [100 * p.gain.mean for p in own]
+        axes.plot(overlaps, gains, "o", markersize=4, label=f"seed {own[0].seed}")
+    x = np.array([p.overlap for own in runs for p in own])
+    y = np.array([100 * p.gain.mean for own in runs for p in own])
     ends = np.array([x.min(), x.max()])
-    axes.plot(ends, y.mean() + 100 * found.slope * (ends - x.mean()), color="black", linewidth=1)
+    axes.plot(ends, y.mean() + 100 * fit.slope * (ends - x.mean()), color="black", linewidth=1)
     axes.set_xlabel("top-10 overlap with the teacher before OPD")
     axes.set_ylabel("gain, points")
     axes.legend()
 
 
-def _points(
-    axes: Axes, means: Sequence[float], places: np.ndarray, cells: Sequence[Estimate], *, along: str
-) -> None:
-    values = 100 * np.array(means)
-    halves = np.nan_to_num(50 * np.array([c.high - c.low for c in cells]), posinf=0.0)
-    style = {"fmt": "o", "color": _COLOURS[0], "markersize": 4, "capsize": 2}
-    if along == "x":
-        axes.errorbar(values, places, xerr=halves, **style)
-    else:
-        axes.errorbar(places, values, yerr=halves, **style)
+_POINTS: dict[str, Any] = {"fmt": "o", "color": _COLOURS[0], "markersize": 4, "capsize": 2}
+
+
+def _points(cells: Sequence[Estimate]) -> tuple[np.ndarray, np.ndarray]:
+    """Return means and half intervals in percent."""
+    halves = 50 * np.array([c.high - c.low for c in cells])
+    return 100 * np.array([c.mean for c in cells]), np.nan_to_num(halves, posinf=0.0)

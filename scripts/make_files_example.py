@@ -1,11 +1,11 @@
-"""Writes the digits world's image and video domains as PNG, MP4 and JSONL (examples/digits_files).
+"""Write the digits world's image and video domains as PNG, MP4 and JSONL (examples/digits_files).
 
     python scripts/make_files_example.py data/digits
     copd data data/digits/image --model tiny
     copd train examples/digits_files/files.toml
 
-The problems are those of the built-in domains, with the same splits and indices. Pictures lose
-nothing as PNG; clips lose nothing as H.264 of RGB pixels with quantizer 0.
+The problems are those of the built-in domains, with the same splits and indices. PNG is lossless,
+and so is H.264 of RGB pixels with quantizer 0.
 """
 
 from __future__ import annotations
@@ -24,12 +24,11 @@ SIZES: dict[Split, int] = {"train": 2000, "validation": 128, "test": 512}
 
 
 def write_picture(path: Path, image: Image) -> None:
-    """A PNG file."""
     Pillow.fromarray(image.pixels).save(path)
 
 
 def write_clip(path: Path, video: Video) -> None:
-    """An MP4 file of RGB pixels without loss."""
+    """Write an MP4 file of RGB pixels without loss."""
     _, height, width, _ = video.frames.shape
     with av.open(path, "w") as container:
         stream = container.add_stream("libx264rgb", rate=int(video.fps), options={"qp": "0"})
@@ -41,7 +40,7 @@ def write_clip(path: Path, video: Video) -> None:
 
 
 def write_domain(folder: Path, modality: str, sizes: dict[Split, int]) -> None:
-    """`train.jsonl`, `validation.jsonl` and `test.jsonl` beside their media."""
+    """Write `train.jsonl`, `validation.jsonl` and `test.jsonl` beside their media."""
     (folder / "media").mkdir(parents=True, exist_ok=True)
     domain = DigitsDomain(modality, modality, tuple(MODALITIES[modality]), sizes)
     for split, size in sizes.items():
@@ -51,13 +50,13 @@ def write_domain(folder: Path, modality: str, sizes: dict[Split, int]) -> None:
                 [message] = problem.messages
                 stem = f"media/{split}-{index:05d}"
                 line = {"images": [], "videos": []}
-                marks = [_write_part(folder, stem, part, line) for part in message.content]
-                line |= {"prompt": "".join(marks), "answer": problem.answer, "suite": problem.suite}
+                parts = [_write_part(folder, stem, part, line) for part in message.content]
+                line |= {"prompt": "".join(parts), "answer": problem.answer, "suite": problem.suite}
                 file.write(json.dumps({key: value for key, value in line.items() if value}) + "\n")
 
 
 def _write_part(folder: Path, stem: str, part: ContentPart, line: dict[str, list[str]]) -> str:
-    """The part as it stands in the prompt; its file is written and listed."""
+    """Write a picture or clip, list it in the line, and return the part's text in the prompt."""
     match part:
         case Text(text):
             return text

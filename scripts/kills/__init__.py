@@ -1,1 +1,1 @@
-"""Kills branches and the machines they live on under a run, and compares how it ends."""
+"""Runs whose processes and machines are killed, compared with a run that is left alone."""

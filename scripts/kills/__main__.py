@@ -1,10 +1,10 @@
-"""Kills branches, and the machines they live on, under a run; compares its end with a quiet run's.
+"""Kill branches and their machines during a run, and compare its end with that of a quiet run.
 
-Machines are simulated: raylets on this one, of Ray's own cluster for tests. Not in the package.
+Machines are simulated: raylets on this computer, by Ray's cluster for tests.
 
     python -m scripts.kills --nodes 4 --kills 10 --seed 0 --out runs/kills
 
-Exit code 0: as many kills as asked for have happened, and the two ends are the same to the bit.
+The exit code is 0 if all kills have happened and both ends are equal to the bit.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-os.environ.setdefault("RAY_prestart_worker_first_driver", "0")  # branches bring their own
+os.environ.setdefault("RAY_prestart_worker_first_driver", "0")  # branches start their own
 
 import ray
 from ray.cluster_utils import Cluster
@@ -28,8 +28,8 @@ from copd.config import Config, RayEngineConfig
 from copd.engine.ray import join
 from copd.run import commands
 from copd.run.runner import Runner
-from scripts.kills.drawn import Kill, draw
-from scripts.kills.hunted import STORE_BYTES, Death, Hunted, add_machine
+from scripts.kills.faults import STORE_BYTES, Death, FaultyEngine, add_machine
+from scripts.kills.schedule import Kill, draw
 
 DOMAINS = ("text", "image", "video")
 STEPS_PER_ROUND = 3
@@ -38,7 +38,7 @@ TIME_LIMIT = 60.0
 
 
 def make_config(root: Path, rounds: int, engine: Mapping[str, object]) -> Config:
-    """Three branches, all learning from all, with everything a run can leave behind."""
+    """Return a run of three mutual branches that writes everything a run can write."""
     return Config.model_validate(
         {
             "output_dir": root,
@@ -55,26 +55,20 @@ def make_config(root: Path, rounds: int, engine: Mapping[str, object]) -> Config
     )
 
 
-def hunted_run(
+def faulty_run(
     root: Path, rounds: int, num_nodes: int, kills: Sequence[Kill]
 ) -> tuple[list[Death], list[str]]:
-    """The run on simulated machines; returns deaths that it has survived, and what was lost."""
-    cluster = Cluster(
-        initialize_head=True,
-        shutdown_at_exit=False,  # what it needs for that cannot be had outside the main thread
-        head_node_args={
-            "num_cpus": 0,
-            "include_dashboard": False,
-            "object_store_memory": STORE_BYTES,
-        },
-    )
-    where = {"type": "ray", "address": cluster.address, "time_limit": TIME_LIMIT}
-    config = make_config(root, rounds, where)
+    """Run on simulated machines; return the deaths that the run survived, and its losses."""
+    head = {"num_cpus": 0, "include_dashboard": False, "object_store_memory": STORE_BYTES}
+    # shutting down at exit would need the main thread
+    cluster = Cluster(initialize_head=True, shutdown_at_exit=False, head_node_args=head)
+    engine_config = {"type": "ray", "address": cluster.address, "time_limit": TIME_LIMIT}
+    config = make_config(root, rounds, engine_config)
     assert isinstance(config.engine, RayEngineConfig)
     join(config.engine)  # while there is only the head, which is not killed
     for _ in range(num_nodes):
         add_machine(cluster)
-    engine = Hunted(config, config.engine, cluster, kills)
+    engine = FaultyEngine(config, config.engine, cluster, kills)
     try:
         Runner(config, engine, Console(width=160)).run()
         return engine.deaths, engine.losses
@@ -85,32 +79,32 @@ def hunted_run(
 
 
 def end_state(root: Path) -> dict[str, bytes]:
-    """Everything about a run that must not depend on where it was and who died."""
+    """Return all files of a run that must depend neither on the machine nor on kills."""
     files = [path for path in sorted(root.rglob("*")) if path.is_file()]
     other = {"config.json", "timings.jsonl"}
     return {str(p.relative_to(root)): p.read_bytes() for p in files if p.name not in other}
 
 
-def main(words: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m scripts.kills", description=__doc__)
     parser.add_argument("--nodes", type=int, default=4, help="simulated machines beside the head")
     parser.add_argument("--kills", type=int, default=10)
     parser.add_argument("--rounds", type=int, default=8, help="of one RLVR and two mutual steps")
     parser.add_argument("--seed", type=int, default=0, help="of the kills")
-    parser.add_argument("--out", type=Path, required=True, help="folder that is not there yet")
-    given = parser.parse_args(words)
-    out = given.out.resolve()
+    parser.add_argument("--out", type=Path, required=True, help="a new folder")
+    arguments = parser.parse_args(argv)
+    rounds, out = arguments.rounds, arguments.out.resolve()
     out.mkdir(parents=True)
-    commands.train(make_config(out / "quiet", given.rounds, {"type": "local", "num_threads": 1}))
+    commands.train(make_config(out / "quiet", rounds, {"type": "local", "num_threads": 1}))
     started = time.monotonic()
-    kills = draw(given.seed, given.kills, given.rounds * STEPS_PER_ROUND)
-    deaths, losses = hunted_run(out / "hunted", given.rounds, given.nodes, kills)
-    quiet, hunted = end_state(out / "quiet"), end_state(out / "hunted")
-    different = sorted(name for name in quiet | hunted if quiet.get(name) != hunted.get(name))
+    kills = draw(arguments.seed, arguments.kills, rounds * STEPS_PER_ROUND)
+    deaths, losses = faulty_run(out / "hunted", rounds, arguments.nodes, kills)
+    quiet, faulty = end_state(out / "quiet"), end_state(out / "hunted")
+    different = sorted(name for name in quiet | faulty if quiet.get(name) != faulty.get(name))
     record = {
-        "seed": given.seed,
-        "nodes": given.nodes,
-        "rounds": given.rounds,
+        "seed": arguments.seed,
+        "nodes": arguments.nodes,
+        "rounds": rounds,
         "deaths": [asdict(death) for death in deaths],
         "losses": losses,
         "seconds": round(time.monotonic() - started),
@@ -122,10 +116,10 @@ def main(words: Sequence[str]) -> int:
         kill = death.kill
         where = f"{kill.kind} of {death.branch}, {kill.stage} of step {kill.step}"
         times = f"noticed after {death.noticed} s, back after {death.back} s"
-        print(f"{where}, while {', '.join(death.during) or 'nothing'}: {times}")
-    print(f"{len(deaths)} of {given.kills} kills; different files: {different or 'none'}")
-    return int(bool(different) or len(deaths) != given.kills)
+        print(f"{where}, during {', '.join(death.during) or 'nothing'}: {times}")
+    print(f"{len(deaths)} of {arguments.kills} kills; different files: {different or 'none'}")
+    return int(bool(different) or len(deaths) != arguments.kills)
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())

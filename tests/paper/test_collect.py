@@ -8,7 +8,7 @@ import pytest
 
 from copd.lab.study import StudyResults, load_results
 from paper.__main__ import main
-from paper.collect import in_order, join, keep
+from paper.collect import collect, in_order, join
 from paper.load import NAMES, find
 from paper.measures import mean_cosines
 
@@ -64,7 +64,7 @@ def test_parts_of_different_studies_are_refused(part, tmp_path: Path, put, capsy
     put(paper / "results" / "beta", {"copd": {"text": 160}}, methods={"copd": {"rounds": 1}})
     put(studies / "beta", {"copd": {"text": 170}}, methods={"copd": {"rounds": 2}})
     assert main(["--studies", str(studies), "--folder", str(paper)]) == 1
-    assert "the results of beta that are kept are of another study" in capsys.readouterr().err
+    assert "the collected results of beta are of another study" in capsys.readouterr().err
     assert not (paper / "results.md").exists()
 
 
@@ -81,7 +81,7 @@ def test_the_page_is_made_from_what_is_kept(tmp_path: Path, put, put_lines):
     assert json.loads(kept.read_text()) == {"step": 1, "branches": {"unified": cosines}}
     assert main(["--studies", str(tmp_path / "gone"), "--folder", str(paper)]) == 0
     assert (paper / "results.md").read_bytes() == first
-    keep(studies, paper / "results")
+    collect(studies, paper / "results")
     found = find(paper / "results")["divergence"]
     assert mean_cosines(found)["text, image"].mean == pytest.approx(0.25)
 

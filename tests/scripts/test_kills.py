@@ -9,8 +9,8 @@ from itertools import pairwise
 
 import pytest
 
-from scripts.kills.drawn import KINDS, MERGE, RECOVERY, VERBS, draw
 from scripts.kills.processes import children, send, status_of
+from scripts.kills.schedule import KINDS, MERGE, METHODS, RECOVERY, draw
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -20,7 +20,7 @@ def test_deaths_cover_the_whole_run_and_each_can_happen(seed):
     assert min(Counter(kill.kind for kill in kills).values()) == 10 // len(KINDS)
     stages = [kill.stage for kill in kills]
     assert stages[-1] == MERGE and kills[-1].step == 25
-    assert {*stages} == {*VERBS, RECOVERY, MERGE}
+    assert {*stages} == {*METHODS, RECOVERY, MERGE}
     assert stages[0] != RECOVERY, "nothing has died before"
     for before, kill in pairwise(kills[:-1]):
         assert kill.step == before.step if kill.stage == RECOVERY else kill.step >= before.step
