@@ -23,9 +23,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from copd.config import Config, CoPDConfig, load_config
@@ -44,7 +42,7 @@ from copd.functional import (
 )
 from copd.policy import Draw, Policy, Prompt, SharedPrefix
 from copd.run.seeds import derive_seed, draw_problems
-from copd.types import Completion, Metrics
+from copd.types import Completions, Metrics
 
 
 @dataclass
@@ -56,7 +54,7 @@ class Batch:
     prompts: list[Prompt]
     prefix: SharedPrefix
     """The prompts as the branch read them, with their graph."""
-    groups: list[list[Completion]]
+    completions: Completions
     rewards: Tensor
     """Shape `P G`."""
     temperature: float
@@ -68,18 +66,14 @@ class Batch:
     """Shape `N k`, the teacher's most probable tokens."""
 
     @property
-    def token_ids(self) -> list[list[NDArray[np.int32]]]:
-        return [[completion.token_ids for completion in group] for group in self.groups]
-
-    @property
     def old_logprobs(self) -> Tensor:
-        """Log-probabilities of the policy that sampled, shape `N`."""
-        return torch.cat([torch.from_numpy(c.logprobs) for group in self.groups for c in group])
+        """Log-probabilities under the policy that sampled, shape `N`."""
+        return torch.from_numpy(self.completions.logprobs)
 
     @property
     def lengths(self) -> Tensor:
         """Tokens of each completion, shape `B`."""
-        return torch.tensor([len(c.token_ids) for group in self.groups for c in group])
+        return torch.from_numpy(self.completions.lengths)
 
 
 class Branch:
@@ -130,7 +124,7 @@ def sample(
     for i, (key, domain, teacher) in enumerate(sources):
         rewards = domains[domain].verify_all(
             [problem for problem in problems[i] for _ in range(rollout.group_size)],
-            [completion.text for group in sampled[i] for completion in group],
+            sampled[i].texts,
         )
         shaped = torch.tensor(rewards).reshape(-1, rollout.group_size)
         draw = draws[i]
@@ -145,7 +139,8 @@ def score(teacher: Branch, batches: list[Batch], k: int) -> None:
     """Score the students' batches in one pass: the teacher's log-probabilities and top k tokens."""
     policy = teacher.policy
     prefix = policy.read([prompt for batch in batches for prompt in batch.prompts])
-    states = policy.score(prefix, [ids for batch in batches for ids in batch.token_ids])
+    sampled = Completions.join([batch.completions for batch in batches])
+    states = policy.score(prefix, sampled.token_ids, sampled.lengths)
     logprobs, _ = token_logprobs(states.hidden, policy.head, states.token_ids, banned=policy.banned)
     top = full_logprobs(states.hidden, policy.head, banned=policy.banned).topk(k).indices
     sizes = [int(batch.lengths.sum()) for batch in batches]
@@ -157,7 +152,8 @@ def update(branch: Branch, batches: list[Batch], config: Config, beta: float) ->
     """Make one optimizer update on the native and the cross batches, which weigh the same."""
     policy, metrics = branch.policy, dict[str, float]()
     for batch in batches:
-        states = policy.score(batch.prefix, batch.token_ids)
+        sampled = batch.completions
+        states = policy.score(batch.prefix, sampled.token_ids, sampled.lengths)
         logprobs, entropies = token_logprobs(
             states.hidden,
             policy.head,

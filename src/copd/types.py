@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -25,7 +25,7 @@ class Text:
 
 @dataclass(frozen=True, eq=False)
 class Image:
-    """One picture inside a message."""
+    """One image inside a message."""
 
     pixels: NDArray[np.uint8]
     """RGB, shape `H W 3`."""
@@ -33,11 +33,10 @@ class Image:
 
 @dataclass(frozen=True, eq=False)
 class Video:
-    """One decoded clip inside a message."""
+    """One decoded video inside a message."""
 
     frames: NDArray[np.uint8]
     """RGB, shape `F H W 3`."""
-
     fps: float
     """Frames per second of `frames`."""
 
@@ -70,7 +69,6 @@ class Problem:
     id: ProblemId
     suite: str
     """The generator or benchmark that the problem belongs to. Results are reported per suite."""
-
     messages: tuple[Message, ...]
     answer: str
 
@@ -81,7 +79,6 @@ class Completion:
 
     token_ids: NDArray[np.int32]
     """Shape `T`, the end token included when the policy ended the completion itself."""
-
     logprobs: NDArray[np.float32]
     """Shape `T`, under the policy and at the temperature that sampled."""
     text: str
@@ -91,12 +88,51 @@ class Completion:
 
 
 @dataclass(frozen=True, eq=False)
+class Completions:
+    """Sampled completions, packed: one flat token axis `N`, no padding, ordered by prompt."""
+
+    token_ids: NDArray[np.int32]
+    """Shape `N`."""
+    lengths: NDArray[np.int32]
+    """Shape `B`, tokens of each completion."""
+    logprobs: NDArray[np.float32]
+    """Shape `N`, under the policy and at the temperature that sampled."""
+    is_truncated: NDArray[np.bool_]
+    """Shape `B`."""
+    texts: tuple[str, ...]
+    """The B decoded completions without special tokens."""
+
+    @classmethod
+    def join(cls, parts: Sequence[Completions]) -> Completions:
+        """Join completions end to end."""
+        if len(parts) == 1:
+            return parts[0]
+        arrays = ("token_ids", "lengths", "logprobs", "is_truncated")
+        return cls(
+            *(np.concatenate([getattr(part, name) for part in parts]) for name in arrays),
+            texts=tuple(text for part in parts for text in part.texts),
+        )
+
+    def groups(self, group_size: int) -> list[list[Completion]]:
+        """Return the completions one by one, in groups of `group_size`."""
+        ends = np.cumsum(self.lengths)[:-1]
+        rows = zip(
+            np.split(self.token_ids, ends),
+            np.split(self.logprobs, ends),
+            self.texts,
+            self.is_truncated.tolist(),
+            strict=True,
+        )
+        completions = [Completion(*row) for row in rows]
+        return [completions[i : i + group_size] for i in range(0, len(completions), group_size)]
+
+
+@dataclass(frozen=True, eq=False)
 class RolloutRequest:
     """A request to a branch: sample one group of completions for each of P problems."""
 
     action: str
     """Key of the action that the batch is for."""
-
     problems: tuple[ProblemId, ...]
     temperature: float
     seed: int
@@ -115,23 +151,18 @@ class RolloutBatch:
     problems: tuple[ProblemId, ...]
     prompt_lengths: NDArray[np.int32]
     """Shape `P`, prompt tokens, media included."""
-
     token_ids: NDArray[np.int32]
     """Shape `N`, all completions one after another."""
-
     lengths: NDArray[np.int32]
     """Shape `B`, tokens of each completion."""
     logprobs: NDArray[np.float32]
     """Shape `N`, under the policy and at the temperature that sampled."""
     rewards: NDArray[np.float32]
     """Shape `P G`."""
-
     is_truncated: NDArray[np.bool_]
     """Shape `B`."""
-
     texts: tuple[str, ...]
     """The B completions as the verifier read them."""
-
     temperature: float = 1.0
     """Temperature that the batch was sampled at and is trained at."""
 
@@ -143,13 +174,10 @@ class ScoreRequest:
     problems: tuple[ProblemId, ...]
     token_ids: NDArray[np.int32]
     """Shape `N`."""
-
     lengths: NDArray[np.int32]
     """Shape `B`."""
-
     probes: NDArray[np.int32]
     """Shape `M`, ascending positions on `N` at which the teacher returns its top tokens."""
-
     top_k: int
     """Number of top tokens at each probe, K; 0 means the whole vocabulary."""
 
@@ -160,13 +188,10 @@ class TeacherOutputs:
 
     logprobs: NDArray[np.float32]
     """Shape `N`, log pi_teacher(y_t)."""
-
     probes: NDArray[np.int32]
     """Shape `M`, as requested."""
-
     topk_ids: NDArray[np.int32]
     """Shape `M K`, the teacher's most probable tokens, best first."""
-
     topk_logprobs: NDArray[np.float32]
     """Shape `M K`."""
 
@@ -178,28 +203,20 @@ class ProbeRollouts:
     problems: tuple[ProblemId, ...]
     token_ids: NDArray[np.int32]
     """Shape `N`, packed as in a rollout batch."""
-
     lengths: NDArray[np.int32]
     """Shape `B`."""
-
     probes: NDArray[np.int32]
     """Shape `M`, ascending positions on `N` at which distributions are compared."""
-
     topk_ids: NDArray[np.int32]
     """Shape `M K`, the policy's most probable tokens, best first."""
-
     topk_logprobs: NDArray[np.float32]
     """Shape `M K`."""
-
     logprobs: NDArray[np.float32]
     """Shape `M`, of the tokens at the probes."""
-
     entropies: NDArray[np.float32]
     """Shape `M`, over the whole vocabulary, in nats."""
-
     entropy: float
     """Mean entropy over all N tokens, in nats."""
-
     texts: tuple[str, ...]
     """The B completions as a verifier reads them."""
 
@@ -241,7 +258,6 @@ class TrainingBatch:
     teacher: TeacherOutputs | None = None
     ref_logprobs: NDArray[np.float32] | None = None
     """Shape `N`, under theta_0; only for reward extrapolation."""
-
     beta: float = 1.0
     """Factor on the distillation signal."""
 
@@ -276,9 +292,7 @@ class EvaluationRollouts:
 
     suites: tuple[str, ...]
     """The suite of each of the P problems."""
-
     rewards: NDArray[np.float32]
     """Shape `P S`."""
-
     lengths: NDArray[np.int32]
     """Shape `P S`, completion tokens."""

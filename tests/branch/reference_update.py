@@ -122,8 +122,9 @@ def adamw(
     weights: Weights, gradients: Mapping[str, Tensor | None], moments: Moments, config: Config
 ) -> Weights:
     """Make one AdamW update; parameters without a gradient stay as they are."""
-    settings, number = config.optimizer, moments.setdefault("", (torch.zeros(0),) * 2 + (0,))[2] + 1
-    moments[""] = (torch.zeros(0), torch.zeros(0), number)
+    settings, nothing = config.optimizer, torch.zeros(0)
+    number = moments.get("", (nothing, nothing, 0))[2] + 1
+    moments[""] = (nothing, nothing, number)
     present = [g for g in gradients.values() if g is not None]
     norm = math.sqrt(sum(float((g.double() ** 2).sum()) for g in present))
     scale = min(1.0, settings.max_grad_norm / (norm + 1e-6))
@@ -136,7 +137,9 @@ def adamw(
         if gradient is None:
             updated[name] = weight
             continue
-        first, second, steps = moments.get(name, (torch.zeros_like(weight),) * 2 + (0,))
+        first, second, steps = moments.get(
+            name, (torch.zeros_like(weight), torch.zeros_like(weight), 0)
+        )
         a, b = settings.betas
         first = a * first + (1 - a) * scale * gradient
         second = b * second + (1 - b) * (scale * gradient) ** 2

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from copd.branch.advantages import token_advantages
-from copd.branch.micro_batches import completions_of, micro_batches
+from copd.branch.micro_batches import micro_batches
 from copd.config import FullDistill, LossConfig, SampledDistill
 from copd.types import ProblemId, RolloutBatch, TeacherOutputs, TrainingBatch
 
@@ -67,15 +67,6 @@ def test_a_run_of_problems_is_cut_on_the_axes_of_the_whole_batch():
     assert [part.problems for part in run] == [slice(0, 1), slice(1, 2)]
     assert [*micro_batches(batch(), PROMPT_LENGTHS[:1], 1)] == [one]
     assert [*micro_batches(batch(), [], 1, first=1)] == []
-
-
-def test_completions_of_a_part_are_grouped_by_problem():
-    first, _second = micro_batches(batch(), PROMPT_LENGTHS, 17)
-    groups = completions_of(batch(), first)
-    assert [[row.tolist() for row in group] for group in groups] == [
-        [[0, 1], [2]],
-        [[3, 4, 5], [6]],
-    ]
 
 
 def test_reward_advantages_are_spread_over_tokens():

@@ -16,6 +16,7 @@ from copd.types import (
     TrainingBatch,
     UpdateRequest,
 )
+from tests.packing import flat
 
 DOMAINS = ("text", "image", "video")
 
@@ -133,7 +134,7 @@ def test_a_mutual_step_is_the_hand_computed_combined_gradient(make_engine):
     for batch, signal in ((native, per_token), (cross, 0.5 * delta)):
         rows = np.split(batch.token_ids, np.cumsum(batch.lengths)[:-1])
         groups = [rows[i : i + 4] for i in range(0, len(rows), 4)]
-        states = policy.score(cache.prompts(batch.problems), groups)
+        states = policy.score(cache.prompts(batch.problems), *flat(groups))
         logits = (states.hidden @ policy.head.T).masked_fill(policy.banned, -torch.inf)
         logprobs = logits.log_softmax(-1)[torch.arange(len(signal)), states.token_ids]
         loss = loss - 0.5 * (signal * logprobs).mean()
@@ -270,7 +271,7 @@ def test_pair_metrics_are_those_of_the_two_distributions(make_engine):
         groups = [rows[i : i + 4] for i in range(0, len(rows), 4)]
         with torch.no_grad():
             states = policy.score(
-                fresh._branches[name]._prompt_cache.prompts(batch.problems), groups
+                fresh._branches[name]._prompt_cache.prompts(batch.problems), *flat(groups)
             )
             distributions.append(full_logprobs(states.hidden, policy.head, banned=policy.banned))
     student, teacher = distributions

@@ -9,6 +9,7 @@ import torch
 from copd.branch import Branch
 from copd.branch.gradients import Gradients
 from copd.types import ProblemId, RolloutRequest, ScoreRequest, TrainingBatch, UpdateRequest
+from tests.packing import flat
 
 MEASURED = {"gradient_cosine": True}
 
@@ -48,7 +49,7 @@ def gradient(engine, batch, signal):
     policy = branch._policy
     rows = np.split(batch.token_ids, np.cumsum(batch.lengths)[:-1])
     groups = [rows[i : i + 4] for i in range(0, len(rows), 4)]
-    states = policy.score(branch._prompt_cache.prompts(batch.problems), groups)
+    states = policy.score(branch._prompt_cache.prompts(batch.problems), *flat(groups))
     logits = (states.hidden @ policy.head.T).masked_fill(policy.banned, -torch.inf)
     logprobs = logits.log_softmax(-1)[torch.arange(len(signal)), states.token_ids]
     grads = torch.autograd.grad(

@@ -27,6 +27,7 @@ from copd.run.step import Position, needs_reference, take_step
 from copd.types import TrainingBatch, UpdateRequest
 from tests.branch.reference_update import row_logprobs, update_by_hand
 
+BETAS = {"a": 2.5, "b": 0.5, "c": 0.0}
 SUITES = {"a": ["chain"], "b": ["compare"], "c": ["story"]}
 BASE: dict[str, Any] = {
     "seed": 11,
@@ -37,7 +38,7 @@ BASE: dict[str, Any] = {
         "rounds": 1,
         "rlvr_steps": 1,
         "opd_steps": 2,
-        "beta": {"a": 2.5, "b": 0.5, "c": 0.0},
+        "beta": BETAS,
     },
     "rollout": {
         "num_prompts": 3,
@@ -145,7 +146,7 @@ def test_a_step_equals_one_computed_by_hand(name, moved_weights, tmp_path):
         batches = result.batches[branch]
         actions = mutual.actions_of(branch)
         assert [b.beta for b in batches if b.teacher] == [
-            config.recipe.betas(config.branches)[branch] for a in actions if isinstance(a, OPD)
+            BETAS[branch] for a in actions if isinstance(a, OPD)
         ]
         prompts = [[p.input_ids for p in cache.prompts(b.rollouts.problems)] for b in batches]
         set_weights(plain, before[branch])

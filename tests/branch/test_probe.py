@@ -8,6 +8,7 @@ from copd.branch import Branch
 from copd.branch.probe import interleave_probes
 from copd.functional import entropy, full_logprobs, symmetric_kl, topk_overlap
 from copd.types import ProbeRollouts, ProblemId, RolloutRequest, Split, TrainingBatch, UpdateRequest
+from tests.packing import flat
 
 DOMAINS = ("text", "image", "video")
 SMALL = {"num_samples": 2, "num_probe_tokens": 4096}
@@ -46,7 +47,7 @@ def distributions(engine, name, portrait):
     rows = np.split(portrait.token_ids, np.cumsum(portrait.lengths)[:-1])
     size = len(rows) // len(portrait.problems)
     groups = [rows[i : i + size] for i in range(0, len(rows), size)]
-    states = branch._policy.score(branch._prompt_cache.prompts(portrait.problems), groups)
+    states = branch._policy.score(branch._prompt_cache.prompts(portrait.problems), *flat(groups))
     return full_logprobs(states.hidden, branch._policy.head, banned=branch._policy.banned)
 
 

@@ -71,7 +71,7 @@ def test_the_cut_changes_no_token(batches):
     pieces = sampled(policy, wanted, 40)
     few = sampled(policy, wanted, 16384, max_rows=5)
     tokens = [
-        [[c.token_ids.tolist() for group in batch for c in group] for batch in result.groups]
+        [[c.token_ids.tolist() for [c] in batch.groups(1)] for batch in result.completions]
         for result in (whole, pieces, few)
     ]
     assert tokens[0] == tokens[1] == tokens[2]

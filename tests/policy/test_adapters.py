@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
 from copd.functional import nearest_of_rank, token_logprobs
 from copd.policy import Adapters, Policy
-from copd.policy.adapters import fusable_weight
+from tests.packing import flat
 
 LENGTHS = [[3, 5], [2, 2], [4], [1, 6]]
 MODELS = [("llama", "text"), ("qwen3", "text"), *[("seeing", k) for k in ("image", "video")]]
@@ -30,11 +30,11 @@ def share(folder: Path, *names: str, **settings) -> tuple[Policy, Adapters, dict
     policies = {}
     for seed, name in enumerate(names):
         adapters.add(name)
-        policies[name] = base.sharing(adapters, name)
+        policies[name] = base.with_adapter(adapters, name)
         generator = torch.Generator().manual_seed(seed)
         for parameter in policies[name].parameters().values():
             torch.nn.init.normal_(parameter, std=0.2, generator=generator)
-    return base.sharing(adapters, None), adapters, policies
+    return base.with_adapter(adapters, None), adapters, policies
 
 
 def peft_model(folder: Path, adapter: Path) -> Any:
@@ -64,7 +64,7 @@ def logits_by_row(model: Any, prompts, completions) -> torch.Tensor:
 
 
 def logits(policy: Policy, prompts, completions) -> torch.Tensor:
-    return policy.score(prompts, completions).hidden @ policy.head.T
+    return policy.score(prompts, *flat(completions)).hidden @ policy.head.T
 
 
 def state_of(adapters: Adapters) -> dict[str, Any]:
@@ -123,7 +123,7 @@ def test_adapters_off_is_the_base_bit_for_bit_and_a_fresh_one_changes_nothing(
     completions = invent(seeing, LENGTHS)
     plain = Policy.load(seeing_folder)
     plain.set_vision_trainable(False)
-    fresh = base.sharing(adapters, "fresh")
+    fresh = base.with_adapter(adapters, "fresh")
     expected, *others = (
         logits(policy, prompts_of(seeing, "mixed"), completions) for policy in (plain, base, fresh)
     )
@@ -167,7 +167,7 @@ def test_after_another_has_answered_everything_is_as_it_was(
         inside = state_of(adapters)
         alone = logits(student, prompts, completions)
         with torch.no_grad():
-            teacher.score(prompts, completions)
+            teacher.score(prompts, *flat(completions))
             generator = torch.Generator().manual_seed(0)
             teacher.sample(
                 prompts, group_size=2, max_tokens=3, temperature=1.0, generator=generator
@@ -190,9 +190,9 @@ def test_a_backward_pass_after_others_were_asked_has_its_whole_gradient(
 
     def gradients(interrupted: bool) -> list[torch.Tensor]:
         prefix = policies["a"].read(prompts)
-        states = policies["a"].score_after(prefix, completions)
+        states = policies["a"].score(prefix, *flat(completions))
         if interrupted:
-            policies["b"].score(prompts, completions)
+            policies["b"].score(prompts, *flat(completions))
         (states.hidden @ policies["a"].head.T).log_softmax(-1)[:, 5].sum().backward()
         found = [p.grad for p in policies["a"].parameters().values() if p.grad is not None]
         policies["a"].model.zero_grad()
@@ -211,7 +211,7 @@ def test_sampling_agrees_with_scoring(seeing_folder, prompts_of):
     groups = policy.sample(
         prompts, group_size=3, max_tokens=8, temperature=1.0, generator=generator
     )
-    states = policy.score(prompts, [[c.token_ids for c in group] for group in groups])
+    states = policy.score(prompts, *flat([[c.token_ids for c in group] for group in groups]))
     scored = token_logprobs(states.hidden, policy.head, states.token_ids, banned=policy.banned)[0]
     sampled = torch.cat([torch.from_numpy(c.logprobs) for group in groups for c in group])
     assert (scored - sampled).abs().max() < 1e-4
@@ -274,7 +274,7 @@ def test_an_adapter_takes_weights_of_another_rank(reading_folders, prompts_of, i
     }
     doubled = {name: w * (0.5 if name.endswith("B") else 1.0) for name, w in wide.items()}
     expected = logits(policies["a"], prompts, completions)
-    policies["a"].fit(doubled)
+    policies["a"].resize_adapter(doubled)
     for name, parameter in policies["a"].parameters().items():
         parameter.data.copy_(doubled[name])
     assert torch.allclose(logits(policies["a"], prompts, completions), expected, atol=1e-4)
@@ -317,13 +317,6 @@ def test_embeddings_and_the_head_are_refused(reading_folders, wrong):
 def test_unknown_target_modules_are_refused(reading_folders):
     with pytest.raises(ValueError, match="not found"):
         share(reading_folders["llama"], "a", target_modules=["query"])
-
-
-def test_weights_may_be_fused_only_where_no_adapter_is(reading_folders):
-    plain = Policy.load(reading_folders["llama"]).model.model.layers[0].self_attn.q_proj
-    assert fusable_weight(plain) is plain.weight
-    _, _, policies = share(reading_folders["llama"], "a")
-    assert fusable_weight(policies["a"].model.model.layers[0].self_attn.q_proj) is None
 
 
 def test_an_adapter_that_goes_leaves_the_others(reading_folders, prompts_of, invent):

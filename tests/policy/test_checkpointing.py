@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from copd.policy import Adapters, Policy
+from tests.packing import flat
 from tests.policy.readers.test_packed import (
     RAGGED,
     assert_same_gradients,
@@ -24,7 +25,7 @@ def saved_bytes(policy: Policy, prompts, completions) -> int:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        states = policy.score(prompts, completions)
+        states = policy.score(prompts, *flat(completions))
     assert states.hidden.requires_grad
     return sum(kept.values())
 
@@ -35,7 +36,7 @@ def test_the_gradient_is_the_same_and_less_is_kept(seeing, seeing_folder, prompt
     completions = invent(seeing, RAGGED[: len(prompts)])
     expected = gradients(seeing.model, packed_logprobs(seeing, prompts, completions))
     policy = Policy.load(seeing_folder)
-    policy.checkpoint()
+    policy.enable_gradient_checkpointing()
     found = gradients(policy.model, packed_logprobs(policy, prompts, completions))
     assert_same_gradients(found, expected)
     assert not any(module.training for module in policy.model.modules())
@@ -52,11 +53,11 @@ def test_a_prefix_read_for_several_passes_gives_its_gradient(
     found = []
     for policy in (Policy.load(seeing_folder), Policy.load(seeing_folder)):
         if found:
-            policy.checkpoint()
+            policy.enable_gradient_checkpointing()
         prefix = policy.read(prompts)
         leaves = prefix.cut()
         for part in (slice(0, 2), slice(2, 4)):
-            states = policy.score_after(leaves.select(part), completions[part])
+            states = policy.score(leaves.select(part), *flat(completions[part]))
             (states.hidden @ policy.head.T).log_softmax(-1)[:, 5].sum().backward()
         prefix.backward(leaves)
         found.append({n: p.grad for n, p in policy.model.named_parameters() if p.grad is not None})
@@ -71,14 +72,14 @@ def test_layers_are_computed_again_with_the_adapter_of_their_first_time(
     policies = {}
     for seed, name in enumerate("ab"):
         adapters.add(name)
-        policies[name] = base.sharing(adapters, name)
+        policies[name] = base.with_adapter(adapters, name)
         generator = torch.Generator().manual_seed(seed)
         for parameter in policies[name].parameters().values():
             torch.nn.init.normal_(parameter, std=0.2, generator=generator)
     prompts = prompts_of(base, "text")
     completions = invent(base, RAGGED[:3])
     expected = gradients(base.model, packed_logprobs(policies["a"], prompts, completions))
-    policies["a"].checkpoint()
+    policies["a"].enable_gradient_checkpointing()
     logprobs = packed_logprobs(policies["a"], prompts, completions)
     with policies["b"].active():
         found = gradients(base.model, logprobs)

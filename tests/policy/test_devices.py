@@ -15,6 +15,7 @@ from copd.functional.logprobs import full_logprobs, token_logprobs
 from copd.policy import Policy
 from copd.policy.readers.flex import block_mask
 from copd.policy.sampling.decoding import Decoding
+from tests.packing import flat
 
 _COPIES = {torch.ops.aten._to_copy.default, torch.ops.aten.copy_.default}
 RAGGED = [[1, 9, 4], [6], [2, 3, 12, 1]]
@@ -58,7 +59,7 @@ def test_devices_that_meet_are_noticed():
 
 def test_packed_passes_and_their_gradient(away, prompts_of):
     completions = [[np.arange(length, dtype=np.int32) for length in group] for group in RAGGED]
-    states = away.score(prompts_of(away, "text"), completions)
+    states = away.score(prompts_of(away, "text"), *flat(completions))
     logprobs, _ = token_logprobs(states.hidden, away.head, states.token_ids, banned=away.banned)
     logprobs.sum().backward()
     assert logprobs.device.type == "meta" and logprobs.shape == (38,)

@@ -15,6 +15,7 @@ from transformers.image_utils import SizeDict
 from copd.functional import token_logprobs
 from copd.policy import Adapters, Policy
 from copd.types import Image, Message, Text, Video
+from tests.packing import flat
 from tests.policy.conftest import KINDS
 from tests.policy.readers.test_packed import (
     RAGGED,
@@ -96,8 +97,8 @@ def test_qwen25_times_of_frames_are_in_the_positions(seeing_25, plain_25):
 def test_positions_are_built_once_for_a_layout(seeing, monkeypatch):
     """Two pictures with as many visual tokens but other sizes have other positions; one that was
     met before gives what transformers gives, and what is known stays bounded."""
-    monkeypatch.setattr("copd.policy.backbone._MOST_LAYOUTS", 2)
-    known = seeing.backbone.known
+    monkeypatch.setattr("copd.policy.backbone._MAX_LAYOUTS", 2)
+    known = seeing.backbone.layouts
     known.clear()
     for height, width in ((16, 64), (64, 16), (16, 64), (32, 32), (16, 16), (16, 64)):
         picture = Image(np.zeros((height, width, 3), np.uint8))
@@ -120,7 +121,7 @@ def test_qwen25_sampling_agrees_with_scoring(seeing_25, prompts_of, kind):
     groups = seeing_25.sample(
         prompts, group_size=3, max_tokens=8, temperature=1.0, generator=seeded()
     )
-    states = seeing_25.score(prompts, [[c.token_ids for c in group] for group in groups])
+    states = seeing_25.score(prompts, *flat([[c.token_ids for c in group] for group in groups]))
     scored, _ = token_logprobs(
         states.hidden, seeing_25.head, states.token_ids, banned=seeing_25.banned
     )
@@ -197,7 +198,7 @@ def test_a_stranger_reads_every_family_and_adapters_merged_or_not(
         export(family, base, folder, kind, adapter=False)
         adapters = Adapters(base.model, rank=4, alpha=8.0, target_modules="all-linear", seed=0)
         adapters.add("a")
-        branch = base.sharing(adapters, "a")
+        branch = base.with_adapter(adapters, "a")
         for parameter in branch.parameters().values():
             torch.nn.init.normal_(parameter, std=0.2, generator=seeded())
         export(f"{family}_merged", branch, folder, kind, adapter=False)

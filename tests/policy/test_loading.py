@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from copd.policy import Adapters, Policy
-from copd.policy.loading import find_model, find_tokenizer
+from copd.policy.sources import find_model, find_tokenizer
 from copd.types import Message, Text
+from tests.packing import flat
 
 MESSAGES = [Message("user", (Text("How many?"),))]
 
@@ -21,7 +22,7 @@ def adapter(reading_folders, tmp_path) -> tuple[Policy, Path]:
     base = Policy.load(reading_folders["llama"])
     adapters = Adapters(base.model, rank=2, alpha=4.0, target_modules="all-linear", seed=0)
     adapters.add("a")
-    policy = base.sharing(adapters, "a")
+    policy = base.with_adapter(adapters, "a")
     for parameter in policy.parameters().values():
         torch.nn.init.normal_(parameter, std=0.2)
     policy.save_adapter(tmp_path / "adapter")
@@ -36,7 +37,7 @@ def test_an_adapter_folder_is_its_base_with_the_change_merged(adapter, invent):
     assert not any("lora" in name for name in loaded.parameters())
     prompt = policy.render(MESSAGES)
     completions = invent(policy, [[3, 5]])
-    ours, theirs = (p.score([prompt], completions).hidden for p in (policy, loaded))
+    ours, theirs = (p.score([prompt], *flat(completions)).hidden for p in (policy, loaded))
     assert (ours - theirs).norm() < 1e-5 * theirs.norm()
 
 

@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from copd.policy import Policy, Prompt
 from copd.types import Image, Message, Text
+from tests.packing import flat
 
 STRANGER = """
 import json, sys
@@ -61,7 +62,7 @@ def let_a_banned_token_win(policy: Policy, prompt: Prompt) -> None:
     """Nothing trains the logits of banned tokens: suppose one has drifted far up."""
     start = policy.tokenizer.convert_tokens_to_ids("<|im_start|>")
     with torch.no_grad():
-        (state,) = policy.score([prompt], [[np.array([0], dtype=np.int32)]]).hidden
+        (state,) = policy.score([prompt], *flat([[np.array([0], dtype=np.int32)]])).hidden
         policy.head[start] = 50 * state / state.norm()
         assert int((state @ policy.head.T).argmax()) == start
 

@@ -274,9 +274,9 @@ class Branch:
             problems = [requests[i].problems for i in own]
             self._prefixes = dict(zip(problems, sampled.prefixes, strict=True))
         batches: list[RolloutBatch | None] = [None] * len(requests)
-        for i, groups in zip(own, sampled.groups, strict=True):
+        for i, completions in zip(own, sampled.completions, strict=True):
             request = replace(requests[i], problems=requests[i].problems[own[i]])
-            batches[i] = pack_batch(request, sampling[i].prompts, groups, self._prompt_cache)
+            batches[i] = pack_batch(request, sampling[i].prompts, completions, self._prompt_cache)
         return batches
 
     def _score_shard(self, request: ScoreRequest) -> PolicyOutputs | None:
@@ -329,8 +329,8 @@ class Branch:
             first_prompt=first + shard.start,
             num_prompts=request.num_problems,
         )
-        (groups,) = self._sampler.sample([sampling], request.max_completion_tokens).groups
-        return pack_evaluation(problems[shard], groups, self._prompt_cache)
+        sampled = self._sampler.sample([sampling], request.max_completion_tokens)
+        return pack_evaluation(problems[shard], sampled.completions[0], self._prompt_cache)
 
     def _parameters(self) -> dict[str, nn.Parameter]:
         """Return the parameters that the optimizer updates: all, or this rank's shards of them."""

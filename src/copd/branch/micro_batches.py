@@ -68,16 +68,6 @@ def micro_batches(
         first = last
 
 
-def completions_of(
-    batch: RolloutBatch | ScoreRequest, micro_batch: MicroBatch
-) -> list[list[np.ndarray]]:
-    """Return the token ids of a micro-batch's completions, one list per problem."""
-    lengths = batch.lengths[micro_batch.rollouts]
-    rows = np.split(batch.token_ids[micro_batch.tokens], np.cumsum(lengths)[:-1])
-    group_size = len(batch.lengths) // len(batch.problems)
-    return [rows[start : start + group_size] for start in range(0, len(rows), group_size)]
-
-
 @dataclass(frozen=True, eq=False)
 class Forward:
     """Forward passes of a policy over packed batches, one micro-batch at a time."""
@@ -118,7 +108,10 @@ class Forward:
                     source = prompts.select(part.problems)
                 else:
                     source = prompts[part.problems]
-                result = compute(part, self.policy.score(source, completions_of(batch, part)))
+                states = self.policy.score(
+                    source, batch.token_ids[part.tokens], batch.lengths[part.rollouts]
+                )
+                result = compute(part, states)
             yield part, result
 
 

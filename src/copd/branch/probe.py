@@ -27,7 +27,7 @@ from copd.functional import (
 from copd.policy import PackedStates, Prompt, Sampler, SamplingRequest, SharedPrefix
 from copd.types import (
     Agreement,
-    Completion,
+    Completions,
     ProbeRollouts,
     RolloutRequest,
     ScoreRequest,
@@ -58,9 +58,9 @@ def sample_probes(
     sampled = sampler.sample(sampling, max_completion_tokens)
     prefixes = sampled.prefixes or [None] * len(requests)
     return [
-        _score_probes(forward, own, _probe_request(monitor, request, groups), groups, prefix)
-        for request, groups, own, prefix in zip(
-            requests, sampled.groups, prompts, prefixes, strict=True
+        _score_probes(forward, own, _probe_request(monitor, request, found), found.texts, prefix)
+        for request, found, own, prefix in zip(
+            requests, sampled.completions, prompts, prefixes, strict=True
         )
     ]
 
@@ -188,17 +188,16 @@ def interleave_probes(probes: Sequence[ProbeRollouts]) -> tuple[ScoreRequest, ND
 
 
 def _probe_request(
-    monitor: MonitorConfig, request: RolloutRequest, groups: Sequence[Sequence[Completion]]
+    monitor: MonitorConfig, request: RolloutRequest, completions: Completions
 ) -> ScoreRequest:
     """Build the request by which a policy scores its own completions."""
-    completions = [completion for group in groups for completion in group]
-    token_ids = np.concatenate([completion.token_ids for completion in completions])
-    size = min(monitor.num_probe_tokens, len(token_ids))
-    probes = np.random.default_rng(request.seed).choice(len(token_ids), size, replace=False)
+    num_tokens = len(completions.token_ids)
+    size = min(monitor.num_probe_tokens, num_tokens)
+    probes = np.random.default_rng(request.seed).choice(num_tokens, size, replace=False)
     return ScoreRequest(
         problems=request.problems,
-        token_ids=token_ids,
-        lengths=np.array([len(c.token_ids) for c in completions], dtype=np.int32),
+        token_ids=completions.token_ids,
+        lengths=completions.lengths,
         probes=np.sort(probes).astype(np.int32),
         top_k=monitor.probe_top_k,
     )
@@ -208,7 +207,7 @@ def _score_probes(
     forward: Forward,
     prompts: Sequence[Prompt],
     request: ScoreRequest,
-    groups: Sequence[Sequence[Completion]],
+    texts: tuple[str, ...],
     prefix: SharedPrefix | None,
 ) -> ProbeRollouts:
     outputs = score_completions(forward, prompts, request, prefix)
@@ -223,5 +222,5 @@ def _score_probes(
         logprobs=outputs.logprobs[probes].numpy(),
         entropies=outputs.entropies[probes].numpy(),
         entropy=float(outputs.entropies.mean()),
-        texts=tuple(completion.text for group in groups for completion in group),
+        texts=texts,
     )

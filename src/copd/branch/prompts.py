@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from copd.domains.base import Domain
 from copd.policy import Prompt
-from copd.types import Completion, Message, Problem, ProblemId
+from copd.types import Message, Problem, ProblemId
 
 _RENDERED_AT_ONCE = 16
 """Problems whose decoded pixels are in memory at a time."""
@@ -79,17 +79,19 @@ class PromptCache:
             raise
 
     def verify_groups(
-        self, names: Sequence[ProblemId], groups: Sequence[Sequence[Completion]]
+        self, names: Sequence[ProblemId], texts: Sequence[str]
     ) -> NDArray[np.float32]:
-        """Return the rewards of all completions, shape `P G`; one call per domain."""
-        pairs = [(n, c.text) for n, group in zip(names, groups, strict=True) for c in group]
+        """Return the rewards of equally many completions of each problem, shape `P G`."""
+        group_size = len(texts) // len(names)
+        repeated = [name for name in names for _ in range(group_size)]
+        pairs = list(zip(repeated, texts, strict=True))
         rewards = np.zeros(len(pairs), dtype=np.float32)
         for domain in dict.fromkeys(name.domain for name in names):
             indices = [i for i, (name, _) in enumerate(pairs) if name.domain == domain]
             problems = [self.problem(pairs[i][0]) for i in indices]
-            texts = [pairs[i][1] for i in indices]
+            own = [pairs[i][1] for i in indices]
             try:
-                rewards[indices] = self.domains[domain].verify_all(problems, texts)
+                rewards[indices] = self.domains[domain].verify_all(problems, own)
             except Exception:
                 for i in indices:  # find the problem it failed on
                     self.verify(*pairs[i])

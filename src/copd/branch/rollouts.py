@@ -9,7 +9,7 @@ import numpy as np
 from copd.branch.prompts import PromptCache
 from copd.policy import Prompt
 from copd.types import (
-    Completion,
+    Completions,
     EvaluationRollouts,
     ProbeRollouts,
     ProblemId,
@@ -21,33 +21,32 @@ from copd.types import (
 def pack_batch(
     request: RolloutRequest,
     prompts: Sequence[Prompt],
-    groups: Sequence[Sequence[Completion]],
+    completions: Completions,
     cache: PromptCache,
 ) -> RolloutBatch:
-    """Verify completions and pack them on one flat token axis."""
-    completions = [completion for group in groups for completion in group]
+    """Verify the completions of a request."""
     return RolloutBatch(
         action=request.action,
         problems=request.problems,
         prompt_lengths=np.array([len(prompt.input_ids) for prompt in prompts], dtype=np.int32),
-        token_ids=np.concatenate([c.token_ids for c in completions]),
-        lengths=np.array([len(c.token_ids) for c in completions], dtype=np.int32),
-        logprobs=np.concatenate([c.logprobs for c in completions]),
-        rewards=cache.verify_groups(request.problems, groups),
-        is_truncated=np.array([c.is_truncated for c in completions]),
-        texts=tuple(c.text for c in completions),
+        token_ids=completions.token_ids,
+        lengths=completions.lengths,
+        logprobs=completions.logprobs,
+        rewards=cache.verify_groups(request.problems, completions.texts),
+        is_truncated=completions.is_truncated,
+        texts=completions.texts,
         temperature=request.temperature,
     )
 
 
 def pack_evaluation(
-    problems: Sequence[ProblemId], groups: Sequence[Sequence[Completion]], cache: PromptCache
+    problems: Sequence[ProblemId], completions: Completions, cache: PromptCache
 ) -> EvaluationRollouts:
     """Verify the completions of an evaluation."""
     return EvaluationRollouts(
         suites=tuple(cache.problem(problem).suite for problem in problems),
-        rewards=cache.verify_groups(problems, groups),
-        lengths=np.array([[len(c.token_ids) for c in group] for group in groups], dtype=np.int32),
+        rewards=cache.verify_groups(problems, completions.texts),
+        lengths=completions.lengths.reshape(len(problems), -1),
     )
 
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from copd.branch.micro_batches import Forward, MicroBatch
 from copd.functional import token_logprobs
 from copd.policy import PackedStates, Policy, Prompt, Sampler, SamplingRequest
-from copd.types import Completion, ProblemId, RolloutRequest, ScoreRequest
+from copd.types import Completions, ProblemId, RolloutRequest, ScoreRequest
 
 _GROUP = 2
 _MAX_TOKENS = 64
@@ -72,9 +72,8 @@ def check_sampler(
             SamplingRequest(own, _GROUP, request.temperature, request.seed)
             for request, own in zip(requests, prompts, strict=True)
         ]
-        groups = sampler.sample(sampling, _MAX_TOKENS).groups
-        pairs = zip(requests, groups, strict=True)
-        return [_Sampled.of(request, [c for group in own for c in group]) for request, own in pairs]
+        sampled = sampler.sample(sampling, _MAX_TOKENS).completions
+        return [_Sampled.of(*pair) for pair in zip(requests, sampled, strict=True)]
 
     def mismatches(samples: Sequence[_Sampled]) -> list[LogprobMismatch]:
         return [
@@ -101,16 +100,15 @@ class _Sampled:
     logprobs: NDArray[np.float32]
 
     @classmethod
-    def of(cls, request: RolloutRequest, completions: Sequence[Completion]) -> _Sampled:
+    def of(cls, request: RolloutRequest, completions: Completions) -> _Sampled:
         packed = ScoreRequest(
             problems=request.problems,
-            token_ids=np.concatenate([c.token_ids for c in completions]),
-            lengths=np.array([len(c.token_ids) for c in completions], dtype=np.int32),
+            token_ids=completions.token_ids,
+            lengths=completions.lengths,
             probes=np.empty(0, dtype=np.int32),
             top_k=1,
         )
-        logprobs = np.concatenate([c.logprobs for c in completions])
-        return cls(packed, request.temperature, logprobs)
+        return cls(packed, request.temperature, completions.logprobs)
 
     def mismatch(self, policy_logprobs: NDArray[np.float32]) -> LogprobMismatch:
         difference = np.abs(self.logprobs - policy_logprobs)

@@ -7,7 +7,7 @@ import torch
 
 from copd.branch.micro_batches import Forward
 from copd.policy import Draw, Policy, SamplingRequest, SamplingResult, SharedPrefix
-from copd.types import Completion
+from copd.types import Completions
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,7 +37,7 @@ class InProcessSampler:
         Returns:
             The completions, and the prefixes if one loop held them all.
         """
-        groups: list[list[list[Completion]]] = [[] for _ in batches]
+        parts: list[list[Completions]] = [[] for _ in batches]
         policy, limit = self.forward.policy, self.forward.micro_batch_tokens
         loops = list(plan_decode_loops(batches, max_rows=self.max_rows, max_tokens=limit))
         keep_graph = keep_graph and len(loops) == 1
@@ -52,8 +52,9 @@ class InProcessSampler:
             with self.forward.autocast():
                 sampled = policy.sample_together(draws, max_tokens=max_completion_tokens)
             for (index, _), found in zip(loop, sampled, strict=True):
-                groups[index] += found
-        return SamplingResult(groups, prefixes if len(loops) == 1 else None)
+                parts[index].append(found)
+        completions = [Completions.join(own) for own in parts]
+        return SamplingResult(completions, prefixes if len(loops) == 1 else None)
 
     def refresh(self) -> None:
         """Do nothing: the weights are the policy's own."""

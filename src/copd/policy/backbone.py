@@ -1,7 +1,4 @@
-"""The transformer under a policy, run over one unpadded row of tokens.
-
-The only caller of a transformers model. Knows no tokenizer and no sampling.
-"""
+"""The transformer of a policy, run over one unpadded row of tokens."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -15,25 +12,25 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from copd.policy.readers.attention import RowAttention, install
+from copd.policy.attention import RowAttention, install
 from copd.policy.rendering.processors import MODEL_TYPES
 from copd.policy.rendering.render import Prompt
 from copd.policy.rendering.vision import Vision
 
 _SIZES = ("image_grid_thw", "video_grid_thw", "second_per_grid_ts")
-_MOST_LAYOUTS = 256
+_MAX_LAYOUTS = 256
 
 
 @dataclass(frozen=True, eq=False)
 class Backbone:
-    """A causal model whose text layers attend as each pass tells them."""
+    """A causal model whose text layers attend in the way that each pass chooses."""
 
     model: PreTrainedModel
     checkpointed: list[GradientCheckpointingLayer] = field(default_factory=list)
-    """Layers that a backward pass runs a second time instead of keeping what they computed."""
-    known: dict[tuple[bytes | None, ...], Tensor] = field(default_factory=dict, init=False)
-    """Positions of prompts with visual tokens by their layout: building them costs a quarter
-    of reading a small picture, and a data set has few layouts."""
+    """Layers that a backward pass runs again, instead of storing their activations."""
+    layouts: dict[tuple[bytes | None, ...], Tensor] = field(default_factory=dict, init=False)
+    """Cache of the positions of prompts with visual tokens. Building them costs a quarter of a pass
+    over a small image, and a data set has few layouts."""
 
     def __post_init__(self) -> None:
         head = self.model.get_output_embeddings()
@@ -46,7 +43,7 @@ class Backbone:
 
     @cached_property
     def vision(self) -> Vision | None:
-        """The vision tower of a model that sees."""
+        """The vision tower, or None for a text model."""
         config = self.model.config
         if config.model_type not in MODEL_TYPES:
             return None
@@ -69,72 +66,67 @@ class Backbone:
 
     @property
     def body(self) -> Any:
-        """What makes last states of embeddings: text layers, without a head and without a tower."""
+        """The text layers, from embeddings to last states."""
         body: Any = self.model.base_model
         return body if self.vision is None else body.language_model
 
     @property
     def num_heads(self) -> int:
-        """Query heads of a text layer."""
+        """Number of query heads of a text layer."""
         return self.model.config.get_text_config().num_attention_heads
 
-    @property
-    def num_axes(self) -> int:
-        """Axes of a rotary position: 3 (time, height, width) for a Qwen-VL, else 1."""
-        return 1 if self.vision is None else 3
-
     def on_axes(self, positions: Int[Tensor, "N"]) -> Int[Tensor, "A N"]:
-        """Positions of plain text: the same on every axis."""
-        return positions.expand(self.num_axes, -1)
+        """Expand positions of text to time, height and width for a Qwen-VL, else to one axis."""
+        return positions.expand(1 if self.vision is None else 3, -1)
 
     def positions(self, prompt: Prompt) -> Int[Tensor, "A L"]:
-        """The prompt's rotary positions; what is written after it goes on from the last one + 1.
+        """Return the rotary positions of a prompt.
 
-        Not from the largest: the times of a long clip of Qwen2.5-VL outrun the text after it.
-
-        Always given explicitly: left alone, transformers counts padding in a text batch and reuses
-        the offset of the last batch with pictures.
+        They are always passed to the model: by itself, transformers counts padding in a text batch
+        and reuses the offset of the last batch with images.
         """
         media = prompt.media
         if not media:
             return self.on_axes(torch.arange(len(prompt.input_ids)))
-        kinds = media["mm_token_type_ids"]  # all that is read of the tokens
+        kinds = media["mm_token_type_ids"]  # all that positions depend on of the tokens
         sizes = {name: media.get(name) for name in _SIZES}
         layout = tuple(
-            None if part is None else part.numpy().tobytes() for part in (kinds, *sizes.values())
+            None if size is None else size.numpy().tobytes() for size in (kinds, *sizes.values())
         )
-        if layout not in self.known:
+        if layout not in self.layouts:
             body: Any = self.model.base_model
             positions, _ = body.get_rope_index(
                 prompt.input_ids[None], mm_token_type_ids=kinds[None], **sizes
             )
-            if len(self.known) == _MOST_LAYOUTS:
-                self.known.clear()
-            self.known[layout] = positions[:, 0]
-        return self.known[layout]
+            if len(self.layouts) == _MAX_LAYOUTS:
+                self.layouts.clear()
+            self.layouts[layout] = positions[:, 0]
+        return self.layouts[layout]
 
     def features(self, prompts: Sequence[Prompt]) -> Float[Tensor, "F n D"] | None:
-        """What the visual tokens of these prompts carry, where there are any."""
+        """Return the features of the prompts' visual tokens, or None where there are none."""
         with self._checkpointing():
             return None if self.vision is None else self.vision.features(prompts)
 
-    def checkpoint(self, again: Callable[[], AbstractContextManager[Any]]) -> None:
-        """From now on passes with a gradient keep the inputs of layers only.
+    def enable_gradient_checkpointing(
+        self, context: Callable[[], AbstractContextManager[Any]]
+    ) -> None:
+        """Store only the inputs of layers in passes with a gradient, and run layers again.
 
-        `again` is called in the first pass and gives the context for the second. Never reentrant:
-        kept keys leave a layer by the side, and their gradient would be lost without a sound.
+        `context` is called in the first pass and returns the context of the second. Checkpointing
+        is not reentrant: the keys that a pass stores leave the layer by the side, and a reentrant
+        backward pass would lose their gradient silently.
         """
         model: Any = self.model
         older = model.gradient_checkpointing_enable  # the name before transformers 5.22
         enable = getattr(model, "activation_checkpointing_enable", older)
-        enable({"use_reentrant": False, "context_fn": lambda: (nullcontext(), again())})
+        enable({"use_reentrant": False, "context_fn": lambda: (nullcontext(), context())})
         layers = (m for m in self.model.modules() if isinstance(m, GradientCheckpointingLayer))
         self.checkpointed[:] = layers
 
     @contextmanager
     def _checkpointing(self) -> Iterator[None]:
-        """transformers checkpoints layers in training mode; what is inside them stays in eval mode,
-        so that nothing drops out."""
+        """Put checkpointed layers in training mode, without their submodules: no dropout."""
         layers = self.checkpointed if torch.is_grad_enabled() else []
         for layer in layers:
             layer.training = True
@@ -151,7 +143,7 @@ class Backbone:
         attention: RowAttention,
         features: Float[Tensor, "F n D"] | None = None,
     ) -> Float[Tensor, "N D"]:
-        """The last hidden states of one row, every text layer attending through `attention`."""
+        """Return the last hidden states of one row, whose layers attend by `attention`."""
         self._check_mode()
         layers: list[int] = []
 
@@ -165,7 +157,7 @@ class Backbone:
         positions = positions if self.vision is None else positions[:, None]
         deepstack: dict[str, Any] = {}
         if features is not None:
-            assert self.vision is not None, "pixels need a tower"
+            assert self.vision is not None, "features come from a tower"
             is_visual = self.vision.is_visual(token_ids)
             embeddings = embeddings.masked_scatter(
                 is_visual[:, None], features[0].to(embeddings.dtype)
@@ -186,10 +178,7 @@ class Backbone:
         return output.last_hidden_state[0]
 
     def _check_mode(self) -> None:
-        """In training mode there may be dropout, and checkpointing may lose kept keys' gradient.
-
-        In eval mode transformers checkpoints nothing, whatever is enabled; `checkpoint` does.
-        """
+        """Refuse training mode: dropout, and checkpointing that may lose the keys' gradient."""
         if self.model.training:
             raise ValueError(
                 f"packed passes need a model in eval mode: got {type(self.model).__name__} in "
@@ -198,7 +187,7 @@ class Backbone:
             )
 
     def _check_layers(self, layers: list[int]) -> None:
-        """A layer that ignored `row_attention` would give wrong numbers without a sound."""
+        """Check that every layer used `row_attention`, or numbers would be wrong silently."""
         num_layers = self.model.config.get_text_config().num_hidden_layers
         if sorted(layers) != list(range(num_layers)):
             raise ValueError(

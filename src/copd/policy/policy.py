@@ -1,7 +1,7 @@
-"""A model that is asked, sampled and trained, with its tokenizer. Knows no rewards, no losses."""
+"""A model with its tokenizer, from which completions are sampled, scored and trained."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from copy import copy
 from pathlib import Path
 
@@ -10,45 +10,48 @@ import torch
 from jaxtyping import Bool, Float
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
 from copd.policy.adapters import Adapters
 from copd.policy.backbone import Backbone
-from copd.policy.loading import find_model, find_tokenizer, load_model, quiet
-from copd.policy.readers.packed import (
-    PackedStates,
-    SharedPrefix,
-    check_exact,
-    read_completions,
-    read_prompts,
-)
+from copd.policy.loading import load_model
+from copd.policy.readers.packed import check_exact, read_completions, read_prompts
+from copd.policy.readers.prefix import PackedStates, SharedPrefix
 from copd.policy.rendering.render import Prompt, Renderer
-from copd.policy.sampling.sampler import Draw, Samples, sample_tokens
-from copd.policy.tokens import banned_tokens, end_token_ids
-from copd.types import Completion, Message
+from copd.policy.sampling.sampler import Draw, sample_tokens, to_completions
+from copd.policy.sources import find_model, find_tokenizer, no_progress_bars
+from copd.policy.tokens import restrict_tokens
+from copd.types import Completion, Completions, Message
 
 
 class Policy:
-    """An unmodified transformers model in eval mode, read so that no group repeats its prompt.
+    """A transformers model in eval mode that reads each prompt of a group once.
 
-    Training it is the caller's: `score` returns states with their graph, `model` has the weights.
+    `read` and `score` return tensors with a graph if gradients are enabled, so that a caller can
+    train the `parameters` by a loss on them.
+
+    Example:
+        >>> policy = Policy.load("Qwen/Qwen3-0.6B")
+        >>> prompt = policy.render([Message("user", (Text("Compute 9-2+6-4."),))])
+        >>> [group] = policy.sample(
+        ...     [prompt], group_size=8, max_tokens=40, temperature=1.0, generator=Generator()
+        ... )
+        >>> token_ids = np.concatenate([completion.token_ids for completion in group])
+        >>> lengths = np.array([len(completion.token_ids) for completion in group])
+        >>> states = policy.score([prompt], token_ids, lengths)
+        >>> logprobs, entropy = token_logprobs(
+        ...     states.hidden, policy.head, states.token_ids, banned=policy.banned
+        ... )
     """
 
     def __init__(self, model: PreTrainedModel, renderer: Renderer) -> None:
         self.model = model.eval()
         self.renderer = renderer
+        self.tokenizer = renderer.tokenizer
         self._adapters: Adapters | None = None
         self._adapter: str | None = None
         self.backbone = Backbone(model)
-        generation, tokenizer = model.generation_config, renderer.tokenizer
-        assert generation is not None, "models with a vocabulary head have generation settings"
-        self.end_tokens = end_token_ids(generation, tokenizer, self.vocab_size)
-        self._banned = banned_tokens(
-            model.config, generation, tokenizer, self.end_tokens, self.vocab_size
-        ).to(model.device)
-        # nothing trains the logit of a banned token, so `generate` must not sample it either
-        generation.suppress_tokens = self._banned.nonzero()[:, 0].tolist() or None
-        generation.eos_token_id = sorted(self.end_tokens)
+        self.end_tokens, self._banned = restrict_tokens(model, self.tokenizer, self.vocab_size)
         check_exact(self.backbone, (~self._banned).nonzero()[:, 0])
 
     @classmethod
@@ -60,7 +63,17 @@ class Policy:
         device: str = "cpu",
         trust_remote_code: bool = False,
     ) -> "Policy":
-        """From a Hugging Face folder or hub name."""
+        """Load a policy.
+
+        Args:
+            path: A Hugging Face folder, a GGUF file, an adapter folder of PEFT, or a hub name.
+            dtype: Type of the weights: "float32", "bfloat16" or "float16".
+            device: Device of the weights, as torch names it.
+            trust_remote_code: Whether code that comes with the model may run.
+
+        Returns:
+            The policy, with an adapter merged into its weights.
+        """
         source = find_model(path)
         model = load_model(source, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
         renderer = Renderer.load(
@@ -68,62 +81,67 @@ class Policy:
         )
         return cls(model, renderer)
 
-    def sharing(self, adapters: Adapters, name: str | None) -> "Policy":
-        """Another policy on the same resident model: with an adapter, or as the base itself."""
+    def with_adapter(self, adapters: Adapters, name: str | None) -> "Policy":
+        """Return a policy on the same resident model.
+
+        Args:
+            adapters: The adapters of that model.
+            name: The adapter that the policy uses; None for the base.
+
+        Returns:
+            A policy that shares everything but the adapter.
+        """
         policy = copy(self)
         policy._adapters, policy._adapter = adapters, name
         return policy
 
-    @contextmanager
-    def active(self) -> Iterator[None]:
-        """Here `model` is this policy; afterwards it is again whatever it was before."""
-        if self._adapters is None:
-            yield
-            return
-        with self._adapters.using(self._adapter):
-            yield
+    def active(self) -> AbstractContextManager[None]:
+        """Return a context in which `model` computes with the policy's adapter."""
+        return nullcontext() if self._adapters is None else self._adapters.using(self._adapter)
 
     @property
     def owns_model(self) -> bool:
-        """Whether all its weights are its own; else only its adapter is."""
+        """Whether all weights are the policy's own, and not only its adapter."""
         return self._adapters is None
 
     def parameters(self) -> dict[str, nn.Parameter]:
-        """What is its own and may be trained, by name; tied weights are one parameter."""
+        """Return the policy's own parameters by name; tied weights are one parameter."""
         if self._adapters is None:
             return dict(self.model.named_parameters())
         return self._adapters.parameters(self._adapter)
 
-    def fit(self, weights: Mapping[str, Tensor]) -> None:
-        """Gives an adapter the ranks of weights it is to take over: `parameters` are then new."""
+    def resize_adapter(self, weights: Mapping[str, Tensor]) -> None:
+        """Prepare the adapter, if there is one, for weights of other ranks.
+
+        Args:
+            weights: Weights by the names of `parameters`, which are new where ranks change.
+        """
         if self._adapters is not None and self._adapter is not None:
-            self._adapters.fit(self._adapter, weights)
+            self._adapters.resize(self._adapter, weights)
 
     @property
     def device(self) -> torch.device:
         return self.model.device
 
     def set_vision_trainable(self, trainable: bool) -> None:
-        """Freezes or frees the vision tower, where there is one; a shared model's stays frozen."""
+        """Freeze or unfreeze the vision tower, if there is one and the model is not shared.
+
+        Args:
+            trainable: Whether its parameters require gradients.
+        """
         if self.backbone.vision is not None and self.owns_model:
             self.backbone.vision.tower.requires_grad_(trainable)
 
-    def checkpoint(self) -> None:
-        """Backward passes compute layers again instead of keeping everything: less memory."""
+    def enable_gradient_checkpointing(self) -> None:
+        """Compute the activations of layers again in backward passes, to save memory."""
         adapters = self._adapters
-
-        def again() -> AbstractContextManager[None]:
-            return nullcontext() if adapters is None else adapters.using(adapters.active)
-
-        self.backbone.checkpoint(again)
-
-    @property
-    def tokenizer(self) -> PreTrainedTokenizerBase:
-        return self.renderer.tokenizer
+        self.backbone.enable_gradient_checkpointing(
+            nullcontext if adapters is None else lambda: adapters.using(adapters.active)
+        )
 
     @property
     def modalities(self) -> frozenset[str]:
-        """Which of `text`, `image` and `video` the model can read."""
+        """Those of `text`, `image` and `video` that the model can read."""
         return self.renderer.modalities
 
     @property
@@ -133,26 +151,44 @@ class Policy:
 
     @property
     def vocab_size(self) -> int:
-        """Rows of the head, those no token uses included."""
+        """Rows of the head, including those that no token uses."""
         return self.head.shape[0]
 
     @property
     def banned(self) -> Bool[Tensor, "V"]:
-        """Tokens of log-probability -inf, in sampling and in every score."""
+        """The tokens whose log-probability is -inf, in sampling and in every score."""
         return self._banned.to(self.model.device)
 
     def render(self, messages: Sequence[Message]) -> Prompt:
-        """Messages through the model's own template, up to where the assistant begins to speak."""
+        """Apply the model's chat template.
+
+        Args:
+            messages: One conversation.
+
+        Returns:
+            Its token ids and pixels, up to where the assistant's turn begins.
+        """
         return self.renderer.render(messages)
 
     def render_all(self, conversations: Sequence[Sequence[Message]]) -> list[Prompt]:
-        """Many at once, as `render` would one by one."""
+        """Render many conversations, with the same bits as one by one but at less cost.
+
+        Args:
+            conversations: The messages of each.
+
+        Returns:
+            A prompt for each.
+        """
         return self.renderer.render_all(conversations)
 
     def read(self, prompts: Sequence[Prompt]) -> SharedPrefix:
-        """The prompts, once: what completions are sampled and scored after.
+        """Read prompts in one pass.
 
-        With their graph when gradients are enabled.
+        Args:
+            prompts: P prompts, at least one.
+
+        Returns:
+            What `Draw` and `score` need to sample and score completions of them.
         """
         with self.active():
             return read_prompts(self.backbone, prompts)
@@ -166,29 +202,40 @@ class Policy:
         temperature: float,
         generator: torch.Generator,
     ) -> list[list[Completion]]:
-        """G completions for each of P prompts, all randomness from `generator`.
+        """Sample a group of completions for each prompt.
 
-        Temperature 0 takes the most probable token; its log-probabilities are then reported at
-        temperature 1.
+        Args:
+            prompts: P prompts.
+            group_size: Completions per prompt.
+            max_tokens: Limit of a completion, in tokens.
+            temperature: 0 takes the most probable token, and its log-probability at 1.
+            generator: The only source of randomness.
+
+        Returns:
+            P groups of completions.
+
+        Raises:
+            ValueError: If a setting is out of range.
+            FloatingPointError: If the model's logits are not finite.
         """
         if not prompts:
             return []
         with torch.no_grad():
             prefix = self.read(prompts)
         draw = Draw(prefix, group_size, temperature, generator)
-        return self.sample_together([draw], max_tokens=max_tokens)[0]
+        [completions] = self.sample_together([draw], max_tokens=max_tokens)
+        return completions.groups(group_size)
 
-    def sample_together(
-        self, draws: Sequence[Draw], *, max_tokens: int
-    ) -> list[list[list[Completion]]]:
-        """Several batches in one loop: for each draw its groups of completions."""
-        for draw in draws:
-            if draw.group_size < 1 or max_tokens < 1 or draw.temperature < 0:
-                raise ValueError(
-                    "sampling needs group_size and max_tokens of at least 1 and a temperature of "
-                    f"at least 0: got {draw.group_size}, {max_tokens} and {draw.temperature}. "
-                    "Correct the settings."
-                )
+    def sample_together(self, draws: Sequence[Draw], *, max_tokens: int) -> list[Completions]:
+        """Sample several batches in one decode loop, like `sample`.
+
+        Args:
+            draws: The batches, at least one.
+            max_tokens: Limit of a completion, in tokens.
+
+        Returns:
+            The completions of each batch.
+        """
         with self.active():
             sampled = sample_tokens(
                 self.backbone,
@@ -197,90 +244,60 @@ class Policy:
                 banned=self.banned,
                 ends=self.end_tokens,
             )
-        return [
-            self.grouped(samples, draw.group_size)
-            for samples, draw in zip(sampled, draws, strict=True)
-        ]
+        return [to_completions(one, self.tokenizer, self.end_tokens) for one in sampled]
 
     def score(
         self,
-        prompts: Sequence[Prompt],
-        completions: Sequence[Sequence[NDArray[np.int32]]],
+        prompts: Sequence[Prompt] | SharedPrefix,
+        token_ids: NDArray[np.int32],
+        lengths: NDArray[np.int32],
+        group_sizes: Sequence[int] | None = None,
     ) -> PackedStates:
-        """The states that predict each token of `completions[p]` after `prompts[p]`.
+        """Compute the states that predict the tokens of completions.
 
-        With their graph when gradients are enabled; log-probabilities follow by
-        `functional.logprobs.token_logprobs(hidden, policy.head, token_ids, banned=policy.banned)`.
+        Args:
+            prompts: P prompts, or what `read` has returned for them with the present weights.
+            token_ids: Completions one after another, ordered by prompt, shape `N`.
+            lengths: Tokens of each completion, shape `B`.
+            group_sizes: Completions of each prompt; equally many by default.
+
+        Returns:
+            The states, from which log-probabilities follow as in the class's example.
+
+        Raises:
+            ValueError: If the numbers of prompts and groups differ, or a completion is empty.
         """
-        return self.score_after(self.read(prompts), completions)
-
-    def score_after(
-        self, prefix: SharedPrefix, completions: Sequence[Sequence[NDArray[np.int32]]]
-    ) -> PackedStates:
-        """The same after prompts that have been read with the weights as they are now."""
-        if len(prefix.last_states) != len(completions):
-            raise ValueError(
-                f"every prompt needs its completions: got {len(prefix.last_states)} prompts and "
-                f"{len(completions)} groups. Pass one group per prompt."
-            )
-        shortest = min((len(ids) for group in completions for ids in group), default=0)
-        if shortest == 0:
-            raise ValueError(
-                "scoring needs at least one completion and no empty ones: got "
-                f"{[[len(ids) for ids in group] for group in completions]} tokens. "
-                "Leave out prompts and completions without tokens."
-            )
+        prefix = prompts if isinstance(prompts, SharedPrefix) else self.read(prompts)
         with self.active():
-            return read_completions(self.backbone, prefix, completions)
+            return read_completions(self.backbone, prefix, token_ids, lengths, group_sizes)
 
     def save(self, path: str | Path, state: dict[str, Tensor] | None = None) -> None:
-        """An ordinary Hugging Face folder: safetensors, tokenizer, template, processor settings.
+        """Save a Hugging Face folder, with an adapter merged into the weights.
 
-        An adapter is merged into the weights that are written. A `state` is written in the place of
-        the model's own.
+        Args:
+            path: The folder.
+            state: A state dict to save instead of the model's own.
         """
         if self._adapters is not None:
             assert state is None, "an adapter is merged into the model's own state"
-            state = self.state()
-        with quiet():
+            state = self.state_dict()
+        with no_progress_bars():
             self.model.save_pretrained(path, state_dict=state)
         self.renderer.save(path)
 
-    def save_settings(self, path: str | Path) -> None:
-        """Such a folder without its weights."""
-        self.model.config.architectures = [type(self.model).__name__]
-        generation = self.model.generation_config
-        assert generation is not None, "checked when built"
-        self.model.config.save_pretrained(path)
-        generation.save_pretrained(path)
-        self.renderer.save(path)
-
-    def state(self) -> dict[str, Tensor]:
-        """All weights of the plain model by name, an adapter's change in them."""
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return all weights of the plain model by name, with the adapter's change in them."""
         if self._adapters is None:
             return self.model.state_dict()
         return self._adapters.merged(self._adapter)
 
     def save_adapter(self, path: str | Path, *, rank: int | None = None) -> None:
-        """The adapter as PEFT saves one, with the tokenizer; `rank` bounds its rank."""
+        """Save the adapter as PEFT does, with the tokenizer.
+
+        Args:
+            path: The folder.
+            rank: Save the nearest change of at most this rank.
+        """
         assert self._adapters is not None and self._adapter is not None, "a policy with an adapter"
         self._adapters.save(self._adapter, Path(path), rank=rank)
         self.renderer.save(path)
-
-    def grouped(self, samples: Samples, group_size: int) -> list[list[Completion]]:
-        """What was drawn, as completions: a group after another."""
-        completions = [self._completion(samples, row) for row in range(len(samples.lengths))]
-        return [
-            completions[first : first + group_size]
-            for first in range(0, len(completions), group_size)
-        ]
-
-    def _completion(self, samples: Samples, row: int) -> Completion:
-        token_ids = samples.token_ids[row, : samples.lengths[row]]
-        is_truncated = int(token_ids[-1]) not in self.end_tokens
-        spoken = token_ids if is_truncated else token_ids[:-1]
-        text = self.tokenizer.decode(spoken.tolist(), skip_special_tokens=True)
-        assert isinstance(text, str)
-        return Completion(
-            token_ids, samples.logprobs[row, : samples.lengths[row]], text, is_truncated
-        )

@@ -1,7 +1,4 @@
-"""Which tokens end a completion, which may never be sampled, and how they read.
-
-Knows no model weights.
-"""
+"""Tokens that end a completion, tokens that may never be sampled, and the text of each token."""
 
 from collections.abc import Callable, Sequence
 
@@ -11,20 +8,27 @@ from tokenizers.decoders import DecodeStream
 from torch import Tensor
 from transformers import (
     AutoTokenizer,
-    GenerationConfig,
-    PreTrainedConfig,
+    PreTrainedModel,
     PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
 )
 
-from copd.policy.loading import find_model
 from copd.policy.rendering.processors import MODEL_TYPES
+from copd.policy.sources import find_model
 
 
-def end_token_ids(
-    generation: GenerationConfig, tokenizer: PreTrainedTokenizerBase, vocab_size: int
-) -> frozenset[int]:
-    """Whatever the model's generation settings or its tokenizer call the end."""
+def restrict_tokens(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, vocab_size: int
+) -> tuple[frozenset[int], Bool[Tensor, "V"]]:
+    """Return a model's end tokens and a mask of its banned ones, and make `generate` follow them.
+
+    End tokens are those that the generation settings or the tokenizer declare; they are never
+    banned. Banned are media placeholders (a sampled one would need pixels that do not exist), the
+    tokenizer's special tokens, tokens that the model's own settings suppress, and rows of the
+    vocabulary head that no token uses.
+    """
+    config, generation = model.config, model.generation_config
+    assert generation is not None, "models with a vocabulary head have generation settings"
     declared = generation.eos_token_id
     listed = [declared] if isinstance(declared, int) else list(declared or [])
     ends = {token for token in [*listed, tokenizer.eos_token_id] if token is not None}
@@ -33,22 +37,6 @@ def end_token_ids(
             f"a policy needs an end token: got {sorted(ends)} for a vocabulary of {vocab_size}. "
             "Set eos_token in tokenizer_config.json or eos_token_id in generation_config.json."
         )
-    return frozenset(ends)
-
-
-def banned_tokens(
-    config: PreTrainedConfig,
-    generation: GenerationConfig,
-    tokenizer: PreTrainedTokenizerBase,
-    ends: frozenset[int],
-    vocab_size: int,
-) -> Bool[Tensor, "V"]:
-    """Tokens of log-probability -inf, in sampling and in every score.
-
-    Media placeholders (one sampled would ask for pixels that do not exist), the tokenizer's special
-    tokens, what the model's own settings suppress, and rows of the vocabulary head that no token
-    uses; never an end token.
-    """
     named = set(tokenizer.get_vocab().values())
     control = set(tokenizer.all_special_ids) | set(generation.suppress_tokens or [])
     control |= {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
@@ -57,15 +45,18 @@ def banned_tokens(
         control |= {config.vision_start_token_id, config.vision_end_token_id}
     banned = torch.tensor([i in control or i not in named for i in range(vocab_size)])
     banned[list(ends)] = False
-    return banned
+    # the logit of a banned token is never trained, so `generate` must not sample it either
+    generation.suppress_tokens = banned.nonzero()[:, 0].tolist() or None
+    generation.eos_token_id = sorted(ends)
+    return frozenset(ends), banned.to(model.device)
 
 
 def token_reader(
     path: str, *, trust_remote_code: bool = False
 ) -> Callable[[Sequence[int]], list[str]]:
-    """Splits a completion's text into its tokens: one piece per id, special tokens included.
+    """Build a function that splits a completion's text by token, special tokens included.
 
-    A character that takes several tokens stands at the last of them, the others are "".
+    A character that takes several tokens is the text of the last of them; the others have none.
     """
     tokenizer = AutoTokenizer.from_pretrained(find_model(path), trust_remote_code=trust_remote_code)
 

@@ -1,38 +1,52 @@
-"""Which tokens a policy may sample, and whether another's are the same. Knows no model weights."""
+"""Which tokens a policy may sample, and whether another policy's tokens are the same."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from copd.policy.policy import Policy
 
-_SHOWN = 5
+_MAX_LISTED = 5
 
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """What can be in a policy's completions."""
+    """The tokens that a policy's completions can consist of."""
 
     tokens: Mapping[int, str]
-    """Those it may sample, as the tokenizer spells them, by id."""
+    """The tokens it may sample, by id, as the tokenizer spells them."""
 
     ends: frozenset[int]
-    """Those that end a completion."""
+    """The ids of the tokens that end a completion."""
 
     size: int
-    """All tokens of the tokenizer, the banned ones included."""
+    """The number of tokens of the tokenizer, banned ones included."""
 
 
 def vocabulary_of(policy: Policy) -> Vocabulary:
-    """That of a policy; spare rows of its head are no tokens."""
+    """Return the vocabulary of a policy. Spare rows of its head are not tokens.
+
+    Args:
+        policy: Any policy.
+
+    Returns:
+        The tokens that it may sample, and those that end a completion.
+    """
     spelled = {token_id: token for token, token_id in policy.tokenizer.get_vocab().items()}
     allowed = (~policy.banned).nonzero()[:, 0].tolist()
     return Vocabulary({i: spelled[i] for i in allowed}, policy.end_tokens, len(spelled))
 
 
 def require_same(student: Vocabulary, teacher: Vocabulary) -> None:
-    """A teacher can score a student's tokens only if each of them means the same to both.
+    """Check that a teacher can score a student's tokens: each must mean the same to both.
 
-    What neither can sample may differ: each model reads its own prompts.
+    Tokens that neither can sample may differ, since each model reads its own prompts.
+
+    Args:
+        student: Vocabulary of the policy that samples.
+        teacher: Vocabulary of the policy that scores.
+
+    Raises:
+        ValueError: If a token that can be sampled, or the set of end tokens, differs.
     """
     ids = sorted(student.tokens.keys() | teacher.tokens.keys())
     differ = [i for i in ids if student.tokens.get(i) != teacher.tokens.get(i)]
@@ -56,10 +70,9 @@ def require_same(student: Vocabulary, teacher: Vocabulary) -> None:
 
 
 def _listed(student: Vocabulary, teacher: Vocabulary, ids: list[int]) -> str:
-    """The first few, as `12 is 'a' and 'b'`; a token that is missing or banned is `none`."""
-    pairs = [
-        [repr(own.tokens[i]) if i in own.tokens else "none" for own in (student, teacher)]
-        for i in ids
-    ]
-    words = [f"{i} is {' and '.join(pair)}" for i, pair in zip(ids, pairs, strict=True)]
-    return "; ".join(words[:_SHOWN] + ["..."] * (len(words) > _SHOWN))
+    """List the first few ids as `12 is 'a' and 'b'`; a missing or banned token is `none`."""
+    words = []
+    for i in ids[:_MAX_LISTED]:
+        spelled = (repr(own.tokens[i]) if i in own.tokens else "none" for own in (student, teacher))
+        words.append(f"{i} is {' and '.join(spelled)}")
+    return "; ".join(words + ["..."] * (len(ids) > _MAX_LISTED))

@@ -18,8 +18,8 @@ from transformers import (
 
 from copd.policy.policy import Policy
 from copd.policy.readers import tiles
-from copd.policy.readers.attention import Rectangle
 from copd.policy.readers.group_attention import attend_shared
+from copd.policy.readers.rectangle import Rectangle
 from copd.policy.readers.tiles import build_tiles
 from copd.policy.rendering.render import Renderer
 
@@ -54,7 +54,7 @@ def cuts(request, monkeypatch):
     at_once, similar = {"one key head": (1, 0.65), "few parts": (10**6, 0.0)}.get(
         request.param, (10**6, 1.0)
     )
-    monkeypatch.setattr(tiles, "_SCORES_AT_ONCE", at_once)
+    monkeypatch.setattr(tiles, "_MAX_SCORES", at_once)
     monkeypatch.setattr(tiles, "_SIMILAR", similar)
 
 
@@ -79,7 +79,7 @@ def test_attend_shared_equals_a_loop_over_queries(lengths, cuts):
     prompt_lengths = [6, 4, 1]
     padding = torch.arange(6) >= torch.tensor(prompt_lengths)[:, None]
     bundled = build_tiles(lengths, 6, (2, 2), torch.device("cpu"))
-    mixed = attend_shared(query, own, prompt, 0.3, parts=bundled, padding=padding)
+    mixed = attend_shared(query, own, prompt, 0.3, tiles=bundled, padding=padding)
     start = 0
     for which, group in enumerate(lengths):
         for length in group:
@@ -107,7 +107,7 @@ def test_attend_shared_has_the_gradient_of_its_formula(lengths, cuts):
 
     def attend(*inputs):
         query, own, prompt = by_role(inputs)
-        return attend_shared(query, own, prompt, 0.7, parts=bundled, padding=padding)
+        return attend_shared(query, own, prompt, 0.7, tiles=bundled, padding=padding)
 
     assert torch.autograd.gradcheck(attend, inputs)
 
@@ -121,7 +121,7 @@ def test_padding_never_reaches_a_gradient():
     query, own, prompt = by_role(inputs)
     bundled = build_tiles(lengths, 5, (1, 1), torch.device("cpu"))
     assert any(part.padding is not None for part in bundled)
-    attend_shared(query, own, prompt, 1.0, parts=bundled, padding=None).sum().backward()
+    attend_shared(query, own, prompt, 1.0, tiles=bundled, padding=None).sum().backward()
     assert all(part.grad is not None and part.grad.isfinite().all() for part in inputs)
 
 
@@ -132,7 +132,7 @@ def test_nothing_wider_than_the_row_is_kept_for_the_backward_pass():
     bundled = build_tiles(lengths, 5, (2, 2), torch.device("cpu"))
     kept = []
     with torch.autograd.graph.saved_tensors_hooks(kept.append, lambda part: part):
-        attend_shared(query, own, prompt, 0.5, parts=bundled, padding=None)
+        attend_shared(query, own, prompt, 0.5, tiles=bundled, padding=None)
     output, log_sums = query.numel(), query.numel() // 4
     assert sum(part.numel() for part in kept) == sum(map(torch.numel, inputs)) + output + log_sums
 

@@ -11,7 +11,8 @@ from torch._dynamo.testing import CompileCounter
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 
 from copd.policy.readers.flex import FlexAttention, attend, block_mask, visit_blocks
-from copd.policy.readers.packed import CompletionAttention, SharedPrefix
+from copd.policy.readers.packed import CompletionAttention
+from copd.policy.readers.prefix import SharedPrefix
 
 groups = st.lists(
     st.tuples(st.integers(1, 9), st.lists(st.integers(1, 9), max_size=4)), min_size=1, max_size=5

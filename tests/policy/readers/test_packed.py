@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 from copd.functional.logprobs import token_logprobs
 from copd.policy import Policy, Prompt
 from copd.policy.loading import load_model
+from tests.packing import flat
 
 EQUAL = [[5, 5, 5], [5, 5, 5], [5, 5, 5], [5, 5, 5]]
 RAGGED = [[1, 9, 4], [6], [2, 3, 12, 1], [7, 1]]
@@ -70,7 +71,7 @@ def padded_logprobs(
 
 
 def packed_logprobs(policy: Policy, prompts: Sequence[Prompt], completions) -> Tensor:
-    states = policy.score(prompts, completions)
+    states = policy.score(prompts, *flat(completions))
     return token_logprobs(states.hidden, policy.head, states.token_ids, banned=policy.banned)[0]
 
 
@@ -149,9 +150,9 @@ def test_a_gpu_never_waits_in_the_pass_over_completions(
     completions = invent(seeing, RAGGED)
     with torch.no_grad():
         prefix = policy.read(prompts_of(policy, "mixed"))
-        policy.score_after(prefix, completions)  # compiles
+        policy.score(prefix, *flat(completions))  # compiles
         with no_waiting():
-            policy.score_after(prefix, completions)
+            policy.score(prefix, *flat(completions))
 
 
 @pytest.mark.parametrize("kind", ["text", "mixed"])
@@ -199,9 +200,9 @@ def test_states_come_prompt_by_prompt_and_completion_by_completion(seeing, promp
     prompts = prompts_of(seeing, "mixed")
     completions = invent(seeing, RAGGED)
     with torch.no_grad():
-        together = seeing.score(prompts, completions)
+        together = seeing.score(prompts, *flat(completions))
         alone = [
-            seeing.score([prompt], [[ids]])
+            seeing.score([prompt], *flat([[ids]]))
             for prompt, group in zip(prompts, completions, strict=True)
             for ids in group
         ]
@@ -217,14 +218,14 @@ def test_a_prompt_without_completions_changes_nothing(seeing, prompts_of, invent
     prompts = prompts_of(seeing, "mixed")
     first, *_, last = invent(seeing, RAGGED)
     with torch.no_grad():
-        some = seeing.score(prompts, [first, [], [], last])
-        only = seeing.score([prompts[0], prompts[3]], [first, last])
+        some = seeing.score(prompts, *flat([first, [], [], last]))
+        only = seeing.score([prompts[0], prompts[3]], *flat([first, last]))
     torch.testing.assert_close(some.hidden, only.hidden, atol=2e-5, rtol=0)
 
 
 def test_no_graph_without_gradients(seeing, prompts_of, invent):
     with torch.no_grad():
-        states = seeing.score(prompts_of(seeing, "text"), invent(seeing, RAGGED[:3]))
+        states = seeing.score(prompts_of(seeing, "text"), *flat(invent(seeing, RAGGED[:3])))
     assert not states.hidden.requires_grad
 
 
@@ -239,7 +240,7 @@ def test_prompt_and_pixels_are_run_once(seeing, prompts_of, invent):
         body.visual.register_forward_pre_hook(lambda module, args: pixels.append(len(args[0]))),
     ]
     try:
-        seeing.score(prompts, invent(seeing, RAGGED))
+        seeing.score(prompts, *flat(invent(seeing, RAGGED)))
     finally:
         for hook in hooks:
             hook.remove()
@@ -267,14 +268,14 @@ def test_another_attention_implementation_is_noticed(seeing_folder, prompts_of, 
     policy = Policy.load(seeing_folder)
     policy.model.set_attn_implementation("sdpa")
     with pytest.raises(ValueError, match="leave its attention implementation as Policy set it"):
-        policy.score(prompts_of(policy, "text"), invent(policy, RAGGED[:3]))
+        policy.score(prompts_of(policy, "text"), *flat(invent(policy, RAGGED[:3])))
 
 
 def test_training_mode_is_refused(seeing_folder, prompts_of, invent):
     policy = Policy.load(seeing_folder)
     policy.model.train()
     with pytest.raises(ValueError, match=r"Call model.eval\(\)"):
-        policy.score(prompts_of(policy, "text"), invent(policy, RAGGED[:3]))
+        policy.score(prompts_of(policy, "text"), *flat(invent(policy, RAGGED[:3])))
 
 
 @pytest.mark.filterwarnings("ignore:.*gradient_checkpointing_enable:FutureWarning")
@@ -291,8 +292,8 @@ def test_checkpointing_leaves_the_gradient_right(seeing_folder, prompts_of, inve
 def test_score_refuses_what_does_not_match(seeing, prompts_of, invent):
     prompts = prompts_of(seeing, "text")
     with pytest.raises(ValueError, match="Pass one group per prompt"):
-        seeing.score(prompts, invent(seeing, [[3]]))
+        seeing.score(prompts, *flat(invent(seeing, [[3]])))
     with pytest.raises(ValueError, match="Leave out prompts and completions without tokens"):
-        seeing.score(prompts, invent(seeing, [[3], [0], [1]]))
+        seeing.score(prompts, *flat(invent(seeing, [[3], [0], [1]])))
     with pytest.raises(ValueError, match="at least one completion"):
-        seeing.score(prompts, [[], [], []])
+        seeing.score(prompts, *flat([[], [], []]))

@@ -22,7 +22,7 @@ def test_every_token_of_every_head_is_in_one_part(lengths, at_once):
     row = torch.arange(num_tokens * 12.0).view(num_tokens, 2, 3, 2)
     copied, visits = torch.full_like(row, -1.0), torch.zeros(num_tokens, 2, 1, 1)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tiles, "_SCORES_AT_ONCE", at_once)
+        patch.setattr(tiles, "_MAX_SCORES", at_once)
         bundled = build_tiles(lengths, 4, (2, 3), CPU)
     for part in bundled:
         cells = part.take(row)
@@ -53,7 +53,7 @@ def test_equal_lengths_are_slices():
 
 
 def test_a_part_never_has_more_scores_than_allowed_unless_it_is_the_smallest(monkeypatch):
-    monkeypatch.setattr(tiles, "_SCORES_AT_ONCE", 500)
+    monkeypatch.setattr(tiles, "_MAX_SCORES", 500)
     bundled = build_tiles([[7, 3], [9, 2], [7, 7], [30, 1]], 4, (3, 2), CPU)
     for part in bundled:
         prompts, group, width = part.shape

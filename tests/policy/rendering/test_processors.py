@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import AutoImageProcessor, AutoTokenizer
 
-from copd.policy.rendering.pixels import Templated, read_media
+from copd.policy.rendering.pixels import TemplatedPrompt, process_media
 from copd.policy.rendering.processors import load_processor, save_processor
 from copd.types import Image, Video
 
@@ -30,7 +30,7 @@ VIDEO = "<|video_pad|>"
 
 def test_pixels_of_an_image_by_hand(processor):
     pixels = noise(16, 32, 3)
-    [inputs] = read_media(processor, [Templated(IMAGE, [Image(pixels)])])
+    [inputs] = process_media(processor, [TemplatedPrompt(IMAGE, [Image(pixels)])])
     assert inputs["image_grid_thw"].tolist() == [[1, 2, 4]]
     scaled = (pixels / 255 - 0.5) / 0.5
     # rows of 8 x 8 patches, 2 x 2 neighbours together; each patch is channel, time, height, width
@@ -44,9 +44,9 @@ def test_pixels_of_an_image_by_hand(processor):
 
 def test_a_still_clip_has_the_pixels_of_the_image(processor):
     pixels = noise(32, 48, 3)
-    [image] = read_media(processor, [Templated(IMAGE, [Image(pixels)])])
+    [image] = process_media(processor, [TemplatedPrompt(IMAGE, [Image(pixels)])])
     still = Video(np.stack([pixels, pixels]), fps=1.0)
-    [video] = read_media(processor, [Templated(VIDEO, videos=[still])])
+    [video] = process_media(processor, [TemplatedPrompt(VIDEO, videos=[still])])
     assert video["video_grid_thw"].tolist() == image["image_grid_thw"].tolist()
     torch.testing.assert_close(
         video["pixel_values_videos"], image["pixel_values"], atol=1e-5, rtol=0
@@ -55,9 +55,9 @@ def test_a_still_clip_has_the_pixels_of_the_image(processor):
 
 def test_resizing_a_clip_is_close_to_resizing_the_image(processor):
     smooth = np.add.outer(np.arange(40), np.arange(50))[..., None].repeat(3, -1).astype(np.uint8)
-    [image] = read_media(processor, [Templated(IMAGE, [Image(smooth)])])
+    [image] = process_media(processor, [TemplatedPrompt(IMAGE, [Image(smooth)])])
     still = Video(np.stack([smooth, smooth]), fps=1.0)
-    [video] = read_media(processor, [Templated(VIDEO, videos=[still])])
+    [video] = process_media(processor, [TemplatedPrompt(VIDEO, videos=[still])])
     assert image["image_grid_thw"].tolist() == [[1, 4, 6]]
     assert video["video_grid_thw"].tolist() == [[1, 4, 6]]
     # Pillow and torch may round a pixel differently: one level of 255, on a scale of -1 to 1
@@ -68,7 +68,7 @@ def test_resizing_a_clip_is_close_to_resizing_the_image(processor):
 
 def test_every_frame_is_used_at_its_own_time(processor):
     frames = noise(5, 16, 16, 3)
-    [inputs] = read_media(processor, [Templated(VIDEO, videos=[Video(frames, fps=4.0)])])
+    [inputs] = process_media(processor, [TemplatedPrompt(VIDEO, videos=[Video(frames, fps=4.0)])])
     assert inputs["video_grid_thw"].tolist() == [[3, 2, 2]]
     text = processor.tokenizer.decode(inputs["input_ids"])
     block = f"<|vision_start|>{VIDEO}<|vision_end|>"
@@ -81,7 +81,7 @@ def test_every_frame_is_used_at_its_own_time(processor):
 def test_token_types_follow_the_placeholders(processor):
     text = f"a{IMAGE}b{VIDEO}"
     media = [Image(noise(16, 32, 3))], [Video(noise(2, 16, 16, 3), 1)]
-    [inputs] = read_media(processor, [Templated(text, *media)])
+    [inputs] = process_media(processor, [TemplatedPrompt(text, *media)])
     ids = inputs["input_ids"]
     image_id, video_id = processor.image_token_id, processor.video_token_id
     expected = (ids == image_id).long() + 2 * (ids == video_id).long()
@@ -120,13 +120,18 @@ def test_saved_settings_carry_standard_names_and_load_again(processor, tmp_path:
 def test_wrong_pixels_are_refused(processor, part, remedy):
     images, videos = ([part], []) if isinstance(part, Image) else ([], [part])
     with pytest.raises(ValueError, match=remedy):
-        read_media(processor, [Templated(IMAGE if images else VIDEO, images, videos)])
+        process_media(processor, [TemplatedPrompt(IMAGE if images else VIDEO, images, videos)])
 
 
 def test_a_prompt_takes_no_picture_of_its_neighbour(processor):
     picture = Image(noise(16, 16, 3))
-    with pytest.raises(ValueError, match="Leave the token out of what messages say"):
-        read_media(processor, [Templated(IMAGE * 2, [picture]), Templated("?", [picture])])
+    with pytest.raises(ValueError, match="Leave the token out of messages"):
+        process_media(
+            processor, [TemplatedPrompt(IMAGE * 2, [picture]), TemplatedPrompt("?", [picture])]
+        )
     clip = Video(noise(2, 16, 16, 3), 1.0)
     with pytest.raises(ValueError, match=r"one <\|video_pad\|> for each video: got 1 for 0"):
-        read_media(processor, [Templated(IMAGE + VIDEO, [picture]), Templated(VIDEO, [], [clip])])
+        process_media(
+            processor,
+            [TemplatedPrompt(IMAGE + VIDEO, [picture]), TemplatedPrompt(VIDEO, [], [clip])],
+        )

@@ -5,6 +5,7 @@ import torch
 
 from copd.functional.logprobs import full_logprobs
 from copd.policy.policy import Policy
+from copd.policy.sampling import decoding
 from copd.policy.sampling.decoding import Decoding
 from copd.policy.sampling.sampler import draw_tokens
 
@@ -27,14 +28,14 @@ def test_static_steps_give_the_states_of_growing_ones(seeing, prompts_of):
     for step in tokens[:5]:
         torch.testing.assert_close(static.step(step), growing.step(step), atol=2e-5, rtol=0)
     kept = torch.tensor([1, 3, 5, 6])
-    growing, static = growing.keep(kept), static.keep(kept)
+    growing, static = growing.select(kept), static.select(kept)
     for step in tokens[5:, kept]:
         torch.testing.assert_close(static.step(step), growing.step(step), atol=2e-5, rtol=0)
 
 
 @torch.no_grad()
 def test_storage_stays_where_it_is_until_it_is_full(seeing, prompts_of, monkeypatch):
-    monkeypatch.setattr("copd.policy.sampling.decoding._FIRST_STATIC_WIDTH", 4)
+    monkeypatch.setitem(decoding._FIRST_WIDTH, "static", 4)
     growing, static = both(seeing, prompts_of(seeing, "mixed"))
     places = []
     for step in torch.arange(9 * 7).unflatten(0, (9, 7)):

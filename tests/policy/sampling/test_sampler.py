@@ -7,6 +7,7 @@ import torch
 from copd.functional.logprobs import token_logprobs
 from copd.policy import Policy
 from copd.policy.sampling.sampler import Draw, Pace, draw_tokens, sample_tokens
+from tests.packing import flat
 
 KINDS = ["text", "image", "video", "mixed"]
 
@@ -42,11 +43,8 @@ def sample_draws(policy: Policy, draws, *, max_tokens=40, pace=None):
 def assert_scored_alike(
     policy: Policy, prompts, samples, temperature: float, *, atol: float = 1e-5
 ) -> None:
-    group_size = len(samples.lengths) // len(prompts)
-    rows = [ids[:n] for ids, n in zip(samples.token_ids, samples.lengths, strict=True)]
-    groups = [rows[i : i + group_size] for i in range(0, len(rows), group_size)]
     with torch.no_grad():
-        states = policy.score(prompts, groups)
+        states = policy.score(prompts, samples.token_ids, samples.lengths)
         scored, _ = token_logprobs(
             states.hidden,
             policy.head,
@@ -54,10 +52,7 @@ def assert_scored_alike(
             banned=policy.banned,
             temperature=temperature,
         )
-    sampled = np.concatenate(
-        [row[:n] for row, n in zip(samples.logprobs, samples.lengths, strict=True)]
-    )
-    np.testing.assert_allclose(sampled, scored.numpy(force=True), atol=atol, rtol=0)
+    np.testing.assert_allclose(samples.logprobs, scored.numpy(force=True), atol=atol, rtol=0)
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
@@ -120,11 +115,8 @@ def test_the_pace_changes_no_token(seeing, prompts_of, kind, pace):
     kept = sample_early_ends(seeing, prompts, pace=Pace(1, 0.0, False))
     paced = sample_early_ends(seeing, prompts, pace=PACES[pace])
     assert kept.lengths.tolist() == paced.lengths.tolist()
-    for row, length in enumerate(kept.lengths):
-        assert kept.token_ids[row, :length].tolist() == paced.token_ids[row, :length].tolist()
-        np.testing.assert_allclose(
-            kept.logprobs[row, :length], paced.logprobs[row, :length], atol=1e-5, rtol=0
-        )
+    assert kept.token_ids.tolist() == paced.token_ids.tolist()
+    np.testing.assert_allclose(kept.logprobs, paced.logprobs, atol=1e-5, rtol=0)
 
 
 def test_finished_rows_leave_the_batch(seeing, prompts_of):
@@ -157,12 +149,8 @@ def test_batches_written_together_have_the_tokens_of_each_alone(seeing, prompts_
     alone = [sample_draws(seeing, [draw])[0] for draw in draws()]
     for found, expected in zip(together, alone, strict=True):
         assert found.lengths.tolist() == expected.lengths.tolist()
-        for row, length in enumerate(found.lengths):
-            tokens = found.token_ids[row, :length]
-            assert tokens.tolist() == expected.token_ids[row, :length].tolist()
-            np.testing.assert_allclose(
-                found.logprobs[row, :length], expected.logprobs[row, :length], atol=1e-5, rtol=0
-            )
+        assert found.token_ids.tolist() == expected.token_ids.tolist()
+        np.testing.assert_allclose(found.logprobs, expected.logprobs, atol=1e-5, rtol=0)
 
 
 def test_a_group_is_prefilled_once(seeing, prompts_of):
@@ -196,12 +184,12 @@ def test_a_placeholder_is_never_sampled_however_likely(seeing_folder, prompts_of
     prompts = prompts_of(policy, "mixed")
     placeholder = policy.model.config.image_token_id
     with torch.no_grad():
-        first = policy.score(prompts, [[np.array([5], dtype=np.int32)]] * 4).hidden
+        first = policy.score(prompts, *flat([[np.array([5], dtype=np.int32)]] * 4)).hidden
         policy.head[placeholder] = 20 * first.mean(0) / first.mean(0).norm()
     found = policy.sample(prompts, group_size=8, max_tokens=12, temperature=1.0, generator=seeded())
     groups = [[completion.token_ids for completion in group] for group in found]
     with torch.no_grad():
-        states = policy.score(prompts, groups)
+        states = policy.score(prompts, *flat(groups))
         wanted = (states.hidden @ policy.head.T).argmax(-1)
     assert (wanted == placeholder).float().mean() > 0.2  # it would have been sampled
     sampled = torch.from_numpy(np.concatenate([ids for group in groups for ids in group])).long()

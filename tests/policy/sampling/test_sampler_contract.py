@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from copd.branch import Branch
-from copd.branch.learner import Learner
+from copd.branch.micro_batches import Forward
 from copd.branch.prompts import PromptCache
 from copd.branch.sampler_check import SamplerCheck, check_sampler
 from copd.branch.sampling import InProcessSampler
-from copd.config import Config, LossConfig, MonitorConfig, RolloutConfig, SampledDistill
+from copd.config import Config, RolloutConfig
 from copd.domains import load_domains
 from copd.engine.local import load_policy
 from copd.functional import full_logprobs, token_logprobs
@@ -31,10 +31,14 @@ from copd.types import (
     TrainingBatch,
     UpdateRequest,
 )
+from tests.packing import flat
 
 KINDS = ("text", "image", "video", "mixed")
-LEARNING = Learner(LossConfig(), SampledDistill(), MonitorConfig(), 16_384, "float32")
 LIMIT = 6
+
+
+def forward_of(policy: Policy) -> Forward:
+    return Forward(policy, 16_384, "float32")
 
 
 class HandedOver:
@@ -46,7 +50,7 @@ class HandedOver:
         with torch.no_grad():
             for parameter in self._own.model.parameters():
                 parameter.zero_()
-        self._inside = InProcessSampler(self._own, LEARNING, max_rows=64)
+        self._inside = InProcessSampler(forward_of(self._own), max_rows=64)
         self._is_fresh = False
 
     def sample(
@@ -57,9 +61,9 @@ class HandedOver:
         keep_graph: bool = False,
     ) -> SamplingResult:
         if not self._is_fresh:
-            self._own.model.load_state_dict(self._policy.state())
+            self._own.model.load_state_dict(self._policy.state_dict())
         self._is_fresh = True
-        return SamplingResult(self._inside.sample(batches, max_completion_tokens).groups, None)
+        return SamplingResult(self._inside.sample(batches, max_completion_tokens).completions, None)
 
     def refresh(self) -> None:
         self._is_fresh = False
@@ -83,22 +87,24 @@ class AtOne(HandedOver):
         keep_graph: bool = False,
     ) -> SamplingResult:
         sampled = super().sample(batches, max_completion_tokens)
-        groups = [
-            [
-                rescored(self._own, prompt, group)
-                for prompt, group in zip(w.prompts, own, strict=True)
-            ]
-            for w, own in zip(batches, sampled.groups, strict=True)
+        rescored = [
+            replace(
+                own,
+                logprobs=policy_logprobs(
+                    self._own, w.prompts, own.token_ids, own.lengths, at=1.0
+                ).numpy(force=True),
+            )
+            for w, own in zip(batches, sampled.completions, strict=True)
         ]
-        return SamplingResult(groups, None)
+        return SamplingResult(rescored, None)
 
 
-def rescored(policy: Policy, prompt: Prompt, group: Sequence[Completion]) -> list[Completion]:
-    logprobs = scored(policy, [prompt], [group], 1.0).split([len(c.token_ids) for c in group])
-    return [
-        Completion(c.token_ids, own.numpy(force=True), c.text, c.is_truncated)
-        for c, own in zip(group, logprobs, strict=True)
-    ]
+def policy_logprobs(policy: Policy, prompts: Sequence[Prompt], *packed, at: float) -> Tensor:
+    with torch.no_grad():
+        states = policy.score(prompts, *packed)
+        return token_logprobs(
+            states.hidden, policy.head, states.token_ids, banned=policy.banned, temperature=at
+        )[0]
 
 
 @dataclass(frozen=True)
@@ -113,7 +119,7 @@ class Subject:
         self, prompts: Sequence[Prompt], temperature: float = 1.0, seed: int = 0, **where: int
     ) -> list[list[Completion]]:
         wanted = SamplingRequest(prompts, 4, temperature, seed, **where)
-        return self.sampler.sample([wanted], LIMIT).groups[0]
+        return self.sampler.sample([wanted], LIMIT).completions[0].groups(4)
 
 
 @pytest.fixture(scope="module")
@@ -136,18 +142,15 @@ def subject(request: pytest.FixtureRequest, wide_folder: Path) -> Subject:
         return Subject(policy, VllmSampler(policy, engine), 1e-2)
     policy = Policy.load(wide_folder)
     if request.param == "internal":
-        return Subject(policy, InProcessSampler(policy, LEARNING, max_rows=64), 5e-5)
+        return Subject(policy, InProcessSampler(forward_of(policy), max_rows=64), 5e-5)
     return Subject(policy, HandedOver(policy, wide_folder), 5e-5)
 
 
 def scored(
     policy: Policy, prompts: Sequence[Prompt], groups: Sequence[Sequence[Completion]], at: float
 ) -> Tensor:
-    with torch.no_grad():
-        states = policy.score(prompts, [[c.token_ids for c in group] for group in groups])
-        return token_logprobs(
-            states.hidden, policy.head, states.token_ids, banned=policy.banned, temperature=at
-        )[0]
+    packed = flat([[c.token_ids for c in group] for group in groups])
+    return policy_logprobs(policy, prompts, *packed, at=at)
 
 
 def gap(subject: Subject, prompts: Sequence[Prompt], groups, at: float = 1.0) -> float:
@@ -196,7 +199,7 @@ def test_at_temperature_0_the_most_probable_token_is_taken(subject, prompts_of, 
     assert all(ids == own[0] for own in token_ids(groups) for ids in own)
     assert gap(subject, prompts, groups, 1.0) < subject.atol
     with torch.no_grad():
-        states = subject.policy.score(prompts, [[c.token_ids for c in g] for g in groups])
+        states = subject.policy.score(prompts, *flat([[c.token_ids for c in g] for g in groups]))
         best = full_logprobs(states.hidden, subject.policy.head, banned=subject.policy.banned)
     said = scored(subject.policy, prompts, groups, 1.0)
     assert float((best.amax(dim=1) - said).max()) < 2 * subject.atol
@@ -226,9 +229,9 @@ def test_equal_prompts_of_a_batch_draw_different_completions(subject, prompts_of
 
 def test_batches_of_different_sizes_go_side_by_side(subject, prompts_of):
     few, many = prompts_of(subject.policy, "text")[:1], prompts_of(subject.policy, "image")
-    found = subject.sampler.sample(
-        [SamplingRequest(few, 2, 1.0, 0), SamplingRequest(many, 3, 0.7, 1)], LIMIT
-    ).groups
+    requests = [SamplingRequest(few, 2, 1.0, 0), SamplingRequest(many, 3, 0.7, 1)]
+    sampled = subject.sampler.sample(requests, LIMIT).completions
+    found = [own.groups(r.group_size) for own, r in zip(sampled, requests, strict=True)]
     assert [[len(group) for group in own] for own in found] == [[2], [3, 3, 3]]
     assert gap(subject, few, found[0]) < subject.atol
     assert gap(subject, many, found[1], 0.7) < subject.atol
@@ -255,8 +258,8 @@ def test_after_a_refresh_it_samples_from_the_weights_of_now(subject, prompts_of,
 def check(subject: Subject, prompts: Sequence[Prompt], temperature: float = 1.0) -> SamplerCheck:
     problems = tuple(ProblemId("d", "train", i) for i in range(len(prompts)))
     request = RolloutRequest("preflight", problems, temperature, 3, "the check")
-    sampled_for = subject.policy, LEARNING, subject.sampler
-    return check_sampler(*sampled_for, [request], [prompts])[0]
+    forward = forward_of(subject.policy)
+    return check_sampler(forward, subject.sampler, [request], [prompts])[0]
 
 
 @pytest.mark.parametrize("kind", ["text", "mixed"])
@@ -279,7 +282,7 @@ def broken(wide_folder: Path) -> Callable[[type[HandedOver]], Subject]:
 def test_a_sampler_that_keeps_older_weights_is_refused(broken, prompts_of):
     subject = broken(Forgetful)
     found = check(subject, prompts_of(subject.policy, "text"))
-    assert found.gap.mean < 1e-5
+    assert found.initial.mean < 1e-5
     with pytest.raises(ValueError, match=r"it does not follow the policy.*from those of the weigh"):
         require_agreement(found, 1e-3, "it")
     with pytest.raises(ValueError, match="does not follow the policy"):  # whatever is tolerated
@@ -291,12 +294,12 @@ def test_logprobs_at_another_temperature_are_refused_at_their_token(broken, prom
     prompts = prompts_of(subject.policy, "text")
     require_agreement(check(subject, prompts), 1e-3, "it")
     found = check(subject, prompts, 0.5)
-    worst = found.gap
+    worst = found.initial
     said = f"completion {worst.completion} of train problem {worst.problem.index}, where it says"
     with pytest.raises(ValueError, match=rf"most at token {worst.token} of {said}.*internal"):
         require_agreement(found, 1e-3, "it")
     wanted = SamplingRequest(prompts, 2, 0.5, 3)
-    told = subject.sampler.sample([wanted], 64).groups[0]
+    told = subject.sampler.sample([wanted], 64).completions[0].groups(2)
     named = told[worst.problem.index][worst.completion]
     assert float(named.logprobs[worst.token]) == pytest.approx(worst.sampler, abs=1e-6)
     own = scored(subject.policy, [prompts[worst.problem.index]], [[named]], 0.5)

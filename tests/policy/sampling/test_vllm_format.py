@@ -15,11 +15,17 @@ from safetensors.torch import load_file
 
 from copd.config import RolloutConfig
 from copd.policy import Policy, Prompt, SamplingRequest
-from copd.policy.sampling.vllm import VllmEngine, VllmSampler, require_room, require_vllm
+from copd.policy.rendering.pixels import MEDIA_FIELDS
+from copd.policy.sampling.vllm import (
+    VllmEngine,
+    VllmSampler,
+    require_room,
+    require_vllm,
+    save_settings,
+)
 from copd.policy.sampling.vllm_format import (
-    FIELDS,
     SampledLogprobs,
-    place_media,
+    locate_media,
     sampling_settings,
     seed_at,
     to_samples,
@@ -86,14 +92,14 @@ def test_seeds_follow_a_prompts_place_in_the_whole_batch():
     assert apart.min() > 16_384 and max(places) + 16_384 < 2**63
 
 
-def test_rows_are_padded_and_keep_their_end_tokens():
+def test_rows_are_packed_and_keep_their_end_tokens():
     rows = [
         Output([5, 6, 2], told([5, 6, 2], [-0.5, -1.5, -0.25])),
         Output([9], told([9], [-3.0]), finish_reason="length"),
     ]
     samples = to_samples(rows)
-    assert samples.token_ids.tolist() == [[5, 6, 2], [9, 0, 0]]
-    assert samples.logprobs.tolist() == [[-0.5, -1.5, -0.25], [-3.0, 0.0, 0.0]]
+    assert samples.token_ids.tolist() == [5, 6, 2, 9]
+    assert samples.logprobs.tolist() == [-0.5, -1.5, -0.25, -3.0]
     assert samples.lengths.tolist() == [3, 1]
     assert samples.token_ids.dtype == np.int32 and samples.logprobs.dtype == np.float32
 
@@ -102,7 +108,7 @@ def test_of_several_tokens_at_a_position_the_first_was_sampled():
     # two positions, each the sampled token and then the most probable one
     flat = Flat([0, 2], [5, 8, 6, 6], [-2.0, -0.1, -0.3, -0.3])
     samples = to_samples([Output([5, 6], flat)])
-    assert samples.logprobs[0] == pytest.approx([-2.0, -0.3])
+    assert samples.logprobs == pytest.approx([-2.0, -0.3])
 
 
 @pytest.mark.parametrize(
@@ -116,7 +122,7 @@ def test_of_several_tokens_at_a_position_the_first_was_sampled():
     ],
 )
 def test_what_is_not_whole_is_refused(row):
-    with pytest.raises(RuntimeError, match="write completions to their end and tell each token's"):
+    with pytest.raises(RuntimeError, match="finish every completion and return each token's"):
         to_samples([Output([1], told([1], [-1.0])), row])
 
 
@@ -147,7 +153,7 @@ def mixed() -> Prompt:
 
 
 def test_pictures_are_where_their_tokens_are(mixed):
-    placed = place_media(mixed, "image", token=IMAGE, merge_size=2)
+    placed = locate_media(mixed, "image", token=IMAGE, merge_size=2)
     assert [(one.offset, one.length, one.is_visual) for one in placed] == [
         (13, 3, None),
         (23, 1, None),
@@ -155,7 +161,7 @@ def test_pictures_are_where_their_tokens_are(mixed):
 
 
 def test_a_clip_reaches_from_its_first_mark_to_its_last(mixed):
-    first, second = place_media(mixed, "video", token=VIDEO, merge_size=2)
+    first, second = locate_media(mixed, "video", token=VIDEO, merge_size=2)
     # mark, 2 tokens, mark, time, mark, 2 tokens, mark
     assert (first.offset, first.length) == (2, 9)
     assert first.is_visual is not None and second.is_visual is not None
@@ -168,18 +174,18 @@ def test_a_clip_reaches_from_its_first_mark_to_its_last(mixed):
 def test_clips_of_qwen25_are_refused(seeing_25_folder, prompts_of):
     policy = Policy.load(seeing_25_folder)
     sampler = VllmSampler(policy, VllmEngine(RolloutConfig(), "float32"))
-    with pytest.raises(ValueError, match=r"follows a clip of Qwen2.5-VL.*Use a Qwen3-VL"):
+    with pytest.raises(ValueError, match=r"follows a video of Qwen2.5-VL.*Use a Qwen3-VL"):
         sampler._input(prompts_of(policy, "video")[0])
 
 
 def test_equal_pixels_have_one_name_and_others_another(mixed):
     options = {"token": IMAGE, "merge_size": 2}
-    names = [one.identity for one in place_media(mixed, "image", **options)]
+    names = [one.identity for one in locate_media(mixed, "image", **options)]
     assert len(set(names)) == 2
     again = Prompt(mixed.input_ids, {k: v.clone() for k, v in mixed.media.items()})
-    assert [one.identity for one in place_media(again, "image", **options)] == names
+    assert [one.identity for one in locate_media(again, "image", **options)] == names
     again.media["pixel_values"][0, 0] += 1
-    changed = [one.identity for one in place_media(again, "image", **options)]
+    changed = [one.identity for one in locate_media(again, "image", **options)]
     assert changed[0] != names[0] and changed[1] == names[1]
 
 
@@ -188,8 +194,8 @@ def test_every_visual_token_of_a_real_prompt_belongs_to_one_place(seeing, prompt
     vision = seeing.backbone.vision
     for prompt in prompts_of(seeing, kind):
         covered = torch.zeros(len(prompt.input_ids), dtype=torch.int64)
-        for name, token in zip(FIELDS, (vision.image_token, vision.video_token), strict=True):
-            for one in place_media(prompt, name, token=token, merge_size=2):
+        for name, token in zip(MEDIA_FIELDS, (vision.image_token, vision.video_token), strict=True):
+            for one in locate_media(prompt, name, token=token, merge_size=2):
                 visual = torch.ones(one.length) if one.is_visual is None else one.is_visual
                 covered[one.offset : one.offset + one.length] += visual.long()
         assert torch.equal(covered, vision.is_visual(prompt.input_ids).long())
@@ -218,7 +224,7 @@ def test_more_banned_tokens_than_vllm_has_room_for_are_refused(seeing_folder):
 
 
 def test_settings_without_weights_are_a_folder_that_describes_the_model(seeing, tmp_path):
-    seeing.save_settings(tmp_path)
+    save_settings(seeing, tmp_path)
     names = {file.name for file in tmp_path.iterdir()}
     assert {"config.json", "generation_config.json", "tokenizer.json"} <= names
     assert "processor_config.json" in names and not list(tmp_path.glob("*.safetensors"))
@@ -230,7 +236,7 @@ def test_weights_are_handed_over_under_the_names_they_have_in_a_folder(
     seeing_folder, reading_folders, kind
 ):
     folder = seeing_folder if kind == "seeing" else reading_folders[kind]
-    state = Policy.load(folder).state()
+    state = Policy.load(folder).state_dict()
     saved = load_file(folder / "model.safetensors")
     assert state.keys() - saved.keys() == ({"lm_head.weight"} if kind == "qwen3" else set())
     assert all(torch.equal(state[name], tensor) for name, tensor in saved.items())

@@ -1,7 +1,5 @@
 """Measure how often a model solves its training problems, and filter them by that rate."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path

@@ -1,12 +1,10 @@
-"""Completions over (their prompt, themselves) by flex attention, for GPUs: no mask of all pairs.
-
-Knows lengths and blocks; no tokens, no positions and no model.
+"""Attention of completions over their prompt and themselves by flex attention, for GPUs.
 
     keys      prompts, right-padded to whole blocks     completions end to end
               a a a a a . . .   b b b b b b b .         x x x y z z z z
 
-Who sees what follows from an owner per key, and which blocks of the (query, key) grid are worth a
-visit follows from the lengths: nothing of the size of all pairs exists, not even while planning.
+The mask follows from an owner per key, and the blocks of the (query, key) grid to compute follow
+from the lengths, so nothing of the size of all pairs exists.
 """
 
 from collections.abc import Callable, Mapping
@@ -19,7 +17,7 @@ from torch.nn.attention.flex_attention import BlockMask, flex_attention
 from torch.nn.functional import pad
 
 BLOCK = 128
-"""Queries and keys of a block: what the kernels are tuned for."""
+"""Queries and keys of a block, as the kernels are tuned for."""
 
 
 def visit_blocks(
@@ -29,11 +27,11 @@ def visit_blocks(
     prompt_blocks: int,
     block: int,
 ) -> tuple[Bool[Tensor, "Q K"], Bool[Tensor, "Q K"]]:
-    """Blocks that hold a visible pair but also others, and blocks that hold visible pairs only.
+    """Mark the blocks with both visible and hidden pairs, and the blocks with only visible ones.
 
-    The row of queries is prompt by prompt, completion by completion; every prompt has
-    `prompt_blocks` blocks of keys, before those of the row. A last block that the row does not fill
-    never counts as full, since the kernels need its mask.
+    The row of queries goes prompt by prompt and completion by completion. Every prompt has
+    `prompt_blocks` blocks of keys, which precede those of the row. A last block that the row does
+    not fill is never full, since the kernels need its mask.
     """
     device, num_queries = prompt_of.device, len(prompt_of)
     rows = torch.arange(num_queries, device=device)
@@ -66,10 +64,7 @@ def block_mask(
     *,
     block: int = BLOCK,
 ) -> BlockMask:
-    """Every completion token sees its prompt and, up to itself, its completion.
-
-    Every query sees itself, so no row of the softmax is empty.
-    """
+    """Build the mask by which a token sees its prompt and, up to itself, its completion."""
     num_queries, num_prompts = len(prompt_of), len(prompt_lengths)
     num_prompt_keys = num_prompts * prompt_blocks * block
     cells = torch.arange(num_prompt_keys, device=prompt_of.device)
@@ -82,8 +77,8 @@ def block_mask(
 
     partial, full = visit_blocks(prompt_of, completion_of, prompt_lengths, prompt_blocks, block)
     return BlockMask.from_kv_blocks(
-        *_in_order(partial),
-        *_in_order(full),
+        *_visited_first(partial),
+        *_visited_first(full),
         BLOCK_SIZE=block,
         mask_mod=lambda batch, head, query, key: (
             (owner[key] == prompt[query])
@@ -95,15 +90,14 @@ def block_mask(
 
 @dataclass(frozen=True, eq=False)
 class FlexAttention:
-    """Each completion to its prompt and, causally, to itself: a `RowAttention`."""
+    """The `RowAttention` of each completion to its prompt and, causally, to itself."""
 
     keys: Mapping[int, Tensor]
-    """Of the prompts by layer, `P Hk L d`, right-padded."""
+    """Keys of the prompts by layer, `P Hk L d`, right-padded."""
     values: Mapping[int, Tensor]
     mask: BlockMask
     num_padding: int
-    """Tokens added to a row of few: with one block of queries, or one query, torch would compile
-    kernels of their own."""
+    """Tokens added to a short row, since torch would compile extra kernels for a single block."""
     attend: Callable[[Tensor, Tensor, Tensor, BlockMask], Tensor]
 
     @classmethod
@@ -115,9 +109,9 @@ class FlexAttention:
         prompt_of: Int[Tensor, "N"],
         completion_of: Int[Tensor, "N"],
     ) -> "FlexAttention":
-        """For a row of tokens whose prompts and completions are numbered from 0, ascending.
+        """Build it for tokens whose prompts and completions are numbered from 0, ascending.
 
-        Added tokens are one more completion of the last prompt.
+        Added tokens form one more completion of the last prompt.
         """
         num_prompts, _, width, _ = next(iter(keys.values())).shape
         lengths = torch.full((num_prompts,), width, device=prompt_of.device)
@@ -133,31 +127,31 @@ class FlexAttention:
         self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float
     ) -> Tensor:
         dtype = value.dtype  # under autocast a norm leaves queries and keys wider than values
-        queries, *own = (self._filled(part.to(dtype)) for part in (query * scale, key, value))
-        prompt = (self._as_row(rows[layer]).to(dtype) for rows in (self.keys, self.values))
-        keys, values = (torch.cat(parts, dim=2) for parts in zip(prompt, own, strict=True))
+        queries, *own = (self._pad(row.to(dtype)) for row in (query * scale, key, value))
+        prompt = (self._as_row(each[layer]).to(dtype) for each in (self.keys, self.values))
+        keys, values = (torch.cat(rows, dim=2) for rows in zip(prompt, own, strict=True))
         with torch.autocast(query.device.type, enabled=False):  # or it would be compiled for both
             mixed = self.attend(queries, keys, values, self.mask)
         return mixed[:, :, : query.shape[2]].transpose(1, 2)
 
-    def _filled(self, row: Tensor) -> Tensor:
-        """A row `1 H N d` with the added tokens, laid out in memory as it was: token by token."""
+    def _pad(self, row: Tensor) -> Tensor:
+        """Add the missing tokens to a row `1 H N d`, and keep its layout, token by token."""
         if self.num_padding == 0:
             return row
         return pad(row.transpose(1, 2), (0, 0, 0, 0, 0, self.num_padding)).transpose(1, 2)
 
     def _as_row(self, rectangle: Tensor) -> Tensor:
-        """`P Hk L d` as `1 Hk (P blocks) d`, zeros where no token is."""
+        """Lay `P Hk L d` out as `1 Hk (P blocks) d`, zeros where no token is."""
         block = self.mask.BLOCK_SIZE[1]
         whole = pad(rectangle, (0, 0, 0, -rectangle.shape[2] % block))
         return whole.transpose(0, 1).flatten(1, 2)[None]
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, mask: BlockMask) -> Tensor:
-    """Softmax attention of scaled queries over what the mask shows, query heads sharing key heads.
+    """Attend with scaled queries over what the mask shows.
 
-    A scale given to the kernel would be a number it is compiled for. The kernel for short queries
-    is passed over, so that one serves all lengths.
+    A scale passed to the kernel would be compiled into it. The kernel for short queries is not
+    used, so that one kernel serves all lengths.
     """
     mixed = flex_attention(
         query,
@@ -168,17 +162,17 @@ def attend(query: Tensor, key: Tensor, value: Tensor, mask: BlockMask) -> Tensor
         enable_gqa=query.shape[1] != key.shape[1],
         kernel_options={"FORCE_USE_FLEX_ATTENTION": True},
     )
-    assert isinstance(mixed, Tensor), "no auxiliary outputs were asked for"
+    assert isinstance(mixed, Tensor), "no auxiliary outputs are requested"
     return mixed
 
 
 attend_compiled = torch.compile(attend, dynamic=True, fullgraph=True)
-"""Compiled when first called, for all lengths at once; a second kernel per gradient mode."""
+"""Compiled on its first call, once for all lengths, and again for the other gradient mode."""
 
 
-def _in_order(
+def _visited_first(
     visited: Bool[Tensor, "Q K"],
 ) -> tuple[Int[Tensor, "1 1 Q"], Int[Tensor, "1 1 Q K"]]:
-    """How many blocks each row of the grid visits, and which, those first."""
+    """Return the number of blocks that each row visits, and all blocks, visited ones first."""
     order = visited.int().argsort(dim=1, descending=True, stable=True)
     return visited.sum(dim=1).int()[None, None], order.int()[None, None]

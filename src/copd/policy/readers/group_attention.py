@@ -1,4 +1,4 @@
-"""Attention of many completions over one prompt's keys and their own. Knows no rows, no model."""
+"""Attention of many completions over the keys of their prompt and their own."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -17,21 +17,21 @@ def attend_shared(
     prompt: tuple[Float[Tensor, "P Hk L d"], Float[Tensor, "P Hk L d"]],
     scale: float,
     *,
-    parts: Sequence[Tile],
+    tiles: Sequence[Tile],
     padding: Bool[Tensor, "P L"] | None,
 ) -> Float[Tensor, "N H d"]:
-    """One softmax over (prompt, own) keys, the prompt's never repeated; own keys causally.
+    """Attend with one softmax over the prompt's keys, never repeated, and own keys, causally.
 
-    A row of completions, end to end; `parts` say where they are. The queries of a whole group, and
-    of all query heads that share a key head, form one matrix against the prompt's keys. True in
-    `padding` hides a key of the prompt.
+    `own` and `prompt` are keys and values. Completions lie end to end in one row; `tiles` say
+    where. All queries of a group that share a key head are one matrix against the prompt's keys.
+    True in `padding` hides a key of the prompt.
     """
     num_key_heads = own[0].shape[1]
-    inputs = [query.unflatten(1, (num_key_heads, -1)), *(part[:, :, None] for part in own)]
-    inputs += [part.contiguous() for part in prompt]
+    inputs = [query.unflatten(1, (num_key_heads, -1)), *(tensor[:, :, None] for tensor in own)]
+    inputs += [tensor.contiguous() for tensor in prompt]
     if torch.is_autocast_enabled(query.device.type):
-        inputs = [part.to(torch.get_autocast_dtype(query.device.type)) for part in inputs]
-    mixed: Tensor = _GroupAttention.apply(*inputs, scale, parts, padding)
+        inputs = [tensor.to(torch.get_autocast_dtype(query.device.type)) for tensor in inputs]
+    mixed: Tensor = _GroupAttention.apply(*inputs, scale, tiles, padding)
     return mixed.flatten(1, 2)
 
 
@@ -44,9 +44,9 @@ def attend_step(
     unwritten: Bool[Tensor, "1 U"] | None,
     padding: Bool[Tensor, "P L"] | None,
 ) -> Float[Tensor, "P H G 1 d"]:
-    """`attend_shared` for one new token per completion, in few operations and without gradient.
+    """Attend like `attend_shared` with one new token per completion, without a gradient.
 
-    There the scores are small, and what costs is how many operations there are.
+    The scores of a step are small: its cost is the number of operations, so there are few.
     """
     num_prompts, num_key_heads, group_size, _, width = own[0].shape
     shared = (query * scale).unflatten(1, (num_key_heads, -1)).transpose(2, 3)
@@ -58,31 +58,20 @@ def attend_step(
     on_own = queries.unflatten(1, (group_size, -1)).flatten(0, 1) @ own[0].flatten(0, 2).mT
     if unwritten is not None:
         on_own.masked_fill_(unwritten, -torch.inf)
-    values = prompt[1].flatten(0, 1), own[1].flatten(0, 2)
-    mixed = combine_step(on_prompt, on_own, *values)
+    scores = torch.cat([on_prompt, on_own.view(*on_prompt.shape[:2], -1)], dim=-1)
+    weights = scores.softmax(dim=-1, dtype=torch.float32).to(scores.dtype)
+    to_prompt, to_own = weights.tensor_split((on_prompt.shape[2],), dim=-1)
+    from_prompt = torch.bmm(to_prompt, prompt[1].flatten(0, 1)).view(*on_own.shape[:2], -1)
+    mixed = torch.baddbmm(from_prompt, to_own.view(on_own.shape), own[1].flatten(0, 2))
     by_head = mixed.view(num_prompts, num_key_heads, group_size, -1, width)
     return by_head.transpose(2, 3).flatten(1, 2)[:, :, :, None]
 
 
-def combine_step(
-    on_prompt: Float[Tensor, "B Gh L"],
-    on_own: Float[Tensor, "BG h U"],
-    prompt_values: Float[Tensor, "B L d"],
-    own_values: Float[Tensor, "BG U d"],
-) -> Float[Tensor, "BG h d"]:
-    """One softmax over both scores of each query, and what it takes of the values."""
-    scores = torch.cat([on_prompt, on_own.view(*on_prompt.shape[:2], -1)], dim=-1)
-    weights = scores.softmax(dim=-1, dtype=torch.float32).to(scores.dtype)
-    to_prompt, to_own = weights.tensor_split((on_prompt.shape[2],), dim=-1)
-    from_prompt = torch.bmm(to_prompt, prompt_values).view(*on_own.shape[:2], -1)
-    return torch.baddbmm(from_prompt, to_own.view(on_own.shape), own_values)
-
-
 class _GroupAttention(torch.autograd.Function):
-    """`softmax([q k_prompt, q k_own]) [v_prompt, v_own]`, of which only the log-sum-exp is kept.
+    """`softmax([q k_prompt, q k_own]) [v_prompt, v_own]`, which stores only the log-sum-exp.
 
-    As in FlashAttention (2205.14135) the backward pass makes the weights again from it, so memory
-    grows with the tokens and not with their pairs. h = H/Hk.
+    As in FlashAttention (2205.14135), the backward pass computes the weights again from it, so
+    memory grows with the number of tokens and not of their pairs. h is H/Hk.
     """
 
     @staticmethod
@@ -94,31 +83,28 @@ class _GroupAttention(torch.autograd.Function):
         prompt_keys: Float[Tensor, "P Hk L d"],
         prompt_values: Float[Tensor, "P Hk L d"],
         scale: float,
-        parts: Sequence[Tile],
+        tiles: Sequence[Tile],
         padding: Bool[Tensor, "P L"] | None,
     ) -> Float[Tensor, "N Hk h d"]:
         output = torch.empty_like(query, memory_format=torch.contiguous_format)
         log_sums = torch.empty_like(output[..., :1], dtype=_wide(query))
-        for part in parts:
-            scaled, keys, values = (
-                part.take(query) * scale,
-                part.take(own_keys),
-                part.take(own_values),
-            )
-            on_prompt = _prompt_scores(scaled, part.of_prompts(prompt_keys), padding, part)
+        for tile in tiles:
+            scaled = tile.take(query) * scale
+            keys, values = tile.take(own_keys), tile.take(own_values)
+            on_prompt = _prompt_scores(scaled, tile.of_prompts(prompt_keys), padding, tile)
             on_own = _own_scores(scaled, keys)
             largest = torch.maximum(on_prompt.amax(-1, keepdim=True), on_own.amax(-1, keepdim=True))
             on_prompt.sub_(largest).exp_()
             on_own.sub_(largest).exp_()
             total = on_prompt.sum(-1, keepdim=True) + on_own.sum(-1, keepdim=True)
-            mixed = _rows(on_prompt.to(query.dtype)) @ part.of_prompts(prompt_values)
+            mixed = _rows(on_prompt.to(query.dtype)) @ tile.of_prompts(prompt_values)
             mixed = mixed.view_as(scaled) + on_own.to(query.dtype) @ values
-            part.put(mixed / total, output)
-            part.put(total.log_().add_(largest), log_sums)
+            tile.put(mixed / total, output)
+            tile.put(total.log_().add_(largest), log_sums)
         ctx.save_for_backward(
             query, own_keys, own_values, prompt_keys, prompt_values, output, log_sums
         )
-        ctx.scale, ctx.parts, ctx.padding = scale, parts, padding
+        ctx.scale, ctx.tiles, ctx.padding = scale, tiles, padding
         return output
 
     @staticmethod
@@ -130,26 +116,27 @@ class _GroupAttention(torch.autograd.Function):
         query, own_keys, own_values, prompt_keys, prompt_values = inputs
         to_query, to_own_keys, to_own_values = (torch.empty_like(row) for row in inputs[:3])
         to_prompt_keys, to_prompt_values = (torch.zeros_like(each) for each in inputs[3:])
-        for part in ctx.parts:
-            scaled, given = part.take(query) * ctx.scale, part.take(grad_outputs[0])
-            keys, values = part.take(own_keys), part.take(own_values)
-            removed = (given * part.take(output)).sum(-1, keepdim=True, dtype=log_sums.dtype)
-            total = part.hide(part.take(log_sums))
-            keys_there = part.of_prompts(prompt_keys)
-            on_prompt = _prompt_scores(scaled, keys_there, ctx.padding, part).sub_(total).exp_()
+        for tile in ctx.tiles:
+            scaled, given = tile.take(query) * ctx.scale, tile.take(grad_outputs[0])
+            keys, values = tile.take(own_keys), tile.take(own_values)
+            removed = (given * tile.take(output)).sum(-1, keepdim=True, dtype=log_sums.dtype)
+            total = tile.hide(tile.take(log_sums))
+            tile_prompt_keys = tile.of_prompts(prompt_keys)
+            on_prompt = _prompt_scores(scaled, tile_prompt_keys, ctx.padding, tile)
+            on_prompt = on_prompt.sub_(total).exp_()
             on_own = _own_scores(scaled, keys).sub_(total).exp_()
-            part.add_to_prompts(
+            tile.add_to_prompts(
                 _rows(on_prompt.to(given.dtype)).mT @ _rows(given), to_prompt_values
             )
-            part.put(on_own.to(given.dtype).mT @ given, to_own_values)
-            through = (_rows(given) @ part.of_prompts(prompt_values).mT).view_as(on_prompt)
+            tile.put(on_own.to(given.dtype).mT @ given, to_own_values)
+            through = (_rows(given) @ tile.of_prompts(prompt_values).mT).view_as(on_prompt)
             on_prompt = on_prompt.mul_(through.sub(removed)).to(given.dtype)
             through = given @ values.mT
             on_own = on_own.mul_(through.sub(removed)).to(given.dtype)
-            part.add_to_prompts(_rows(on_prompt).mT @ _rows(scaled), to_prompt_keys)
-            part.put(on_own.mT @ scaled, to_own_keys)
-            through = (_rows(on_prompt) @ keys_there).view_as(scaled)
-            part.put((through + on_own @ keys).mul_(ctx.scale), to_query)
+            tile.add_to_prompts(_rows(on_prompt).mT @ _rows(scaled), to_prompt_keys)
+            tile.put(on_own.mT @ scaled, to_own_keys)
+            through = (_rows(on_prompt) @ tile_prompt_keys).view_as(scaled)
+            tile.put((through + on_own @ keys).mul_(ctx.scale), to_query)
         return to_query, to_own_keys, to_own_values, to_prompt_keys, to_prompt_values, *[None] * 3
 
 
@@ -157,12 +144,12 @@ def _prompt_scores(
     scaled: Float[Tensor, "bk g wh d"],
     keys: Float[Tensor, "bk L d"],
     padding: Bool[Tensor, "P L"] | None,
-    part: Tile,
+    tile: Tile,
 ) -> Float[Tensor, "bk g wh L"]:
     scores = (_rows(scaled) @ keys.mT).to(_wide(scaled))
     if padding is not None:
-        by_prompt = scores.unflatten(0, (part.shape[0], -1))
-        by_prompt.masked_fill_(padding[part.prompts, None, None], -torch.inf)
+        by_prompt = scores.unflatten(0, (tile.shape[0], -1))
+        by_prompt.masked_fill_(padding[tile.prompts, None, None], -torch.inf)
     return scores.unflatten(1, scaled.shape[1:3])
 
 
@@ -178,10 +165,10 @@ def _own_scores(
 
 
 def _rows(groups: Float[Tensor, "bk g wh x"]) -> Float[Tensor, "bk gwh x"]:
-    """A group's queries as one matrix."""
+    """View the queries of a group as one matrix."""
     return groups.flatten(1, 2)
 
 
 def _wide(tensor: Tensor) -> torch.dtype:
-    """In which softmax is computed: float32 at least."""
+    """Return the type of the softmax: float32 at least."""
     return torch.promote_types(tensor.dtype, torch.float32)

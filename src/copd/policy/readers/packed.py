@@ -1,137 +1,39 @@
-"""Groups through a model without repeating a prompt: prompts as one row, completions as another.
+"""Groups of completions through a model without repeating a prompt: two unpadded rows.
 
     prompts       a a a a | b b
-                  |         |        keys and values kept per layer, with their graph
+                  |         |        keys and values of each layer, with their graph
     completions   x x | y | z z z    x, y continue a; z continues b
 
-Neither row has padding. Every completion token attends to its own prompt's keys and to the earlier
-tokens of its own completion; its positions go on from the prompt's. The first token of a completion
-is predicted by the prompt's last state, token t by the state of token t - 1, so the last token is
-never run. The backward pass of the second row flows through the kept keys and values into the first
-and on into the vision tower: prompt and pixels go through the model once per group.
-
-Knows no sampling, no losses and no text.
+Every completion token attends to the keys of its prompt and to the earlier tokens of its
+completion; its positions continue those of the prompt. The first token of a completion is predicted
+by the prompt's last state, token t by the state of token t - 1, so the last token is never run. The
+backward pass goes from the second row through the keys and values into the first and the vision
+tower: each prompt and its pixels go through the model once per group.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Int
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn.functional import pad
 
+from copd.policy.attention import RowAttention
 from copd.policy.backbone import Backbone
-from copd.policy.readers.attention import Rectangle, RowAttention
 from copd.policy.readers.flex import FlexAttention
 from copd.policy.readers.group_attention import attend_shared
+from copd.policy.readers.prefix import PackedStates, SharedPrefix
+from copd.policy.readers.rectangle import Rectangle
 from copd.policy.readers.tiles import Tile, build_tiles
 from copd.policy.rendering.render import Prompt
 
 
 @dataclass(frozen=True, eq=False)
-class SharedPrefix:
-    """P prompts a model has read: what completions attend to and continue from."""
-
-    keys: dict[int, Float[Tensor, "P Hk L d"]]
-    """By layer, right-padded."""
-    values: dict[int, Float[Tensor, "P Hk L d"]]
-    padding: Bool[Tensor, "P L"] | None
-    """None when all prompts are equally long."""
-    last_states: Float[Tensor, "P D"]
-    """What predicts each first token."""
-    next_positions: Int[Tensor, "P"]
-
-    @classmethod
-    def join(cls, prefixes: Sequence["SharedPrefix"]) -> "SharedPrefix":
-        """Several as one, padded to the longest prompt of all."""
-        if len(prefixes) == 1:
-            return prefixes[0]
-        width = max(prefix.is_padding.shape[1] for prefix in prefixes)
-        wide = [prefix.widened(width) for prefix in prefixes]
-        return cls(
-            {layer: torch.cat([prefix.keys[layer] for prefix in wide]) for layer in wide[0].keys},
-            {layer: torch.cat([prefix.values[layer] for prefix in wide]) for layer in wide[0].keys},
-            None
-            if all(prefix.padding is None for prefix in wide)
-            else torch.cat([prefix.is_padding for prefix in wide]),
-            torch.cat([prefix.last_states for prefix in prefixes]),
-            torch.cat([prefix.next_positions for prefix in prefixes]),
-        )
-
-    def widened(self, width: int) -> "SharedPrefix":
-        """The same with room for prompts of `width` tokens, all of it padding."""
-        room = width - self.is_padding.shape[1]
-        if room == 0:
-            return self
-        return SharedPrefix(
-            {layer: pad(keys, (0, 0, 0, room)) for layer, keys in self.keys.items()},
-            {layer: pad(values, (0, 0, 0, room)) for layer, values in self.values.items()},
-            pad(self.is_padding, (0, room), value=True),
-            self.last_states,
-            self.next_positions,
-        )
-
-    @property
-    def is_padding(self) -> Bool[Tensor, "P L"]:
-        """`padding`, or that there is none."""
-        if self.padding is not None:
-            return self.padding
-        num_prompts, _, width, _ = next(iter(self.keys.values())).shape
-        return torch.zeros(num_prompts, width, dtype=torch.bool, device=self.last_states.device)
-
-    def cut(self) -> "SharedPrefix":
-        """The same without its graph, as leaves that collect the gradient of several passes."""
-
-        def leaves(parts: dict[int, Tensor]) -> dict[int, Tensor]:
-            return {layer: part.detach().requires_grad_() for layer, part in parts.items()}
-
-        return SharedPrefix(
-            leaves(self.keys),
-            leaves(self.values),
-            self.padding,
-            self.last_states.detach().requires_grad_(),
-            self.next_positions,
-        )
-
-    def backward(self, leaves: "SharedPrefix") -> None:
-        """Carries what `leaves`, cut from this one, have collected on into the model."""
-        pairs = [
-            (part, leaf.grad)
-            for part, leaf in zip(self._tensors(), leaves._tensors(), strict=True)
-            if part.requires_grad and leaf.grad is not None
-        ]
-        torch.autograd.backward([part for part, _ in pairs], [grad for _, grad in pairs])
-
-    def _tensors(self) -> list[Tensor]:
-        return [*self.keys.values(), *self.values.values(), self.last_states]
-
-    def select(self, prompts: Int[Tensor, "Q"] | slice) -> "SharedPrefix":
-        """The same for some of the prompts."""
-        return SharedPrefix(
-            {layer: keys[prompts] for layer, keys in self.keys.items()},
-            {layer: values[prompts] for layer, values in self.values.items()},
-            None if self.padding is None else self.padding[prompts],
-            self.last_states[prompts],
-            self.next_positions[prompts],
-        )
-
-
-@dataclass(frozen=True, eq=False)
-class PackedStates:
-    """What predicts each completion token, flat: prompt by prompt, completion by completion."""
-
-    hidden: Float[Tensor, "N D"]
-    token_ids: Int[Tensor, "N"]
-    lengths: Int[Tensor, "B"]
-    """Tokens of each completion; they add up to N."""
-
-
-@dataclass(frozen=True, eq=False)
 class PromptAttention:
-    """Causal within each prompt; keeps what it was given."""
+    """Causal attention within each prompt, which stores the keys and values of every layer."""
 
     rectangle: Rectangle
     keys: dict[int, Tensor] = field(default_factory=dict)
@@ -140,7 +42,7 @@ class PromptAttention:
     def __call__(
         self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float
     ) -> Tensor:
-        queries, keys, values = (self.rectangle.pad(part) for part in (query, key, value))
+        queries, keys, values = (self.rectangle.pad(row) for row in (query, key, value))
         self.keys[layer], self.values[layer] = keys, values
         repeats = queries.shape[1] // keys.shape[1]
         mixed = torch.nn.functional.scaled_dot_product_attention(
@@ -155,16 +57,16 @@ class PromptAttention:
 
 @dataclass(frozen=True, eq=False)
 class CompletionAttention:
-    """Each completion to its prompt and, causally, to itself."""
+    """Attention of each completion to its prompt and, causally, to itself."""
 
     prefix: SharedPrefix
-    parts: list[Tile]
+    tiles: list[Tile]
 
     @classmethod
     def build(
         cls, prefix: SharedPrefix, lengths: Sequence[Sequence[int]], num_heads: int
     ) -> "CompletionAttention":
-        """For completions of which so many tokens are run, in a model with so many query heads."""
+        """Build it for a row in which each completion has `lengths` tokens."""
         _, num_key_heads, width, _ = next(iter(prefix.keys.values())).shape
         heads, device = (num_key_heads, num_heads // num_key_heads), prefix.last_states.device
         return cls(prefix, build_tiles(lengths, width, heads, device))
@@ -172,20 +74,20 @@ class CompletionAttention:
     def __call__(
         self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float
     ) -> Tensor:
-        queries, keys, values = (part[0].transpose(0, 1) for part in (query, key, value))
+        queries, keys, values = (row[0].transpose(0, 1) for row in (query, key, value))
         mixed = attend_shared(
             queries,
             (keys, values),
             (self.prefix.keys[layer], self.prefix.values[layer]),
             scale,
-            parts=self.parts,
+            tiles=self.tiles,
             padding=self.prefix.padding,
         )
         return mixed[None]
 
 
 def read_prompts(backbone: Backbone, prompts: Sequence[Prompt]) -> SharedPrefix:
-    """All prompts, and all their pixels, in one pass."""
+    """Run all prompts, and all their pixels, in one pass."""
     device = backbone.device
     lengths = torch.tensor([len(prompt.input_ids) for prompt in prompts])
     positions = [backbone.positions(prompt) for prompt in prompts]
@@ -197,6 +99,7 @@ def read_prompts(backbone: Backbone, prompts: Sequence[Prompt]) -> SharedPrefix:
         backbone.features(prompts),
     )
     is_padding = torch.arange(int(lengths.max())) >= lengths[:, None]
+    # from the end: the times of a long video of Qwen2.5-VL are larger than the text's positions
     next_positions = torch.stack([position[:, -1].max() + 1 for position in positions])
     return SharedPrefix(
         attention.keys,
@@ -210,29 +113,43 @@ def read_prompts(backbone: Backbone, prompts: Sequence[Prompt]) -> SharedPrefix:
 def read_completions(
     backbone: Backbone,
     prefix: SharedPrefix,
-    completions: Sequence[Sequence[NDArray[np.int32]]],
+    token_ids: NDArray[np.int32],
+    lengths: NDArray[np.int32],
+    group_sizes: Sequence[int] | None = None,
 ) -> PackedStates:
-    """All completions of all prompts in one pass; `completions[p]` are those of prompt p."""
+    """Run all completions in one pass; see `Policy.score`."""
+    num_prompts, num_completions = len(prefix.last_states), len(lengths)
+    if group_sizes is None:
+        group_sizes = [num_completions // num_prompts] * num_prompts
+    if len(group_sizes) != num_prompts or sum(group_sizes) != num_completions:
+        raise ValueError(
+            f"every prompt needs its completions: got {num_prompts} prompts, {num_completions} "
+            f"completions and groups of {list(group_sizes)}. Pass one group per prompt."
+        )
+    if min(lengths, default=0) == 0:
+        raise ValueError(
+            "scoring needs at least one completion and no empty ones: got completions of "
+            f"{list(map(int, lengths))} tokens. Leave out prompts and completions without tokens."
+        )
     device = backbone.device
-    lengths = np.array([len(ids) for group in completions for ids in group])  # B
-    prompts = np.repeat(np.arange(len(completions)), [len(group) for group in completions])  # B
-    token_ids = np.concatenate([ids for group in completions for ids in group]).astype(np.int64)
-    prompt_of = prompts.repeat(lengths)  # N
+    prompt_of = np.repeat(np.arange(num_prompts), group_sizes).repeat(lengths)  # N
     steps = np.concatenate([np.arange(length) for length in lengths])
     is_run = steps < lengths.repeat(lengths) - 1  # all but the last
 
-    def put(values: NDArray[np.int64]) -> Tensor:
-        return torch.from_numpy(values).to(device, non_blocking=True)
+    def put(values: NDArray[Any]) -> Tensor:
+        return torch.from_numpy(values.astype(np.int64)).to(device, non_blocking=True)
 
     states = prefix.last_states
     if is_run.any():
         completion_of = np.arange(len(lengths)).repeat(lengths)
-        run_lengths = [[len(ids) - 1 for ids in group] for group in completions]
+        run_lengths = np.split(lengths - 1, np.cumsum(group_sizes)[:-1])
         runs = put(prompt_of[is_run]), put(completion_of[is_run])
         attention: RowAttention = (
             FlexAttention.build(prefix.keys, prefix.values, prefix.padding, *runs)
             if device.type == "cuda"  # elsewhere it has no backward pass
-            else CompletionAttention.build(prefix, run_lengths, backbone.num_heads)
+            else CompletionAttention.build(
+                prefix, [group.tolist() for group in run_lengths], backbone.num_heads
+            )
         )
         positions = prefix.next_positions[runs[0]] + put(steps[is_run])
         axes = backbone.on_axes(positions)
@@ -245,25 +162,25 @@ def read_completions(
 
 @torch.no_grad()
 def check_exact(backbone: Backbone, token_ids: Int[Tensor, "tokens"]) -> None:
-    """Refuse a model whose own forward pass does not give `hidden @ head.T` for a few tokens.
+    """Check that a model's own forward pass gives `hidden @ head.T` for a few tokens.
 
-    It would have a scale or a cap on its logits, positions of another kind, or layers that keep a
-    state: nothing that could be seen in the numbers later on.
+    Scaled or capped logits, other kinds of positions and recurrent layers would be wrong silently.
     """
     tokens = token_ids[torch.arange(9) % len(token_ids)].cpu()
-    pieces = {(0, 3): [(3, 6), (6, 7)], (4, 6): [(1, 5)]}  # prompts and their completions
-    prompts = [Prompt(tokens[slice(*prompt)]) for prompt in pieces]
-    completions = [
-        [tokens[slice(*piece)].numpy().astype(np.int32) for piece in group]
-        for group in pieces.values()
-    ]
-    states = read_completions(backbone, read_prompts(backbone, prompts), completions)
+    prompts = [Prompt(tokens[:3]), Prompt(tokens[4:6])]
+    completions = [tokens[3:6], tokens[6:7], tokens[1:5]]  # two of the first, one of the second
+    states = read_completions(
+        backbone,
+        read_prompts(backbone, prompts),
+        torch.cat(completions).numpy().astype(np.int32),
+        np.array([len(ids) for ids in completions], np.int32),
+        [2, 1],
+    )
     packed = (states.hidden @ backbone.head.T).float()
     plain = []
-    for prompt, group in zip(prompts, completions, strict=True):
-        for ids in group:
-            row = torch.cat([prompt.input_ids, torch.from_numpy(ids)]).to(backbone.device)
-            plain.append(backbone.model(input_ids=row[None]).logits[0, -len(ids) - 1 : -1].float())
+    for prompt, ids in zip([prompts[0], *prompts], completions, strict=True):
+        row = torch.cat([prompt.input_ids, ids]).to(backbone.device)
+        plain.append(backbone.model(input_ids=row[None]).logits[0, -len(ids) - 1 : -1].float())
     expected = torch.cat(plain)
     tolerance = 1e-3 if states.hidden.dtype == torch.float32 else 0.1
     if not (packed - expected).norm() <= tolerance * expected.norm():

@@ -1,11 +1,9 @@
-"""Completions of similar length bundled into rectangles that attention computes one at a time.
+"""Completions of similar length bundled into tiles, rectangles that are computed one at a time.
 
-    completions of two prompts    a a a a a | a | a a a a      b b | b b b b b b | b
-    by prompt, longest first      a a a a a | a a a a | a      b b b b b b | b b | b
-    parts                         a a a a a .   a a a a        a . | b .
-                                  b b b b b b   b b . .
-
-Knows lengths and what a cache holds; no queries and no keys.
+completions of two prompts    a a a a a | a | a a a a      b b | b b b b b b | b
+by prompt, longest first      a a a a a | a a a a | a      b b b b b b | b b | b
+tiles                         a a a a a .   a a a a        a . | b .
+                              b b b b b b   b b . .
 """
 
 from collections.abc import Iterator, Sequence
@@ -18,56 +16,55 @@ from jaxtyping import Bool, Float, Int
 from numpy.typing import NDArray
 from torch import Tensor
 
-_SCORES_AT_ONCE = 2**18
-"""Attention scores in memory at a time, one prompt and key head at least: what a core's cache
-holds."""
+_MAX_SCORES = 2**18
+"""Attention scores of a tile, unless one prompt and key head have more: they fit a core's cache."""
 
 _SIMILAR = 0.65
-"""A part ends before completions that are shorter than this share of its first, the longest."""
+"""A tile ends before completions that are shorter than this share of its longest."""
 
 
 @dataclass(frozen=True, eq=False)
 class Tile:
-    """Some key heads of the r-th to s-th longest completion of some prompts: `b k g w` cells."""
+    """Some key heads of the r-th to s-th longest completions of some prompts: `b k g w` cells."""
 
     prompts: slice | Int[Tensor, "b"]
     heads: slice
     shape: tuple[int, int, int]
     """b, g and w."""
     tokens: slice | Int[Tensor, "n"]
-    """Where the tokens of the part stand in the row."""
+    """Places of the tile's tokens in the row."""
     token_of_cell: Int[Tensor, "bgw"] | None
-    """Padding cells hold token 0. None where there are none and tokens are a slice."""
+    """Padding cells hold token 0. None where `tokens` is a slice, which has no padding."""
     cell_of_token: Int[Tensor, "n"] | None
     padding: Bool[Tensor, "b g w"] | None
 
     def take(self, row: Float[Tensor, "N Hk h x"]) -> Float[Tensor, "bk g wh x"]:
-        """The part's cells; the query heads of a key head beside each other."""
-        mine = row[:, self.heads]
+        """Return the tile's cells, the query heads of a key head next to each other."""
+        heads = row[:, self.heads]
         cells = (
-            mine[self.tokens]
+            heads[self.tokens]
             if self.token_of_cell is None
-            else mine.index_select(0, self.token_of_cell)
+            else heads.index_select(0, self.token_of_cell)
         )
         by_head = cells.unflatten(0, self.shape).movedim(3, 1)  # b k g w h x
         return by_head.flatten(3, 4).flatten(0, 1)
 
     def put(self, cells: Float[Tensor, "bk g wh x"], row: Float[Tensor, "N Hk h x"]) -> None:
-        """Writes cells that hold a token to where `take` has read them."""
-        mine = row[:, self.heads]
+        """Write cells to the places in the row that `take` reads."""
+        heads = row[:, self.heads]
         num_prompts, _, width = self.shape
         by_head = cells.unflatten(2, (width, -1)).unflatten(0, (num_prompts, -1))
         by_token = by_head.movedim(1, 3)  # b g w k h x
         if isinstance(self.tokens, slice):
-            mine[self.tokens].view(by_token.shape).copy_(by_token)
+            heads[self.tokens].view(by_token.shape).copy_(by_token)
         else:
             flat = by_token.flatten(0, 2)
             if self.cell_of_token is not None:
                 flat = flat.index_select(0, self.cell_of_token)
-            mine.index_copy_(0, self.tokens, flat.to(mine.dtype))
+            heads.index_copy_(0, self.tokens, flat.to(heads.dtype))
 
     def hide(self, log_sums: Float[Tensor, "bk g wh 1"]) -> Float[Tensor, "bk g wh 1"]:
-        """Infinite where no token is, so that its weights are zero."""
+        """Set padding cells to infinity, so that their weights are zero."""
         if self.padding is None:
             return log_sums
         num_prompts, _, width = self.shape
@@ -76,21 +73,21 @@ class Tile:
         return log_sums
 
     def of_prompts(self, each: Float[Tensor, "P Hk L d"]) -> Float[Tensor, "bk L d"]:
-        """What the part's prompts and heads have."""
-        mine = each[:, self.heads]
+        """Select the tile's prompts and heads."""
+        heads = each[:, self.heads]
         if isinstance(self.prompts, slice):
-            return mine[self.prompts].flatten(0, 1)
-        return mine.index_select(0, self.prompts).flatten(0, 1)
+            return heads[self.prompts].flatten(0, 1)
+        return heads.index_select(0, self.prompts).flatten(0, 1)
 
     def add_to_prompts(
         self, gradient: Float[Tensor, "bk L d"], each: Float[Tensor, "P Hk L d"]
     ) -> None:
-        """Several parts may have the same prompts, and each prompt once."""
-        mine, by_head = each[:, self.heads], gradient.unflatten(0, (self.shape[0], -1))
+        """Add to the tile's prompts and heads; several tiles may have the same prompts."""
+        heads, by_head = each[:, self.heads], gradient.unflatten(0, (self.shape[0], -1))
         if isinstance(self.prompts, slice):
-            mine[self.prompts].add_(by_head)
+            heads[self.prompts].add_(by_head)
         else:
-            mine.index_add_(0, self.prompts, by_head.to(mine.dtype))
+            heads.index_add_(0, self.prompts, by_head.to(heads.dtype))
 
 
 def build_tiles(
@@ -99,52 +96,50 @@ def build_tiles(
     heads: tuple[int, int],
     device: torch.device,
 ) -> list[Tile]:
-    """Parts with all tokens of a row of completions that lie prompt by prompt.
+    """Build tiles that cover a row of completions, which lie in it prompt by prompt.
 
-    `lengths[p]` are those of prompt p, zero included; `heads` are the key heads and the query heads
-    of each. Equal lengths make runs of prompts, which need no index.
+    `lengths[p]` are those of prompt p, zero included; `heads` are the number of key heads and of
+    query heads for each. Completions of equal length give runs of prompts, which need no index.
     """
     num_key_heads, num_sharing = heads
     group_size = max(len(group) for group in lengths)
     sizes = np.array([[*group, *[0] * (group_size - len(group))] for group in lengths])  # P G
     starts = (sizes.cumsum() - sizes.ravel()).reshape(sizes.shape)
     ranking = (-sizes).argsort(axis=1, kind="stable")
-    sizes, starts = (np.take_along_axis(part, ranking, axis=1) for part in (sizes, starts))
-    parts = []
+    sizes, starts = (np.take_along_axis(values, ranking, axis=1) for values in (sizes, starts))
+    tiles = []
     for ranks in _similar_runs(sizes.sum(axis=0)):
         longest = sizes[:, ranks.start]
         order = (-longest).argsort(kind="stable")[: np.count_nonzero(longest)]
         scores = longest * (prompt_length + longest) * (ranks.stop - ranks.start) * num_sharing
         for run in _similar_runs(longest[order], scores[order] * num_key_heads):
             prompts = order[run]
-            part = _build(prompts, sizes[prompts, ranks], starts[prompts, ranks], device)
-            step = max(1, min(num_key_heads, _SCORES_AT_ONCE // int(scores[prompts[0]])))
+            tile = _build_tile(prompts, sizes[prompts, ranks], starts[prompts, ranks], device)
+            step = max(1, min(num_key_heads, _MAX_SCORES // int(scores[prompts[0]])))
             for first in range(0, num_key_heads, step):
-                some = slice(first, min(first + step, num_key_heads))
-                parts.append(replace(part, heads=some))
-    return parts
+                tiles.append(replace(tile, heads=slice(first, min(first + step, num_key_heads))))
+    return tiles
 
 
 def _similar_runs(
     lengths: NDArray[np.int64], scores: NDArray[np.int64] | None = None
 ) -> Iterator[slice]:
-    """Runs of descending lengths; with `scores` also short enough that as many as the first has of
-    each are not too many."""
+    """Split descending lengths into runs, which `scores`, those of each member, may also bound."""
     first = 0
     for here in range(1, len(lengths) + 1):
         ends = here == len(lengths) or lengths[here] < _SIMILAR * lengths[first]
-        if ends or (scores is not None and (here + 1 - first) * scores[first] > _SCORES_AT_ONCE):
+        if ends or (scores is not None and (here + 1 - first) * scores[first] > _MAX_SCORES):
             yield slice(first, here)
             first = here
 
 
-def _build(
+def _build_tile(
     prompts: NDArray[np.int64],
     sizes: NDArray[np.int64],
     starts: NDArray[np.int64],
     device: torch.device,
 ) -> Tile:
-    """All heads of completions of these sizes, `b g`, that start here in the row."""
+    """Build the tile, with all heads, of completions with these sizes and starts, `b g`."""
     steps = np.arange(sizes.max())
     is_token = steps < sizes[..., None]  # b g w
     token_of_cell = np.where(is_token, starts[..., None] + steps, 0)
@@ -166,6 +161,6 @@ def _build(
 
 
 def _as_slice(index: NDArray[np.int64]) -> NDArray[np.int64] | slice:
-    """Ascending neighbours as a slice, which copies nothing."""
+    """Turn ascending neighbours into a slice, which copies nothing."""
     run = slice(int(index[0]), int(index[0]) + len(index))
     return run if (index == np.arange(run.start, run.stop)).all() else index

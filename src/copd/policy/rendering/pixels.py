@@ -1,13 +1,10 @@
-"""Templated prompts with their pictures and clips to token ids and pixel rows.
-
-Knows no messages and no model.
-"""
+"""From templated prompts with images and videos to token ids and pixel rows."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from numpy import generic, uint8
@@ -19,22 +16,33 @@ from transformers.video_utils import VideoMetadata
 from copd.policy.rendering.processors import Processor
 from copd.types import Image, Video
 
+MEDIA_FIELDS: dict[Literal["image", "video"], tuple[str, str]] = {
+    "image": ("pixel_values", "image_grid_thw"),
+    "video": ("pixel_values_videos", "video_grid_thw"),
+}
+"""The names of the pixel rows and of their grids in a prompt's media, by kind."""
+
 
 @dataclass(frozen=True, eq=False)
-class Templated:
-    """A prompt as its template gives it: a placeholder in the text for each picture and clip."""
+class TemplatedPrompt:
+    """The text of a chat template, with a placeholder for each image and video, and the media."""
 
     text: str
     images: Sequence[Image] = ()
     videos: Sequence[Video] = ()
 
 
-def read_media(processor: Processor, prompts: Sequence[Templated]) -> list[dict[str, Tensor]]:
-    """Prompts with pictures or clips to `input_ids` and pixel rows, each as if it came alone.
+def process_media(
+    processor: Processor, prompts: Sequence[TemplatedPrompt]
+) -> list[dict[str, Tensor]]:
+    """Turn prompts with images or videos into `input_ids` and pixel rows.
 
-    All frames are used; their times, frame number / fps, are in the text (Qwen3-VL: each temporal
-    patch is preceded by its mean time) or in `second_per_grid_ts` for the positions (Qwen2.5-VL).
-    One call for all, since each takes the processor a millisecond or two to check its settings.
+    The result of each prompt does not depend on the others. One call serves all of them, since the
+    processor takes a millisecond or two to check its settings.
+
+    All frames of a video are used. Their times, frame number / fps, are in the text (Qwen3-VL
+    writes the mean time before each temporal patch) or in `second_per_grid_ts`, from which the
+    positions follow (Qwen2.5-VL).
     """
     for prompt in prompts:
         _check_media(prompt)
@@ -55,36 +63,35 @@ def read_media(processor: Processor, prompts: Sequence[Templated]) -> list[dict[
             "do_sample_frames": False,
             "video_metadata": [_video_metadata(video) for video in videos],
         }
-    read = processor(**inputs)
-    found = [
-        {name: torch.tensor(read[name][row]) for name in ("input_ids", "mm_token_type_ids")}
+    outputs = processor(**inputs)
+    split = [
+        {name: torch.tensor(outputs[name][row]) for name in ("input_ids", "mm_token_type_ids")}
         for row in range(len(prompts))
     ]
-    for name, sizes in _shares(read, prompts).items():
-        # copies, or every prompt would keep the pixels of all in memory
-        for prompt, own in zip(found, torch.as_tensor(read[name]).split(sizes), strict=True):
+    for name, sizes in _num_rows(outputs, prompts).items():
+        # clone, or every prompt would keep the pixels of all in memory
+        for prompt, own in zip(split, torch.as_tensor(outputs[name]).split(sizes), strict=True):
             if len(own):
                 prompt[name] = own.clone()
-    return found
+    return split
 
 
-def _shares(read: Mapping[str, Any], prompts: Sequence[Templated]) -> dict[str, list[int]]:
-    """How many rows of what was read for all belong to each prompt."""
+def _num_rows(
+    outputs: Mapping[str, Any], prompts: Sequence[TemplatedPrompt]
+) -> dict[str, list[int]]:
+    """Count the rows of each output that belong to each prompt."""
     num_images = [len(prompt.images) for prompt in prompts]
     num_videos = [len(prompt.videos) for prompt in prompts]
-    shares = {
+    counts = {
         "image_grid_thw": num_images,
         "video_grid_thw": num_videos,
         "second_per_grid_ts": num_videos,
     }
-    for grid, pixels in (
-        ("image_grid_thw", "pixel_values"),
-        ("video_grid_thw", "pixel_values_videos"),
-    ):
-        if grid in read:
-            of_prompt = torch.as_tensor(read[grid]).split(shares[grid])
-            shares[pixels] = [int(own.prod(dim=1).sum()) for own in of_prompt]
-    return {name: sizes for name, sizes in shares.items() if name in read}
+    for pixels, grid in MEDIA_FIELDS.values():
+        if grid in outputs:
+            grids = torch.as_tensor(outputs[grid]).split(counts[grid])
+            counts[pixels] = [int(own.prod(dim=1).sum()) for own in grids]
+    return {name: sizes for name, sizes in counts.items() if name in outputs}
 
 
 def _video_metadata(video: Video) -> VideoMetadata:
@@ -92,15 +99,8 @@ def _video_metadata(video: Video) -> VideoMetadata:
     return VideoMetadata(total_num_frames=count, fps=video.fps, frames_indices=list(range(count)))
 
 
-def _check_media(prompt: Templated) -> None:
-    for image in prompt.images:
-        _check_rgb("image", image.pixels, "H W 3")
-    for video in prompt.videos:
-        _check_video(video)
-
-
-def _check_placeholders(processor: Processor, prompt: Templated) -> None:
-    """The processor counts those of all prompts together, and hands pictures out in order."""
+def _check_placeholders(processor: Processor, prompt: TemplatedPrompt) -> None:
+    """Check each prompt by itself: the processor only counts the placeholders of all together."""
     for kind, token, media in (
         ("image", processor.image_token, prompt.images),
         ("video", processor.video_token, prompt.videos),
@@ -108,21 +108,25 @@ def _check_placeholders(processor: Processor, prompt: Templated) -> None:
         if prompt.text.count(token) != len(media):
             raise ValueError(
                 f"a prompt needs one {token} for each {kind}: got {prompt.text.count(token)} for "
-                f"{len(media)}. Leave the token out of what messages say; the template writes it."
+                f"{len(media)}. Leave the token out of messages; the template writes it."
             )
 
 
-def _check_video(video: Video) -> None:
-    _check_rgb("video", video.frames, "F H W 3")
-    if len(video.frames) < 2:
-        raise ValueError(
-            f"a video needs at least 2 frames: got {len(video.frames)}. Pass one frame as an image."
-        )
-    if not video.fps > 0:
-        raise ValueError(
-            f"a video needs its frames per second: got {video.fps}, expected a positive number. "
-            "Set Video.fps to the rate at which the frames were taken."
-        )
+def _check_media(prompt: TemplatedPrompt) -> None:
+    for image in prompt.images:
+        _check_rgb("image", image.pixels, "H W 3")
+    for video in prompt.videos:
+        _check_rgb("video", video.frames, "F H W 3")
+        if len(video.frames) < 2:
+            raise ValueError(
+                f"a video needs at least 2 frames: got {len(video.frames)}. "
+                "Pass one frame as an image."
+            )
+        if not video.fps > 0:
+            raise ValueError(
+                f"a video needs its frames per second: got {video.fps}, expected a positive "
+                "number. Set Video.fps to the rate at which the frames were taken."
+            )
 
 
 def _check_rgb(kind: str, pixels: NDArray[generic], layout: str) -> None:

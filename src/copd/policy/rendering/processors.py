@@ -1,7 +1,4 @@
-"""The Qwen-VL processors without torchvision: built, loaded and saved.
-
-Knows no messages and no model.
-"""
+"""Processors of the Qwen-VL families that need no torchvision."""
 
 from __future__ import annotations
 
@@ -25,16 +22,15 @@ from transformers.models.qwen3_vl.video_processing_qwen3_vl import Qwen3VLVideoP
 from transformers.utils.constants import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 MODEL_TYPES = frozenset({"qwen3_vl", "qwen3_vl_moe", "qwen2_5_vl"})
-"""The model families whose pictures and clips this file prepares."""
+"""The model families that read images and videos."""
 
 _INTERPOLATION = {Resampling.BICUBIC: "bicubic", Resampling.BILINEAR: "bilinear"}
 
 
 class TorchBackend(TorchvisionBackend):
-    """The two pixel operations a video processor takes from torchvision, in plain torch.
+    """The two pixel operations that video processors take from torchvision, in plain torch.
 
-    `TorchVideoProcessor` places it between the family's classes and torchvision's own, so that the
-    family still decides the target size.
+    It stands between the family's classes, which choose the target size, and torchvision's.
     """
 
     def resize(  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -44,7 +40,7 @@ class TorchBackend(TorchvisionBackend):
         resample: Resampling | int | None = None,
         antialias: bool = True,
     ) -> Tensor:
-        """Frames `... C H W` at `size`; bit-equal to torchvision while they are still uint8."""
+        """Resize frames `... C H W`; uint8 frames come out bit-equal to torchvision's."""
         assert size.height is not None and size.width is not None, "the family sets both"
         target = (size.height, size.width)
         if tuple(image.shape[-2:]) == target:
@@ -61,7 +57,7 @@ class TorchBackend(TorchvisionBackend):
         std: Tensor | float | Sequence[float],
         inplace: bool = False,
     ) -> Tensor:
-        """`(image - mean) / std` per channel of `... C H W`, always as a new tensor."""
+        """Return `(image - mean) / std` per channel of `... C H W`, always as a new tensor."""
         center = torch.as_tensor(mean, dtype=image.dtype).reshape(-1, 1, 1)
         scale = torch.as_tensor(std, dtype=image.dtype).reshape(-1, 1, 1)
         return (image - center) / scale
@@ -70,21 +66,21 @@ class TorchBackend(TorchvisionBackend):
 class TorchVideoProcessor(  # pyright: ignore[reportIncompatibleMethodOverride]
     Qwen3VLVideoProcessor, TorchBackend
 ):
-    """The family's video processor on plain torch: the same sizes, patches and saved settings."""
+    """Qwen3-VL's video processor in plain torch: the same sizes, patches and saved settings."""
 
     cap_pixels_per_frame = False
 
     def convert_to_rgb(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, video: Tensor
     ) -> Tensor:
-        """Nothing: `copd.types.Video` is RGB."""
+        """Return the video: `copd.types.Video` is RGB."""
         return video
 
 
 class FrameVideoProcessor(TorchVideoProcessor):
-    """Qwen2.5-VL's video processor, whose own file needs torchvision to be read.
+    """Qwen2.5-VL's video processor, whose own module imports torchvision.
 
-    The same patches; its bounds on pixels are per frame, not per clip.
+    Patches are those of Qwen3-VL; the bounds on pixels are per frame instead of per video.
     """
 
     patch_size = 14
@@ -108,7 +104,7 @@ class FrameVideoProcessor(TorchVideoProcessor):
         temporal_factor: int,
         cap_pixels_per_frame: bool | None = None,
     ) -> Tensor:
-        """Sides that are multiples of `factor`, each frame within the bounds."""
+        """Resize each frame to sides that are multiples of `factor`, within the bounds."""
         assert size.shortest_edge is not None and size.longest_edge is not None, "set when built"
         height, width = smart_resize(
             *videos.shape[-2:],
@@ -120,10 +116,12 @@ class FrameVideoProcessor(TorchVideoProcessor):
 
 
 class _AcceptsTorchVideo:
-    """Makes a processor willing to hold a `TorchVideoProcessor`."""
+    """Lets a processor hold a `TorchVideoProcessor`.
+
+    Without torchvision, the class that transformers checks for is a placeholder.
+    """
 
     def check_argument_for_proper_class(self, argument_name: str, argument: Any) -> type | tuple:
-        """Without torchvision the class asked for is a placeholder that has no instances."""
         if argument_name == "video_processor":
             return TorchVideoProcessor
         parent: Any = super()
@@ -131,11 +129,11 @@ class _AcceptsTorchVideo:
 
 
 class TorchProcessor(_AcceptsTorchVideo, Qwen3VLProcessor):
-    """Qwen3-VL's: a temporal patch is preceded by its time."""
+    """Qwen3-VL's processor: the time of each temporal patch stands before it in the text."""
 
 
 class Torch25Processor(_AcceptsTorchVideo, Qwen2_5_VLProcessor):
-    """Qwen2.5-VL's: a clip is one run of placeholders, its times are in the positions."""
+    """Qwen2.5-VL's processor: a video is one run of placeholders; its times are positions."""
 
 
 Processor = TorchProcessor | Torch25Processor
@@ -146,9 +144,9 @@ def build_processor(
     image_processor: BaseImageProcessor,
     video_processor: TorchVideoProcessor,
 ) -> Processor:
-    """The three parts as the one object that expands the media placeholders of a prompt."""
-    is_old = isinstance(video_processor, FrameVideoProcessor)
-    return (Torch25Processor if is_old else TorchProcessor)(
+    """Combine the three parts into a processor that expands media placeholders."""
+    is_25 = isinstance(video_processor, FrameVideoProcessor)
+    return (Torch25Processor if is_25 else TorchProcessor)(
         image_processor=image_processor,
         tokenizer=tokenizer,
         video_processor=video_processor,
@@ -163,9 +161,9 @@ def load_processor(
     trust_remote_code: bool,
     model_type: str = "qwen3_vl",
 ) -> Processor:
-    """The processor of a folder or hub name, around a tokenizer that is already loaded.
+    """Load the processor of a folder or hub name, around a tokenizer that is already loaded.
 
-    A chat template that only the processor's own files hold (older folders) moves to the tokenizer.
+    A chat template that only the processor's files hold (older folders) moves to the tokenizer.
     """
     image_processor = AutoImageProcessor.from_pretrained(
         path, backend="pil", trust_remote_code=trust_remote_code
@@ -180,16 +178,16 @@ def load_processor(
 
 
 def save_processor(processor: Processor, path: str | Path) -> None:
-    """Tokenizer, chat template and `processor_config.json` with the class names others know."""
+    """Save tokenizer, template and processor settings under the class names of transformers."""
     folder = Path(path)
     folder.mkdir(parents=True, exist_ok=True)
     processor.tokenizer.save_pretrained(folder)
     settings = processor.to_dict()
-    is_old = isinstance(processor, Torch25Processor)
-    settings["processor_class"] = "Qwen2_5_VLProcessor" if is_old else "Qwen3VLProcessor"
+    is_25 = isinstance(processor, Torch25Processor)
+    settings["processor_class"] = "Qwen2_5_VLProcessor" if is_25 else "Qwen3VLProcessor"
     settings["image_processor"]["image_processor_type"] = "Qwen2VLImageProcessor"
     settings["video_processor"]["video_processor_type"] = (
-        "Qwen2VLVideoProcessor" if is_old else "Qwen3VLVideoProcessor"
+        "Qwen2VLVideoProcessor" if is_25 else "Qwen3VLVideoProcessor"
     )
     text = json.dumps(settings, indent=2, sort_keys=True) + "\n"
     (folder / "processor_config.json").write_text(text, encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Chat messages to token ids and pixels: the only place for chat templates. Knows no weights."""
+"""From chat messages to prompts: the chat template, token ids and pixel rows."""
 
 from __future__ import annotations
 
@@ -10,41 +10,47 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
 
-from copd.policy.loading import base_of, find_model, find_tokenizer, quiet, where
-from copd.policy.rendering.pixels import Templated, read_media
+from copd.policy.rendering.pixels import TemplatedPrompt, process_media
 from copd.policy.rendering.processors import (
     MODEL_TYPES,
     Processor,
     load_processor,
     save_processor,
 )
+from copd.policy.sources import (
+    base_of,
+    find_model,
+    find_tokenizer,
+    no_progress_bars,
+    pretrained_arguments,
+)
 from copd.types import ContentPart, Image, Message, Text, Video
 
 
 @dataclass(frozen=True, eq=False)
 class Prompt:
-    """What a policy is conditioned on, as its model takes it."""
+    """The model inputs of a conversation, up to where the assistant's turn begins."""
 
     input_ids: Tensor
-    """Shape `Lp`, int64, media placeholders expanded."""
+    """Shape `L`, int64, media placeholders expanded."""
+
     media: dict[str, Tensor] = field(default_factory=dict)
-    """`pixel_values`, `image_grid_thw`, `pixel_values_videos`, `video_grid_thw` and
-    `second_per_grid_ts` as far as there are any, and `mm_token_type_ids` of shape `Lp`; empty for
-    text."""
+    """`mm_token_type_ids` of shape `L` and, where there are any, `pixel_values`, `image_grid_thw`,
+    `pixel_values_videos`, `video_grid_thw` and `second_per_grid_ts`. Empty for text."""
 
     features: dict[str, Tensor] = field(default_factory=dict)
-    """What frozen vision towers made of the pixels, by tower: filled when the prompt is read."""
+    """Features of the pixels by vision tower, filled when a frozen tower encodes the prompt."""
 
     @property
     def num_bytes(self) -> int:
-        """Memory it holds."""
+        """Memory that the prompt holds, in bytes."""
         tensors = (self.input_ids, *self.media.values(), *self.features.values())
         return sum(tensor.nbytes for tensor in tensors)
 
 
 @dataclass(frozen=True, eq=False)
 class Renderer:
-    """A tokenizer and, for a model that sees, its processor."""
+    """A tokenizer and, for a model that reads images and videos, its processor."""
 
     tokenizer: PreTrainedTokenizerBase
     processor: Processor | None
@@ -53,54 +59,55 @@ class Renderer:
     def load(
         cls, path: str, config: PreTrainedConfig, *, trust_remote_code: bool = False
     ) -> Renderer:
-        """From a Hugging Face folder or hub name; other families than Qwen-VL read text only."""
-        with quiet():
+        """Load the renderer of a folder or hub name; families other than Qwen-VL read text only."""
+        with no_progress_bars():
             tokenizer = AutoTokenizer.from_pretrained(
-                **where(path), trust_remote_code=trust_remote_code
+                **pretrained_arguments(path), trust_remote_code=trust_remote_code
             )
-        if config.model_type not in MODEL_TYPES:
-            if tokenizer.chat_template is None:
-                tokenizer.chat_template = plain_template(tokenizer)
-            return cls(tokenizer, None)
-        processor = load_processor(
-            path,
-            tokenizer,
-            trust_remote_code=trust_remote_code,
-            model_type=config.model_type,
-        )
+        processor = None
+        if config.model_type in MODEL_TYPES:
+            processor = load_processor(
+                path,
+                tokenizer,
+                trust_remote_code=trust_remote_code,
+                model_type=config.model_type,
+            )
+        elif tokenizer.chat_template is None:
+            tokenizer.chat_template = plain_template(tokenizer)
         return cls(tokenizer, processor)
 
     @property
     def modalities(self) -> frozenset[str]:
-        """The kinds of message parts the model can read."""
+        """The kinds of content that the model can read."""
         return frozenset({"text"} if self.processor is None else {"text", "image", "video"})
 
     def render(self, messages: Sequence[Message]) -> Prompt:
-        """Messages through the model's own template, up to where the assistant begins to speak."""
+        """Apply the chat template, up to where the assistant's turn begins."""
         return self.render_all([messages])[0]
 
     def render_all(self, conversations: Sequence[Sequence[Message]]) -> list[Prompt]:
-        """Many at once, bit for bit as one by one: what has pictures or clips costs less so."""
+        """Render many conversations, with the same bits as one by one but at less cost."""
         templated = [self._apply_template(messages) for messages in conversations]
-        seeing = [prompt for prompt in templated if prompt.images or prompt.videos]
-        read = iter(read_media(self.processor, seeing) if self.processor and seeing else ())
-        return [
-            _seen(next(read)) if prompt.images or prompt.videos else self._read_text(prompt.text)
-            for prompt in templated
-        ]
+        visual = [prompt for prompt in templated if prompt.images or prompt.videos]
+        media = iter(process_media(self.processor, visual) if self.processor and visual else ())
+        prompts = []
+        for prompt in templated:
+            if prompt.images or prompt.videos:
+                inputs = next(media)
+                prompts.append(Prompt(inputs.pop("input_ids"), inputs))
+            else:
+                ids = self.tokenizer(prompt.text, add_special_tokens=False).input_ids
+                prompts.append(Prompt(torch.tensor(ids, dtype=torch.int64)))
+        return prompts
 
     def save(self, path: str | Path) -> None:
-        """Tokenizer, chat template and processor settings as ordinary Hugging Face files."""
+        """Save tokenizer, chat template and processor settings as Hugging Face files."""
         if self.processor is None:
             self.tokenizer.save_pretrained(path)
         else:
             save_processor(self.processor, path)
 
-    def _read_text(self, text: str) -> Prompt:
-        ids = self.tokenizer(text, add_special_tokens=False).input_ids
-        return Prompt(torch.tensor(ids, dtype=torch.int64))
-
-    def _apply_template(self, messages: Sequence[Message]) -> Templated:
+    def _apply_template(self, messages: Sequence[Message]) -> TemplatedPrompt:
         parts = [part for message in messages for part in message.content]
         images = [part for part in parts if isinstance(part, Image)]
         videos = [part for part in parts if isinstance(part, Video)]
@@ -121,27 +128,23 @@ class Renderer:
             conversation, tokenize=False, add_generation_prompt=True
         )
         assert isinstance(text, str)
-        return Templated(text, images, videos)
+        return TemplatedPrompt(text, images, videos)
 
     def _content(self, message: Message) -> str | list[dict[str, str]]:
-        """Templates of text models expect one string, those of models that see a list of parts."""
+        """Return one string for a text model's template, or a list of parts for a Qwen-VL's."""
         if self.processor is None:
             return "".join(part.text for part in message.content if isinstance(part, Text))
         return [_template_part(part) for part in message.content]
 
 
 def plain_template(tokenizer: PreTrainedTokenizerBase) -> str:
-    """For a base model that knows no chat: what the messages say, a line break after each.
+    """Build a template for base models without one: each message's text and a line break.
 
-    A token the tokenizer begins every text with begins this one, too.
+    It starts with the token that the tokenizer puts before every text, if there is one.
     """
     first = tokenizer("a").input_ids[:1]
     begin = "{{ bos_token }}" if first == [tokenizer.bos_token_id] else ""
     return begin + "{% for message in messages %}{{ message.content }}\n{% endfor %}"
-
-
-def _seen(read: dict[str, Tensor]) -> Prompt:
-    return Prompt(read["input_ids"], {name: read[name] for name in read if name != "input_ids"})
 
 
 def _template_part(part: ContentPart) -> dict[str, str]:
@@ -151,9 +154,9 @@ def _template_part(part: ContentPart) -> dict[str, str]:
 
 
 def load_renderer(path: str, *, trust_remote_code: bool = False) -> Renderer:
-    """The renderer of a model alone: none of its weights are read."""
+    """Load the renderer of a model without its weights."""
     source = find_model(path)
     config = AutoConfig.from_pretrained(
-        **where(base_of(source) or source), trust_remote_code=trust_remote_code
+        **pretrained_arguments(base_of(source) or source), trust_remote_code=trust_remote_code
     )
     return Renderer.load(find_tokenizer(source), config, trust_remote_code=trust_remote_code)

@@ -1,9 +1,6 @@
-"""One decode step as work on storage that never moves, so that a GPU can replay it as a graph.
+"""A decode step on storage that does not move, so that a GPU can replay it as a CUDA graph."""
 
-Knows no sampling, and not which rows have ended.
-"""
-
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
@@ -12,70 +9,50 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from copd.policy.backbone import Backbone
-from copd.policy.readers.attention import Rectangle
 from copd.policy.readers.group_attention import attend_step
-from copd.policy.readers.packed import SharedPrefix
+from copd.policy.readers.rectangle import Rectangle
 
-OwnKeys = dict[int, tuple[Tensor, Tensor]]
-"""Keys and values of what rows have written, by layer: `P Hk G W d` with room for W tokens."""
+Keys = dict[int, tuple[Tensor, Tensor]]
+"""Keys and values by layer: of prompts `P Hk L d`, of sampled tokens `P Hk G W d`."""
 
 
-@dataclass(frozen=True, eq=False)
-class StaticStep:
-    """The state after one more token in every row.
+@dataclass(eq=False)
+class DecodeStep:
+    """Computes the states after one more token in every row, and advances to the next step.
 
-    Nothing here depends on how many steps there were but the contents of tensors: the column to
-    write is one, and columns after it are masked instead of cut off. A call leaves `positions` and
-    `column` ready for the next.
+    A static step does not depend on the number of steps: the column to write is a tensor, and later
+    columns are masked. A step that is not static cuts them off instead.
     """
 
     backbone: Backbone
     rectangle: Rectangle
-    prompt: Mapping[int, tuple[Float[Tensor, "P Hk L d"], Float[Tensor, "P Hk L d"]]]
+    prompt: Keys
     padding: Bool[Tensor, "P L"] | None
-    own: OwnKeys
+    own: Keys
+    """Storage of the sampled tokens' keys and values, with room for W tokens per row."""
     token_ids: Int[Tensor, "R"]
     """To be filled in before a call."""
     positions: Int[Tensor, "R"]
     column: Int[Tensor, "1"]
-
-    @classmethod
-    def build(
-        cls,
-        backbone: Backbone,
-        prefix: SharedPrefix,
-        prompt_of_row: Int[Tensor, "R"],
-        rectangle: Rectangle,
-        own: OwnKeys,
-        num_steps: int,
-    ) -> "StaticStep":
-        """For rows that have written `num_steps` tokens, with room for one more at least."""
-        prompt = {
-            layer: (as_computed(keys), as_computed(prefix.values[layer]))
-            for layer, keys in prefix.keys.items()
-        }
-        positions = prefix.next_positions[prompt_of_row] + num_steps
-        column = torch.full((1,), num_steps, device=positions.device)
-        tokens = torch.zeros_like(prompt_of_row)
-        return cls(backbone, rectangle, prompt, prefix.padding, own, tokens, positions, column)
-
-    @property
-    def room(self) -> int:
-        """Tokens a row has room for."""
-        return next(iter(self.own.values()))[0].shape[3]
+    num_steps: int
+    is_static: bool
 
     def __call__(self) -> Float[Tensor, "R D"]:
-        unwritten = torch.arange(self.room, device=self.column.device) > self.column
-        attention = partial(self._attend, unwritten[None])
+        unwritten = None
+        if self.is_static:
+            room = next(iter(self.own.values()))[0].shape[3]
+            unwritten = (torch.arange(room, device=self.column.device) > self.column)[None]
+        attention = partial(self._attend, unwritten)
         axes = self.backbone.on_axes(self.positions)
         states = self.backbone.forward(self.token_ids, axes, attention)
         self.positions.add_(1)
         self.column.add_(1)
+        self.num_steps += 1
         return states
 
     def _attend(
         self,
-        unwritten: Bool[Tensor, "1 W"],
+        unwritten: Bool[Tensor, "1 W"] | None,
         layer: int,
         query: Tensor,
         key: Tensor,
@@ -83,12 +60,14 @@ class StaticStep:
         scale: float,
     ) -> Tensor:
         own_keys, own_values = self.own[layer]
-        num_prompts = len(own_keys)
         queries, keys, values = (
-            self.rectangle.pad_groups(part, num_prompts) for part in (query, key, value)
+            self.rectangle.pad_groups(row, len(own_keys)) for row in (query, key, value)
         )
         own_keys.index_copy_(3, self.column, keys.to(own_keys.dtype))
         own_values.index_copy_(3, self.column, values.to(own_values.dtype))
+        if unwritten is None:
+            written = slice(self.num_steps + 1)
+            own_keys, own_values = own_keys[..., written, :], own_values[..., written, :]
         mixed = attend_step(
             queries,
             (own_keys, own_values),
@@ -101,11 +80,11 @@ class StaticStep:
 
 
 class Replay:
-    """A function without arguments, from its second call on replayed as a CUDA graph.
+    """A function without arguments that is replayed as a CUDA graph from its second call on.
 
     The first call is an ordinary one: it warms up libraries and, under autocast, casts the weights.
-    The graph reads those casts where they are, so calls belong into one autocast context. What a
-    call returns is overwritten by the next.
+    The graph reads those casts where they are, so all calls belong in one autocast context. A call
+    overwrites the result of the call before.
     """
 
     def __init__(self, function: Callable[[], Tensor]) -> None:
@@ -124,10 +103,3 @@ class Replay:
                 self._output = self._function()
         self._graph.replay()  # capturing alone runs nothing
         return self._output
-
-
-def as_computed(tensor: Tensor) -> Tensor:
-    """In the type attention will compute in, cast once instead of at every step."""
-    device = tensor.device.type
-    enabled = torch.is_autocast_enabled(device)
-    return tensor.to(torch.get_autocast_dtype(device)) if enabled else tensor

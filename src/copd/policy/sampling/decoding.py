@@ -1,30 +1,28 @@
-"""Rows of completions growing by a token a step. Knows no sampling and no end of a completion."""
+"""Rows of completions that grow by one token per step."""
 
 from collections.abc import Callable
 
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import pad
 
 from copd.policy.backbone import Backbone
-from copd.policy.readers.attention import Rectangle
-from copd.policy.readers.group_attention import attend_step
-from copd.policy.readers.packed import SharedPrefix
-from copd.policy.sampling.decode_graph import OwnKeys, Replay, StaticStep, as_computed
+from copd.policy.readers.prefix import SharedPrefix
+from copd.policy.readers.rectangle import Rectangle
+from copd.policy.sampling.decode_graph import DecodeStep, Keys, Replay
 
-_FIRST_WIDTH = 32
-"""How many tokens a fresh key buffer has room for; it doubles whenever it is full."""
-
-_FIRST_STATIC_WIDTH = 256
-"""The same where every doubling costs the capture of a graph."""
+_FIRST_WIDTH = {"growing": 32, "static": 256}
+"""Tokens per row that fit into new storage, which doubles whenever it is full. A GPU then captures
+its graph again."""
 
 
 class Decoding:
-    """Rows being written one token at a time; each attends to its prompt's keys and its own.
+    """Rows of completions, each of which attends to its prompt's keys and to its own.
 
-    Rows stand in slots, as many for every prompt as the largest group still has; when rows are
-    dropped some slots stay empty. Own keys are written in place: for sampling, not for gradients.
-    With `is_static` the storage stays where it is between doublings, as a GPU's graphs need it.
+    Rows stand in slots: every prompt has as many as the largest group has rows. Own keys are
+    written in place, for sampling without gradients. With `is_static` a step can be replayed as a
+    CUDA graph until the storage is full.
     """
 
     def __init__(
@@ -35,100 +33,83 @@ class Decoding:
         *,
         is_static: bool,
     ) -> None:
-        self.is_static = is_static
         self.backbone = backbone
         self.prefix = prefix
         self.prompt_of_row = prompt_of_row
-        self.rectangle = Rectangle.of_groups(
-            prompt_of_row, len(prefix.last_states), backbone.device
-        )
-        self.own: OwnKeys = {}
+        self.is_static = is_static
         self.num_steps = 0
-        self._static: tuple[StaticStep, Callable[[], Tensor]] | None = None
+        num_prompts = len(prefix.last_states)
+        self.rectangle = Rectangle.of_groups(prompt_of_row, num_prompts, backbone.device)
+        self.prompt: Keys = {
+            layer: (as_computed(keys), as_computed(prefix.values[layer]))
+            for layer, keys in prefix.keys.items()
+        }
+        self.own: Keys = {}
+        for layer, (keys, _) in self.prompt.items():
+            group_size = self.rectangle.num_sequences // num_prompts
+            empty = keys.new_zeros((num_prompts, keys.shape[1], group_size, 0, keys.shape[3]))
+            self.own[layer] = (empty, empty)
+        self._step: tuple[DecodeStep, Callable[[], Tensor]] | None = None
+
+    @property
+    def width(self) -> int:
+        """Tokens per row that fit into the storage."""
+        return next(iter(self.own.values()))[0].shape[3]
 
     def step(self, token_ids: Int[Tensor, "R"]) -> Float[Tensor, "R D"]:
-        """The states after one more token in every row; static ones last until the next step."""
-        if self.is_static:
-            states = self._step_in_place(token_ids)
-        else:
-            positions = self.prefix.next_positions[self.prompt_of_row] + self.num_steps
-            axes = self.backbone.on_axes(positions)
-            states = self.backbone.forward(token_ids, axes, self._attend)
-        self.num_steps += 1
-        return states
-
-    def keep(self, rows: Int[Tensor, "K"]) -> "Decoding":
-        """The same without the other rows, nor the prompts that have none left."""
-        prompts, prompt_of_row = self.prompt_of_row[rows].unique(return_inverse=True)
-        everyone = len(prompts) == len(self.prefix.last_states)
-        prefix = self.prefix if everyone else self.prefix.select(prompts)
-        kept = Decoding(self.backbone, prefix, prompt_of_row, is_static=self.is_static)
-        slots = self.rectangle.slots_in(kept.rectangle, rows)
-        for layer, own in self.own.items():
-            group = own[0].shape[2]
-            chosen = (part[slots // group, :, slots % group] for part in own)  # S Hk W d
-            keys, values = (
-                part.unflatten(0, (len(prompts), -1)).transpose(1, 2) for part in chosen
-            )
-            kept.own[layer] = (keys.contiguous(), values.contiguous())
-        kept.num_steps = self.num_steps
-        return kept
-
-    def _step_in_place(self, token_ids: Int[Tensor, "R"]) -> Float[Tensor, "R D"]:
-        if self._static is None or self._static[0].room == self.num_steps:
-            self.own = self._with_room()
-            step = StaticStep.build(
-                self.backbone,
-                self.prefix,
-                self.prompt_of_row,
-                self.rectangle,
-                self.own,
-                self.num_steps,
-            )
-            self._static = step, Replay(step) if self.backbone.device.type == "cuda" else step
-        step, run = self._static
+        """Return the states after one more token; static ones last until the next step."""
+        if self._step is None or self.width == self.num_steps:
+            self._step = self._prepare_step()
+        step, run = self._step
         step.token_ids.copy_(token_ids)
+        self.num_steps += 1
         return run()
 
-    def _with_room(self) -> OwnKeys:
-        """Own keys with room for one more token at least, if need be twice as much as so far."""
-        num_prompts = len(self.prefix.last_states)
-        group_size = self.rectangle.num_sequences // num_prompts
-        roomy = {}
-        for layer, keys in self.prefix.keys.items():
-            shape = (num_prompts, keys.shape[1], group_size, 0, keys.shape[3])
-            nothing = as_computed(keys[:0]).new_zeros(shape)
-            own = self.own.get(layer, (nothing, nothing))
-            width = own[0].shape[3]
-            more = 0 if width > self.num_steps else max(width, _FIRST_STATIC_WIDTH)
-            roomy[layer] = tuple(pad(part, (0, 0, 0, more)) for part in own)
-        return roomy
+    def select(self, rows: Int[Tensor, "K"]) -> "Decoding":
+        """Drop the other rows, and the prompts that have no row left."""
+        prompts, prompt_of_row = self.prompt_of_row[rows].unique(return_inverse=True)
+        every = len(prompts) == len(self.prefix.last_states)
+        prefix = self.prefix if every else self.prefix.select(prompts)
+        selected = Decoding(self.backbone, prefix, prompt_of_row, is_static=self.is_static)
+        slots = self.rectangle.slots_in(selected.rectangle, rows)
+        for layer, own in self.own.items():
+            group = own[0].shape[2]
+            filled = (tensor[slots // group, :, slots % group] for tensor in own)  # S Hk W d
+            keys, values = (
+                tensor.unflatten(0, (len(prompts), -1)).transpose(1, 2) for tensor in filled
+            )
+            selected.own[layer] = (keys.contiguous(), values.contiguous())
+        selected.num_steps = self.num_steps
+        return selected
 
-    def _attend(
-        self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float
-    ) -> Tensor:
-        num_prompts = len(self.prefix.last_states)
-        queries, keys, values = (
-            self.rectangle.pad_groups(part, num_prompts) for part in (query, key, value)
+    def _prepare_step(self) -> tuple[DecodeStep, Callable[[], Tensor]]:
+        """Double full storage, and build the step that writes to it."""
+        if self.width == self.num_steps:
+            first = _FIRST_WIDTH["static" if self.is_static else "growing"]
+            more = (0, 0, 0, max(self.width, first))
+            self.own = {
+                layer: (pad(keys, more), pad(values, more))
+                for layer, (keys, values) in self.own.items()
+            }
+        positions = self.prefix.next_positions[self.prompt_of_row] + self.num_steps
+        step = DecodeStep(
+            self.backbone,
+            self.rectangle,
+            self.prompt,
+            self.prefix.padding,
+            self.own,
+            token_ids=torch.zeros_like(self.prompt_of_row),
+            positions=positions,
+            column=torch.full((1,), self.num_steps, device=positions.device),
+            num_steps=self.num_steps,
+            is_static=self.is_static,
         )
-        mixed = attend_step(
-            queries,
-            self._remember(layer, keys, values),
-            (self.prefix.keys[layer], self.prefix.values[layer]),
-            scale,
-            unwritten=None,
-            padding=self.prefix.padding,
-        )
-        return self.rectangle.unpad_groups(mixed)
+        is_replayed = self.is_static and self.backbone.device.type == "cuda"
+        return step, Replay(step) if is_replayed else step
 
-    def _remember(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Own keys and values of a layer, this step's included."""
-        own_keys, own_values = self.own.get(layer, (keys[..., :0, :], values[..., :0, :]))
-        if own_keys.shape[3] == self.num_steps:
-            room = (0, 0, 0, max(self.num_steps, _FIRST_WIDTH))
-            own_keys, own_values = pad(own_keys, room), pad(own_values, room)
-            self.own[layer] = (own_keys, own_values)
-        own_keys[..., self.num_steps, :] = keys[..., 0, :]
-        own_values[..., self.num_steps, :] = values[..., 0, :]
-        end = self.num_steps + 1
-        return own_keys[..., :end, :], own_values[..., :end, :]
+
+def as_computed(tensor: Tensor) -> Tensor:
+    """Cast a tensor to the type of the passes, once instead of at every step."""
+    device = tensor.device.type
+    enabled = torch.is_autocast_enabled(device)
+    return tensor.to(torch.get_autocast_dtype(device)) if enabled else tensor

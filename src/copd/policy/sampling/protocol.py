@@ -1,39 +1,47 @@
-"""What is asked of whoever samples for a policy, and what comes back. Knows no model."""
+"""The protocol between a branch and whatever samples its policy's completions."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from copd.policy.readers.packed import SharedPrefix
+from copd.policy.readers.prefix import SharedPrefix
 from copd.policy.rendering.render import Prompt
-from copd.types import Completion
+from copd.types import Completions
 
 
 @dataclass(frozen=True, eq=False)
 class SamplingRequest:
-    """G completions for each prompt, all randomness from the seed."""
+    """A batch of prompts with the settings of their completions."""
 
     prompts: Sequence[Prompt]
     group_size: int
+    """Completions per prompt."""
     temperature: float
-    """0 takes the most probable token, its log-probability at temperature 1."""
+    """0 takes the most probable token and reports its log-probability at temperature 1."""
     seed: int
+    """The only source of randomness."""
     first_prompt: int = 0
+    """The place of the first prompt in the larger batch that this one is a slice of."""
     num_prompts: int | None = None
-    """Where the prompts stand in a larger batch, and how many that has; as in `Draw`."""
+    """The number of prompts of that batch; None if this one is not a slice."""
 
 
 @dataclass(frozen=True, eq=False)
 class SamplingResult:
-    """The groups of every batch; where all prompts were read in one pass, also what was read."""
+    """The completions of several requests."""
 
-    groups: list[list[list[Completion]]]
+    completions: list[Completions]
+    """One value per request."""
     prefixes: list[SharedPrefix] | None
+    """The prompts of each request as read, if all were read in one pass; else None."""
 
 
 class Sampler(Protocol):
-    """Writes a policy's completions: groups in the order of the prompts, no banned token, the end
-    token included, log-probabilities over the tokens that are not banned, at the temperature."""
+    """Samples completions of a policy.
+
+    Completions contain their end token and no banned token. Their log-probabilities are at the
+    temperature of the request, over the tokens that are not banned.
+    """
 
     def sample(
         self,
@@ -42,10 +50,19 @@ class Sampler(Protocol):
         *,
         keep_graph: bool = False,
     ) -> SamplingResult:
-        """Completions for all batches; with `keep_graph` prefixes that can carry a gradient, if
-        it reads prompts itself and all at once."""
+        """Sample the completions of all requests.
+
+        Args:
+            batches: The requests.
+            max_completion_tokens: The limit of each completion, in tokens.
+            keep_graph: Return prefixes that carry a gradient, if the sampler reads all prompts
+                itself and in one pass.
+
+        Returns:
+            The completions in the order of requests and prompts.
+        """
         ...
 
     def refresh(self) -> None:
-        """The policy's weights have changed: nothing sampled from now on comes from older ones."""
+        """Use the policy's present weights from now on, after they have changed."""
         ...

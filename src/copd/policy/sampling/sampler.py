@@ -1,4 +1,4 @@
-"""Completions from a model, group by group, each prompt read once. Knows no text and no rewards."""
+"""The decode loop: sample groups of completions after prompts that have been read once."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -8,35 +8,44 @@ import torch
 from jaxtyping import Bool, Float, Int
 from numpy.typing import NDArray
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
 from copd.functional.logprobs import full_logprobs
 from copd.policy.backbone import Backbone
-from copd.policy.readers.packed import SharedPrefix
-from copd.policy.sampling.decode_graph import as_computed
-from copd.policy.sampling.decoding import Decoding
+from copd.policy.readers.prefix import SharedPrefix
+from copd.policy.sampling.decoding import Decoding, as_computed
+from copd.types import Completions
 
 
 @dataclass(frozen=True, eq=False)
 class Draw:
-    """One batch to sample: G completions after each of P prompts, with its own randomness."""
+    """A batch to sample: G completions after each of P prompts, with randomness of its own."""
 
     prefix: SharedPrefix
+    """The prompts, as read by the policy that samples."""
     group_size: int
+    """G, at least 1."""
     temperature: float
-    """0 takes the most probable token, its log-probability at temperature 1; then every draw of a
-    loop must."""
+    """0 takes the most probable token and reports its log-probability at temperature 1; all draws
+    of one loop must then have it."""
     generator: torch.Generator
     first_prompt: int = 0
+    """The place of the first prompt in the larger batch that this one is a slice of."""
     num_prompts: int | None = None
-    """Where these prompts stand in a batch that is sampled in pieces, and how many that has: a
-    piece draws the numbers of the whole batch, so the cut changes no token."""
+    """The number of prompts of that batch; None if this one is not a slice. A slice draws the
+    random numbers of the whole batch, so slicing changes no token."""
 
     @property
     def num_rows(self) -> int:
+        """Completions of the batch, `P G`."""
         return len(self.prefix.last_states) * self.group_size
 
     def noise(self) -> Float[Tensor, "B"]:
-        """One number in [0, 1) per row, in float64."""
+        """Draw a float64 number in [0, 1) for each row.
+
+        Returns:
+            The numbers, shape `P G`.
+        """
         first = self.first_prompt * self.group_size
         num_rows = self.num_rows if self.num_prompts is None else self.num_prompts * self.group_size
         device = self.generator.device
@@ -46,43 +55,49 @@ class Draw:
 
 @dataclass(frozen=True)
 class Pace:
-    """When the host looks at what was drawn, and what it does then.
+    """When the host looks at the drawn tokens, and when it drops finished rows.
 
-    A look at its tensors makes a GPU wait, and rows that leave cost it the capture of a graph.
+    A GPU waits whenever the host reads a tensor, and captures a graph again when rows are dropped.
     """
 
     look_every: int
-    """Steps; until the next look, rows that have ended go on unheard."""
+    """Steps between looks; rows that have ended go on until the next look."""
     drop_below: float
-    """Finished rows leave the batch once the share of live ones is under this."""
+    """Finished rows are dropped once the share of unfinished ones is below this."""
     is_static: bool
-    """Of `Decoding`."""
+    """Whether key buffers are static, see `Decoding`."""
     most_scores: int = 2**20
-    """Rows times vocabulary that are looked at together: what fits a CPU's cache is not written to
-    memory and read again, which for 50,000 words costs more than the scores themselves."""
+    """Rows times vocabulary that are drawn from at once. The default fits a CPU's cache: for a
+    vocabulary of 50,000, writing scores to memory and back costs more than computing them."""
 
     @classmethod
     def on(cls, device: torch.device) -> "Pace":
-        """What suits a device."""
+        """Return the pace for a device."""
         return cls(16, 0.5, True, 2**30) if device.type == "cuda" else cls(1, 0.8, False)
 
 
 @dataclass(frozen=True, eq=False)
 class Samples:
-    """What was drawn for B = P * G rows, right-padded with whatever was drawn after the end."""
+    """Sampled tokens, packed: one flat token axis `N`."""
 
     token_ids: NDArray[np.int32]
-    """Shape `B T`."""
+    """Shape `N`."""
     logprobs: NDArray[np.float32]
-    """Shape `B T`."""
-    lengths: NDArray[np.int64]
+    """Shape `N`."""
+    lengths: NDArray[np.int32]
     """Shape `B`, the end token included."""
 
     def split(self, num_rows: Sequence[int]) -> list["Samples"]:
-        """The same in runs of rows."""
-        ends = np.cumsum(num_rows)[:-1]
-        parts = (np.split(part, ends) for part in (self.token_ids, self.logprobs, self.lengths))
-        return [Samples(*part) for part in zip(*parts, strict=True)]
+        """Split the completions into runs."""
+        rows = np.cumsum(num_rows)[:-1]
+        tokens = np.cumsum(self.lengths)[np.cumsum(num_rows) - 1][:-1]
+        runs = zip(
+            np.split(self.token_ids, tokens),
+            np.split(self.logprobs, tokens),
+            np.split(self.lengths, rows),
+            strict=True,
+        )
+        return [Samples(*run) for run in runs]
 
 
 @torch.inference_mode()
@@ -95,11 +110,18 @@ def sample_tokens(
     ends: frozenset[int],
     pace: Pace | None = None,
 ) -> list[Samples]:
-    """Completions for every prompt of every draw, all written side by side in one loop.
+    """Sample the completions of all draws side by side in one loop.
 
-    Every step draws one number for every row, finished or not, so that no row depends on how long
-    the others are, and no token on the pace.
+    Every step draws a number for each row, finished or not: no row depends on the length of others,
+    and no token on the pace.
     """
+    for draw in draws:
+        if draw.group_size < 1 or max_tokens < 1 or draw.temperature < 0:
+            raise ValueError(
+                "sampling needs group_size and max_tokens of at least 1 and a temperature of "
+                f"at least 0: got {draw.group_size}, {max_tokens} and {draw.temperature}. "
+                "Correct the settings."
+            )
     device = backbone.device
     pace = Pace.on(device) if pace is None else pace
     prefix = SharedPrefix.join([draw.prefix for draw in draws])
@@ -107,32 +129,53 @@ def sample_tokens(
     prompts = torch.arange(len(group_sizes))
     prompt_of_row = prompts.repeat_interleave(torch.tensor(group_sizes)).to(device)
     decoding = Decoding(backbone, prefix, prompt_of_row, is_static=pace.is_static)
-    choice = _Choice.build(draws, as_computed(backbone.head), banned, pace.most_scores)
-    seen = _Seen.nothing(len(prompt_of_row), max_tokens, ends)
+    chooser = _Chooser.build(draws, as_computed(backbone.head), banned, pace.most_scores)
+    record = _Record.empty(len(prompt_of_row), max_tokens, ends)
     unseen: list[tuple[Tensor, Tensor]] = []
     states = prefix.last_states[prompt_of_row]
     for step in range(max_tokens):
-        tokens, chosen = choice.next_tokens(states)
-        unseen.append((tokens, chosen))
+        tokens, logprobs = chooser.next_tokens(states)
+        unseen.append((tokens, logprobs))
         is_last = step + 1 == max_tokens
         if is_last or len(unseen) == pace.look_every:
-            live = seen.look(unseen)
+            unfinished = record.add(unseen)
             unseen.clear()
-            if is_last or len(live) == 0:
+            if is_last or len(unfinished) == 0:
                 break
-            if len(live) < pace.drop_below * len(tokens):
-                kept = seen.keep(live).to(device)
-                decoding, choice, tokens = decoding.keep(kept), choice.keep(kept), tokens[kept]
+            if len(unfinished) < pace.drop_below * len(tokens):
+                record.rows = record.rows[unfinished]
+                rows = torch.from_numpy(unfinished).to(device)
+                decoding, chooser = decoding.select(rows), chooser.select(rows)
+                tokens = tokens[rows]
         states = decoding.step(tokens)
-    samples = Samples(seen.token_ids, seen.logprobs, seen.lengths)
-    return samples.split([draw.num_rows for draw in draws])
+    return record.samples().split([draw.num_rows for draw in draws])
+
+
+def to_completions(
+    samples: Samples, tokenizer: PreTrainedTokenizerBase, ends: frozenset[int]
+) -> Completions:
+    """Decode sampled tokens. Texts leave out the end token."""
+    texts, is_truncated = [], []
+    for token_ids in np.split(samples.token_ids, np.cumsum(samples.lengths)[:-1]):
+        is_truncated.append(int(token_ids[-1]) not in ends)
+        answer = token_ids if is_truncated[-1] else token_ids[:-1]
+        text = tokenizer.decode(answer.tolist(), skip_special_tokens=True)
+        assert isinstance(text, str)
+        texts.append(text)
+    return Completions(
+        samples.token_ids,
+        samples.lengths,
+        samples.logprobs,
+        np.array(is_truncated),
+        tuple(texts),
+    )
 
 
 def draw_tokens(logprobs: Float[Tensor, "R V"], noise: Float[Tensor, "R"]) -> Int[Tensor, "R"]:
-    """The token at which the cumulative probability passes `noise`, uniform in [0, 1).
+    """Return the tokens at which the cumulative probability passes `noise`, uniform in [0, 1).
 
-    A token of probability zero adds nothing to the sum and so is never the one that passes it.
-    What nan gives is a token, too: divergence is noticed only at the next look.
+    A token of probability zero adds nothing to the sum, so it never passes. Where log-probabilities
+    are nan, the result is still a token: divergence is noticed at the next look.
     """
     cumulative = logprobs.exp().double().cumsum_(dim=-1)
     target = noise[:, None] * cumulative[:, -1:]
@@ -141,46 +184,44 @@ def draw_tokens(logprobs: Float[Tensor, "R V"], noise: Float[Tensor, "R"]) -> In
 
 
 @dataclass(frozen=True, eq=False)
-class _Choice:
-    """How the next tokens of the rows still in the batch are chosen."""
+class _Chooser:
+    """Chooses the next tokens of the rows that are still decoded."""
 
     draws: Sequence[Draw]
     head: Float[Tensor, "V D"]
     banned: Bool[Tensor, "V"]
     at_once: int
-    """Rows that are looked at together."""
+    """Rows that are drawn at once."""
     rows: Int[Tensor, "R"]
     temperature: Float[Tensor, "R 1"] | None
-    """None when every row is sampled at 1 or takes the most probable token."""
+    """None if every temperature is 0 or 1."""
 
     @classmethod
     def build(
         cls, draws: Sequence[Draw], head: Tensor, banned: Tensor, most_scores: int
-    ) -> "_Choice":
-        of_row = [draw.temperature for draw in draws for _ in range(draw.num_rows)]
+    ) -> "_Chooser":
+        by_row = [draw.temperature for draw in draws for _ in range(draw.num_rows)]
         plain = all(draw.temperature in (0.0, 1.0) for draw in draws)
-        temperature = None if plain else torch.tensor(of_row, device=head.device)[:, None]
-        rows = torch.arange(len(of_row), device=head.device)
+        temperature = None if plain else torch.tensor(by_row, device=head.device)[:, None]
+        rows = torch.arange(len(by_row), device=head.device)
         return cls(draws, head, banned, max(1, most_scores // len(head)), rows, temperature)
 
-    def keep(self, rows: Int[Tensor, "K"]) -> "_Choice":
-        """The same without the other rows."""
+    def select(self, rows: Int[Tensor, "K"]) -> "_Chooser":
         temperature = None if self.temperature is None else self.temperature[rows]
         return replace(self, rows=self.rows[rows], temperature=temperature)
 
     def next_tokens(
         self, states: Float[Tensor, "R D"]
     ) -> tuple[Int[Tensor, "R"], Float[Tensor, "R"]]:
-        """A token for each row, and its log-probability."""
-        noise, every = self._noise(), range(0, len(states), self.at_once)
-        parts = [self._some(states, noise, slice(i, i + self.at_once)) for i in every]
-        if len(parts) == 1:
-            return parts[0]
-        return torch.cat([tokens for tokens, _ in parts]), torch.cat(
-            [chosen for _, chosen in parts]
-        )
+        """Return a token for each row, and its log-probability."""
+        noise, starts = self._noise(), range(0, len(states), self.at_once)
+        chosen = [self._choose(states, noise, slice(i, i + self.at_once)) for i in starts]
+        if len(chosen) == 1:
+            return chosen[0]
+        tokens, logprobs = zip(*chosen, strict=True)
+        return torch.cat(tokens), torch.cat(logprobs)
 
-    def _some(self, states: Tensor, noise: Tensor | None, some: slice) -> tuple[Tensor, Tensor]:
+    def _choose(self, states: Tensor, noise: Tensor | None, some: slice) -> tuple[Tensor, Tensor]:
         logprobs = full_logprobs(states[some], self.head, banned=self.banned)
         if noise is None:
             best = logprobs.max(dim=-1)
@@ -191,8 +232,7 @@ class _Choice:
         return tokens, logprobs.gather(1, tokens[:, None])[:, 0]
 
     def _noise(self) -> Float[Tensor, "R"] | None:
-        """A number for every row, drawn also for those that have left; none where nothing is left
-        to chance."""
+        """Draw a number for every row, dropped ones included; None at temperature 0."""
         if self.draws[0].temperature == 0:
             return None
         numbers = torch.cat([draw.noise() for draw in self.draws]).to(self.rows.device)
@@ -200,19 +240,20 @@ class _Choice:
 
 
 @dataclass(eq=False)
-class _Seen:
-    """What was drawn up to the last look, on the host, and which rows are still in the batch."""
+class _Record:
+    """The tokens drawn up to the last look, on the host."""
 
     token_ids: NDArray[np.int32]
     logprobs: NDArray[np.float32]
     lengths: NDArray[np.int64]
-    """The longest possible one for rows that have not ended."""
+    """The maximum for rows that have not ended."""
     ends: NDArray[np.int64]
     rows: NDArray[np.int64]
+    """The rows that are still decoded."""
     num_steps: int = 0
 
     @classmethod
-    def nothing(cls, num_rows: int, max_tokens: int, ends: frozenset[int]) -> "_Seen":
+    def empty(cls, num_rows: int, max_tokens: int, ends: frozenset[int]) -> "_Record":
         return cls(
             np.zeros((num_rows, max_tokens), np.int32),
             np.zeros((num_rows, max_tokens), np.float32),
@@ -221,32 +262,28 @@ class _Seen:
             np.arange(num_rows),
         )
 
-    def look(self, unseen: Sequence[tuple[Tensor, Tensor]]) -> NDArray[np.int64]:
-        """Takes down some steps, and says which rows of the batch are live after them.
-
-        Refuses to go on from weights that have diverged: what is drawn by them has no finite
-        log-probability.
-        """
-        tokens, chosen = (torch.stack(part).numpy(force=True) for part in zip(*unseen, strict=True))
-        if not np.isfinite(chosen).all():
+    def add(self, steps: Sequence[tuple[Tensor, Tensor]]) -> NDArray[np.int64]:
+        """Add steps, and return which of the decoded rows are unfinished after them."""
+        tokens, logprobs = (
+            torch.stack(tensors).numpy(force=True) for tensors in zip(*steps, strict=True)
+        )
+        if not np.isfinite(logprobs).all():
             raise FloatingPointError(
                 "sampling needs finite logits: got nan or infinity from the model. "
                 "Go back to weights from before they diverged."
             )
         first, self.num_steps = self.num_steps, self.num_steps + len(tokens)
         self.token_ids[self.rows, first : self.num_steps] = tokens.T
-        self.logprobs[self.rows, first : self.num_steps] = chosen.T
+        self.logprobs[self.rows, first : self.num_steps] = logprobs.T
         is_end = (tokens[..., None] == self.ends).any(axis=-1)
-        ends_at = np.where(is_end.any(axis=0), first + is_end.argmax(axis=0) + 1, self.longest)
+        max_tokens = self.token_ids.shape[1]
+        ends_at = np.where(is_end.any(axis=0), first + is_end.argmax(axis=0) + 1, max_tokens)
         lengths = np.minimum(self.lengths[self.rows], ends_at)
         self.lengths[self.rows] = lengths
         return (lengths > self.num_steps).nonzero()[0]
 
-    def keep(self, live: NDArray[np.int64]) -> Int[Tensor, "K"]:
-        """Goes on without the other rows of the batch."""
-        self.rows = self.rows[live]
-        return torch.from_numpy(live)
-
-    @property
-    def longest(self) -> int:
-        return self.token_ids.shape[1]
+    def samples(self) -> Samples:
+        """Return what was drawn up to each row's end, packed."""
+        is_own = np.arange(self.token_ids.shape[1]) < self.lengths[:, None]
+        lengths = self.lengths.astype(np.int32)
+        return Samples(self.token_ids[is_own], self.logprobs[is_own], lengths)
