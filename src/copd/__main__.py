@@ -1,4 +1,4 @@
-"""`python -m copd` is `copd`."""
+"""Run the command line as `python -m copd`."""
 
 import sys
 

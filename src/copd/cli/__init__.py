@@ -96,7 +96,7 @@ def build_parser(settings: str = "") -> argparse.ArgumentParser:
         commands,
         "resume",
         about,
-        "Settings of --engine can follow, to continue on another engine: --engine.type local.",
+        "Settings of the engine can be changed, as by --engine.type local.",
     )
     resume.add_argument("run", metavar="RUN", type=Path, help="run directory")
     plan.add_options(_command(commands, "plan", plan.ABOUT, settings))

@@ -64,7 +64,7 @@ def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> None:
 
 def _settings(arguments: argparse.Namespace, overrides: Sequence[str]) -> tuple[str, FilesConfig]:
     """Return the domain's name and settings, from a configuration or the command line alone."""
-    from copd.config import FilesConfig, load_config, parse_files
+    from copd.config import load_config, parse_files
 
     if arguments.config is None:
         if arguments.file is None or arguments.domain is not None:
@@ -73,10 +73,19 @@ def _settings(arguments: argparse.Namespace, overrides: Sequence[str]) -> tuple[
                 "CONFIG. Name the file to check."
             )
         return Path(arguments.file).stem, parse_files(arguments.file, overrides)
-    config = load_config(arguments.config, overrides)
+    return _files_domain(arguments, load_config(arguments.config, overrides))
+
+
+def _files_domain(arguments: argparse.Namespace, config: Config) -> tuple[str, FilesConfig]:
+    """Return a domain of type 'files', with its paths replaced by FILE if that is given."""
+    from copd.config import FilesConfig
+
     known = {n: d for n, d in config.domains.items() if isinstance(d, FilesConfig)}
     name = _chosen(arguments, known, "of type 'files' ")
-    return name, _with_file(known[name], arguments.file)
+    if arguments.file is None:
+        return name, known[name]
+    paths = {"path": arguments.file, "validation_path": None, "test_path": None}
+    return name, known[name].model_copy(update=paths)
 
 
 def _chosen(arguments: argparse.Namespace, known: Collection[str], kind: str = "") -> str:
@@ -88,14 +97,6 @@ def _chosen(arguments: argparse.Namespace, known: Collection[str], kind: str = "
             f"{arguments.domain!r}, it has {', '.join(known) or 'none'}. Add --domain NAME."
         )
     return name
-
-
-def _with_file(section: FilesConfig, file: str | None) -> FilesConfig:
-    """Return the domain's settings for another file, which has its own held-out problems."""
-    if file is None:
-        return section
-    paths = {"path": file, "validation_path": None, "test_path": None}
-    return section.model_copy(update=paths)
 
 
 def _pass_rates(arguments: argparse.Namespace, overrides: Sequence[str]) -> None:
@@ -111,14 +112,8 @@ def _pass_rates(arguments: argparse.Namespace, overrides: Sequence[str]) -> None
     from copd.lab.data.pass_rate import pass_rates
 
     try:
-        pass_rates(
-            config,
-            name,
-            keep=(low, high),
-            out=arguments.out,
-            rates=rates,
-            as_json=arguments.json,
-        )
+        out, as_json = arguments.out, arguments.json
+        pass_rates(config, name, keep=(low, high), out=out, rates=rates, as_json=as_json)
     except KeyboardInterrupt:
         advice = "Pass --rates FILE to save the rates that are measured."
         if rates is not None:
@@ -128,7 +123,7 @@ def _pass_rates(arguments: argparse.Namespace, overrides: Sequence[str]) -> None
 
 def _run_settings(arguments: argparse.Namespace, overrides: Sequence[str]) -> tuple[str, Config]:
     """Return the domain's name, and a run's settings with the model to measure."""
-    from copd.config import FilesConfig, load_config, parse_files_run
+    from copd.config import load_config, parse_files_run
 
     model = arguments.model
     if arguments.config is None:
@@ -143,11 +138,9 @@ def _run_settings(arguments: argparse.Namespace, overrides: Sequence[str]) -> tu
     if arguments.file is None:
         name = _chosen(arguments, config.domains)
     else:
-        files = {n: d for n, d in config.domains.items() if isinstance(d, FilesConfig)}
-        name = _chosen(arguments, files, "of type 'files' ")
-        section = _with_file(files[name], arguments.file)
+        name, section = _files_domain(arguments, config)
         config = config.model_copy(update={"domains": {name: section}})
     if model is not None:
-        section = config.model.model_copy(update={"path": model})
-        config = config.model_copy(update={"model": section})
+        updated = config.model.model_copy(update={"path": model})
+        config = config.model_copy(update={"model": updated})
     return name, config

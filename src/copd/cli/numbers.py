@@ -1,7 +1,5 @@
 """Types of numbers for argparse."""
 
-from __future__ import annotations
-
 import argparse
 import math
 from functools import partial

@@ -1,7 +1,5 @@
 """`copd report`: options of the report."""
 
-from __future__ import annotations
-
 import argparse
 from collections.abc import Sequence
 from pathlib import Path

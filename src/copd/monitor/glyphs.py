@@ -1,7 +1,5 @@
 """Characters, sparklines and number formats that the live view is drawn with."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass

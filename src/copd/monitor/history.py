@@ -1,7 +1,5 @@
 """The metrics of a run as series over its plan's steps, and the time it still takes."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any

@@ -1,12 +1,10 @@
 """The progress of a run on the console: a live view on a terminal, else a line every few steps."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
+from typing import Any, Self
 
 from rich.console import Console
 from rich.live import Live
@@ -35,7 +33,7 @@ class RunProgress:
         self._is_live = console.is_interactive and console.file.isatty()
         self._live = Live(get_renderable=self._frame, console=console, refresh_per_second=1)
 
-    def __enter__(self) -> RunProgress:
+    def __enter__(self) -> Self:
         if self._is_live:
             self._live.start(refresh=True)
         return self

@@ -1,7 +1,5 @@
 """Accuracies on held-out problems: 95 % intervals, paired differences, JSON and tables."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass

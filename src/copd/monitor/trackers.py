@@ -3,8 +3,6 @@
 Their packages are imported only when a run uses them; metrics.jsonl needs none of them.
 """
 
-from __future__ import annotations
-
 import json
 import secrets
 import time

@@ -1,7 +1,5 @@
 """The live view of a run: styled lines drawn from its history."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass

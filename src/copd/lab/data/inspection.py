@@ -1,7 +1,5 @@
 """What data files hold and how a model reads them, as plain values and as text."""
 
-from __future__ import annotations
-
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping

@@ -1,13 +1,11 @@
 """Pass rates: how often a model solves each problem, their files and their histogram."""
 
-from __future__ import annotations
-
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from copd.monitor.results import mean_interval
 from copd.storage import append_lines, read_lines, truncate_lines, write_atomically
@@ -43,7 +41,7 @@ class Histogram:
     num_always: int
 
     @classmethod
-    def of(cls, rates: Sequence[Rate]) -> Histogram:
+    def of(cls, rates: Sequence[Rate]) -> Self:
         never = sum(rate.pass_rate == 0 for rate in rates)
         always = sum(rate.pass_rate == 1 for rate in rates)
         return cls(never, len(rates) - never - always, always)

@@ -1,7 +1,5 @@
 """`copd diagnose` without the command line: measure, print and write."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The findings of a diagnosis: means with intervals per domain, suite and position."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 

@@ -3,8 +3,6 @@
 Each has its own engine, and so reads the problems with its own chat template and processor.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 
 import numpy as np

@@ -1,7 +1,5 @@
 """A diagnosis as one HTML file in the style of the report."""
 
-from __future__ import annotations
-
 from html import escape
 
 from copd.lab.diagnose.findings import Diagnosis, DomainDiagnosis

@@ -1,7 +1,5 @@
 """A diagnosis as JSON and as tables for a terminal."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from typing import Any

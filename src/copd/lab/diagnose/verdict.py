@@ -1,7 +1,5 @@
 """Rules of thumb on whether a student will absorb a teacher; docs/diagnose.md states them."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """The lines of the charts: metrics and held-out accuracies over steps, as plain values."""
 
-from __future__ import annotations
-
 import math
 from collections import defaultdict
 from collections.abc import Mapping

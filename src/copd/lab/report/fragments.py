@@ -1,7 +1,5 @@
 """The parts of the page that need no script: facts, results, costs and plans as HTML."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime

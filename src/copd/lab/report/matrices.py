@@ -4,8 +4,6 @@ They come from dynamics.jsonl, which has all pairs, or else from metrics.jsonl, 
 and their teachers.
 """
 
-from __future__ import annotations
-
 from collections import defaultdict
 from typing import Any
 

@@ -1,7 +1,5 @@
 """The report of run and study directories as one HTML file that loads nothing from outside."""
 
-from __future__ import annotations
-
 import json
 import time
 from collections.abc import Iterable, Mapping, Sequence

@@ -1,7 +1,5 @@
 """The pictures of a page as PNG data URIs, each stored once."""
 
-from __future__ import annotations
-
 import base64
 import io
 

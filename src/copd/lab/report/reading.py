@@ -3,8 +3,6 @@
 What is missing or damaged becomes a sentence in `notes`; the rest is shown.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -79,7 +77,7 @@ class RunFiles:
 
     @property
     def is_finished(self) -> bool:
-        """Whether every model is evaluated that the settings ask for."""
+        """Whether every model that the settings select for evaluation is evaluated."""
         given = self.settings.get("evaluation")
         evaluation = given if isinstance(given, dict) else {}
         expected = {self.final} if self.final else {*self.branches}

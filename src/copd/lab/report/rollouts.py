@@ -1,7 +1,5 @@
 """The rollouts of a page: groups spread over the run, with problem, tokens, signal and answer."""
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -138,7 +136,7 @@ def _group(
 
 
 def _problem(domain: Domain | None, name: Mapping[str, Any]) -> Problem | None:
-    """Rebuild the problem; None if its domain no longer has it, as when files have moved."""
+    """Rebuild the problem; None if its domain does not have it, as when files have moved."""
     try:
         return domain.problem(name["split"], name["index"]) if domain else None
     except (*DAMAGE, OSError):
