@@ -104,7 +104,7 @@ def test_intervals_cover_the_truth_95_times_in_100_with_five_seeds(make_study, e
     """Over draws of seeds and problems, for an accuracy, a paired difference and headroom.
 
     Within 3 points, 2.2 standard errors of so many repetitions; where a seed and a problem matter
-    only together, five seeds cannot tell that seeds do not matter, and the intervals are wider.
+    only together, five seeds cannot rule out that seeds matter, and the intervals are wider.
     """
     repetitions, rng = 250, np.random.default_rng(1)
     inside = {"cell": 0, "difference": 0, "headroom": 0}

@@ -96,7 +96,7 @@ def test_only_a_clear_lead_is_bold(summary):
     assert marks["overall"] == ["", "", "", "", "best", ""]
 
 
-def test_what_cannot_be_told_apart_is_italic(make_study):
+def test_columns_without_a_clear_lead_are_italic(make_study):
     same = column(20, 20)
     summary = summarize(make_study({"a": same, "b": same, "c": column(4, 20)}))
     lines = {line.label: line for line in sheets(summary, None)[0].rows}
@@ -206,9 +206,9 @@ def test_the_terminal_shows_every_table_and_note(summary):
     assert "base was measured once" in text
 
 
-def test_the_reference_is_copd_the_last_or_the_one_that_was_asked_for(summary, make_study):
-    def reference(own, asked=None):
-        return sheets(own, asked)[1].corner
+def test_the_reference_is_copd_or_the_last_or_a_given_one(summary, make_study):
+    def reference(own, name=None):
+        return sheets(own, name)[1].corner
 
     assert reference(summary) == "copd minus"
     assert reference(summary, "mixed") == "mixed minus"
@@ -218,7 +218,7 @@ def test_the_reference_is_copd_the_last_or_the_one_that_was_asked_for(summary, m
         to_markdown(summary, reference="opd")
 
 
-def test_gaps_are_dashes_and_are_told(make_study):
+def test_gaps_are_dashes_with_notes(make_study):
     values = {
         "base": column(8, 8, num_seeds=1),
         "mixed": column(20, 20),
@@ -230,7 +230,7 @@ def test_gaps_are_dashes_and_are_told(make_study):
     accuracy = {line.label: line for line in sheets(summary, None)[0].rows}
     assert [cell.text == DASH for cell in accuracy["image"].cells] == [False, False, True]
     assert [cell.text == DASH for cell in accuracy["overall"].cells] == [False, False, True]
-    said = "\n".join(notes(summary))
+    text = "\n".join(notes(summary))
     for note in (
         "base was measured once",
         "mixed has seeds 0 of 0, 1, 2: it is compared on the seeds that both columns have",
@@ -239,8 +239,8 @@ def test_gaps_are_dashes_and_are_told(make_study):
         "copd was not measured on image with every seed.",
         "No seed has the experts of all domains",
     ):
-        assert note in said
-    assert "excludes zero on" not in said
+        assert note in text
+    assert "excludes zero on" not in text
     alone = summarize(make_study({"mixed": column(20, 20)}))
     assert "There is no base" in "\n".join(notes(alone))
     assert [sheet.name for sheet in sheets(alone, None)] == ["accuracy", "budgets"]
@@ -255,7 +255,7 @@ def test_strangers_are_not_compared(make_study):
     assert sheets(summary, None)[1].rows[0].cells[0].text == DASH
 
 
-def test_one_problem_has_no_interval_and_it_is_said(make_study):
+def test_one_problem_has_no_interval_and_a_note(make_study):
     summary = summarize(make_study({"a": {"d": [[1.0], [0.0]]}, "b": {"d": [[0.0], [0.0]]}}))
     assert summary.cells["d", "a"].mean == 0.5
     assert math.isnan(summary.cells["d", "a"].low)
