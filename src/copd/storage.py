@@ -1,7 +1,5 @@
 """Files of a run: writes that a crash cannot leave half done, JSON lines, packed columns."""
 
-from __future__ import annotations
-
 import base64
 import glob
 import json

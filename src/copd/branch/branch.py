@@ -1,7 +1,5 @@
 """The branch: a policy with its optimizer, and the methods that an engine calls on it."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace

@@ -5,8 +5,6 @@ state. During a method each rank holds the whole model, and its passes need no o
 run any number of passes, of any length.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import cast

@@ -1,7 +1,5 @@
 """The optimizer of a branch, and its update."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from importlib import import_module
 from typing import Any

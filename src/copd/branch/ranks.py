@@ -1,7 +1,5 @@
 """The processes that make one branch, and what they compute together."""
 
-from __future__ import annotations
-
 import pickle
 import traceback
 from collections.abc import Callable

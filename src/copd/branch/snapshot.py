@@ -1,7 +1,5 @@
 """A snapshot of a branch's weights, for scoring while the weights themselves are trained."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path

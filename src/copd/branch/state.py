@@ -1,7 +1,5 @@
 """A branch's weights and optimizer state as safetensors files. Nothing is unpickled."""
 
-from __future__ import annotations
-
 import errno
 import os
 from collections.abc import Mapping

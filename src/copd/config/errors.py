@@ -1,7 +1,5 @@
 """Validation with errors as sentences: what, got, expected, remedy."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError

@@ -1,7 +1,5 @@
 """The list of all settings with defaults and descriptions, for --help."""
 
-from __future__ import annotations
-
 import textwrap
 from pathlib import Path
 

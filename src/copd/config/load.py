@@ -1,7 +1,5 @@
 """Loading of a configuration: a TOML file, or JSON that copd wrote, then overrides."""
 
-from __future__ import annotations
-
 import json
 import tomllib
 from collections.abc import Mapping, Sequence

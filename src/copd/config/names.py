@@ -1,7 +1,5 @@
 """Names of domains and branches: those that copd reserves, checks, and suggestions."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Collection
 from typing import Final

@@ -1,7 +1,5 @@
 """The structure of the configuration classes: their tables and settings, and where an error is."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from types import NoneType, UnionType

@@ -1,7 +1,5 @@
 """Recipes: functions from a configuration to a plan of stages and actions."""
 
-from __future__ import annotations
-
 from copd.config import (
     Config,
     CoPDConfig,

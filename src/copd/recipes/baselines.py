@@ -1,7 +1,5 @@
 """The recipes that copd is compared with: experts, mixed RLVR, OPD, MOPD, and the paper's pilot."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping
 
 from copd.config import (

@@ -1,7 +1,5 @@
 """Co-evolving policy distillation (arXiv 2604.27083, Algorithm 1)."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import replace
 
