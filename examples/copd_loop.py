@@ -211,7 +211,11 @@ def train(config: Config) -> tuple[Policy, list[dict[str, Metrics]]]:
         The merged policy, and for each step the metrics of each branch.
     """
     recipe = config.recipe
-    assert isinstance(recipe, CoPDConfig) and recipe.topology == "all", "see the docstring"
+    if not isinstance(recipe, CoPDConfig) or recipe.topology != "all":
+        raise ValueError(
+            'this file runs recipe.type = "copd" with topology "all": got another recipe or '
+            "topology. Run it with `copd train`."
+        )
     domains = load_domains(config.domains)
     branches = {name: Branch(name, config) for name in config.branches}
     betas = recipe.betas(config.branches)
