@@ -1,7 +1,7 @@
-"""Measures copd against TRL on this machine and writes docs/benchmarks.md: `make bench`.
+"""Measure copd against TRL on this machine and write docs/benchmarks.md: `make bench`.
 
-Each side of a case is a process of its own with its model loaded and warm; they take turns, one
-step each a round, so that both meet the same state of the machine. Computes nothing itself.
+Each side of a case is a process of its own with its model loaded and warm. The sides take turns,
+one step each a round, so that both meet the same state of the machine.
 """
 
 from __future__ import annotations
@@ -24,41 +24,40 @@ from benchmarks import floor, table
 from benchmarks.cases import CASES, Case
 from benchmarks.model import save_model
 from benchmarks.ratios import CLOCKS, Answer, summary
-from benchmarks.workers import Worker, WorkerEnded, start
+from benchmarks.worker import Worker, WorkerEnded, start
+from copd.storage import write_atomically
 
 _WARM_UP = 2
 _TRIALS, _TRIAL_SECONDS = 3, 10.0
 _MEASURED_SECONDS = 20.0
 _LONG_SECONDS = 15.0
-"""Of a first round, after which the sides are warm."""
+"""After a first round of this length the sides are warm."""
 _OUR_MICRO_BATCHES = (0, 2048)
 _BUSY = 0.5
-"""Load average above which the machine is not ours alone."""
+"""Load average above which other programs disturb the measurement."""
 _PACKAGES = ("torch", "transformers", "trl", "accelerate", "datasets", "numpy")
 
-
 Tried = dict[str, dict[int, dict[str, float]]]
-"""By side and size of its micro-batches: seconds of a step, and growth."""
+"""Seconds of a step and memory growth, by side and micro-batch size."""
 
 
 class OtherWork(RuntimeError):
-    """The sides did not do the same."""
+    """The sides did not do the same work."""
 
 
 def measure(case: Case, folder: Path, tried: Tried, *, threads: int, rounds: int) -> dict[str, Any]:
-    """All numbers of one case: at least so many rounds, and more where they are short."""
+    """Return all numbers of a case, from so many rounds or more where they are short."""
     best = choose_micro_batches(case, tried)
     with ExitStack() as stack:
         sides = [*best.items(), ("matmul", 0), ("steps", 0)]
         theirs, ours, matmul, steps = start(stack, sides, case, folder, threads)
         answers = alternate(case, theirs, ours, rounds)
-        last = _WARM_UP + len(answers)  # problems that neither has seen
-        counted = (theirs.take(last, count_flops=True), ours.take(last, count_flops=True))
+        last = _WARM_UP + len(answers)  # problems that neither side has seen
         measured = summary(
             case.reference,
             [their for their, _ in answers],
             [our for _, our in answers],
-            counted,
+            (theirs.take(last, count_flops=True), ours.take(last, count_flops=True)),
             ([matmul.take(step) for step in range(rounds)], matmul.take(rounds, count_flops=True)),
             floor.least_of_step(case, last, folder),
             [steps.take(step) for step in range(rounds)],
@@ -68,7 +67,7 @@ def measure(case: Case, folder: Path, tried: Tried, *, threads: int, rounds: int
 
 
 def alternate(case: Case, theirs: Worker, ours: Worker, rounds: int) -> list[tuple[Answer, Answer]]:
-    """What both answer, round by round, once they are warm."""
+    """Return the measurements of both sides, round by round, after warming up."""
     answers: list[tuple[Answer, Answer]] = []
     warm_up, started = _WARM_UP, time.perf_counter()
     while len(answers) < warm_up + rounds or time.perf_counter() - started < _MEASURED_SECONDS:
@@ -83,7 +82,7 @@ def alternate(case: Case, theirs: Worker, ours: Worker, rounds: int) -> list[tup
 
 
 def choose_micro_batches(case: Case, tried: Tried) -> dict[str, int]:
-    """The other side's fastest; of ours the fastest that needs no more memory than that."""
+    """Choose the reference's fastest size, and ours that is fastest within its memory."""
     theirs, ours = tried[case.reference], tried["ours"]
     best = min(theirs, key=lambda size: theirs[size]["seconds"])
     limit = theirs[best]["growth"]
@@ -100,10 +99,10 @@ def check_same_work(case: Case, theirs: Answer, ours: Answer) -> None:
 
 
 def try_micro_batches(case: Case, folder: Path, *, threads: int, clock: int) -> Tried:
-    """Time and memory of both sides by the size of their micro-batches.
+    """Measure time and memory of both sides by micro-batch size.
 
-    In rows, all, a half, a quarter or an eighth; ours in tokens, 0 being the default. Long steps
-    need no warm-up to be told apart.
+    The reference tries all rows, a half, a quarter and an eighth; ours are in tokens, 0 being the
+    default.
     """
     if case.reference == "parts":
         return {side: {0: {"seconds": 0.0, "growth": 0.0}} for side in ("parts", "ours")}
@@ -117,7 +116,7 @@ def try_micro_batches(case: Case, folder: Path, *, threads: int, clock: int) -> 
 
 
 def try_one_by_one(workers: Sequence[Worker], clock: int) -> dict[int, dict[str, float]]:
-    """By the size of micro-batches, largest first, until they only get slower."""
+    """Measure workers from the largest micro-batch on, until they only get slower."""
     found: dict[int, dict[str, float]] = {}
     for worker in workers:
         answers = [worker.take(0)]
@@ -132,21 +131,18 @@ def try_one_by_one(workers: Sequence[Worker], clock: int) -> dict[int, dict[str,
 
 
 def processor() -> str:
-    """The name of the CPU."""
     with open("/proc/cpuinfo", encoding="utf-8") as file:
         names = [line.split(":")[1].strip() for line in file if line.startswith("model name")]
     return names[0] if names else platform.processor()
 
 
 def describe_machine() -> dict[str, Any]:
-    """What the numbers depend on."""
-    with open("/proc/meminfo", encoding="utf-8") as file:
-        kilobytes = int(file.readline().split()[1])
+    """Return what the numbers depend on."""
     return {
         "commit": commit(),
         "processor": processor(),
         "cores": os.cpu_count(),
-        "memory": kilobytes * 1024,
+        "memory": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         "system": platform.system(),
         "python": platform.python_version(),
         "packages": {name: version(name) for name in _PACKAGES},
@@ -156,7 +152,7 @@ def describe_machine() -> dict[str, Any]:
 
 
 def commit() -> str:
-    """What is measured; results that are being written do not change it."""
+    """Return the measured commit, marked if files outside docs/ differ from it."""
 
     def git(*words: str) -> str:
         found = subprocess.run(["git", *words], capture_output=True, text=True, check=False)
@@ -177,87 +173,88 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--out", type=Path, default=Path("docs"), help="folder of the results")
     parser.add_argument("--resume", action="store_true", help="only what OUT does not have yet")
     parser.add_argument("--render", action="store_true", help="only write the table again")
-    given = parser.parse_args(words)
-    if given.quick:
-        given.rounds, given.threads = 3, [1]
-        given.cases = [name for name in given.cases if name not in ("image256", "video128")]
-    return given
+    arguments = parser.parse_args(words)
+    if arguments.quick:
+        arguments.rounds, arguments.threads = 3, [1]
+        arguments.cases = [n for n in arguments.cases if n not in ("image256", "video128")]
+    return arguments
 
 
-def begin(given: argparse.Namespace) -> dict[str, Any]:
-    """An empty record; with --resume the one that is there, if it is of this code and machine."""
+def begin(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Return an empty record, or with --resume the one of the same code and machine."""
     machine = describe_machine()
     if machine["load"] > _BUSY:
         print(f"warning: load average is {machine['load']:.1f}; wall times will be noise.")
-    fresh: dict[str, Any] = {"machine": machine, "rounds": given.rounds, "measured": []}
-    if not given.resume:
-        return fresh
-    record = json.loads((given.out / "benchmarks.json").read_text(encoding="utf-8"))
+    if not arguments.resume:
+        return {"machine": machine, "rounds": arguments.rounds, "measured": []}
+    record = read(arguments.out)
     same = ("commit", "processor", "cores", "memory", "python", "packages")
     other = [name for name in same if record["machine"][name] != machine[name]]
-    if other or record["rounds"] != given.rounds:
+    if other or record["rounds"] != arguments.rounds:
         raise SystemExit(
             f"--resume needs results of the same code, machine and rounds: got another "
-            f"{', '.join(other) or 'number of rounds'} in {given.out}. Measure again without it."
+            f"{', '.join(other) or 'number of rounds'} in {arguments.out}. Measure again without "
+            "it."
         )
     return record
 
 
-def measure_all(given: argparse.Namespace) -> list[str]:
-    """Every case at every number of threads, the results written after each; returns failures."""
-    record = begin(given)
-    clock = CLOCKS.index(given.clock)
+def measure_all(arguments: argparse.Namespace) -> list[str]:
+    """Measure every case at every number of threads; return failures.
+
+    The results are written after each case.
+    """
+    record = begin(arguments)
+    clock, rounds = CLOCKS.index(arguments.clock), arguments.rounds
     tried: dict[str, Tried] = {m["case"]: _read_tried(m) for m in record["measured"]}
     done = {(m["threads"], m["case"]) for m in record["measured"]}
     failures = []
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         save_model(folder)
-        for threads, name in itertools.product(given.threads, given.cases):
+        for threads, name in itertools.product(arguments.threads, arguments.cases):
             if (threads, name) in done:
                 continue
             started, case = time.perf_counter(), CASES[name]
             try:
                 if name not in tried:
                     tried[name] = try_micro_batches(case, folder, threads=threads, clock=clock)
-                measured = measure(case, folder, tried[name], threads=threads, rounds=given.rounds)
+                measured = measure(case, folder, tried[name], threads=threads, rounds=rounds)
             except (WorkerEnded, OtherWork) as error:
                 failures.append(f"{name}, {threads} thread(s): {error}")
                 print(failures[-1], flush=True)
                 continue
             minutes = (time.perf_counter() - started) / 60
-            print(table.line(measured, given.clock), f"({minutes:.1f} min)", flush=True)
+            print(table.line(measured, arguments.clock), f"({minutes:.1f} min)", flush=True)
             record["measured"].append(measured)
-            write(record, given)
+            write(record, arguments.out, arguments.clock)
     return failures
 
 
 def _read_tried(measured: dict[str, Any]) -> Tried:
-    """JSON has strings for numbers where they are keys."""
+    """Return `micro_batches` with integer keys, which JSON does not have."""
     return {
         side: {int(size): cost for size, cost in sizes.items()}
         for side, sizes in measured["micro_batches"].items()
     }
 
 
-def write(record: dict[str, Any], given: argparse.Namespace) -> None:
-    """Numbers and page; a file is the old one or the new one, never half of it."""
-    texts = {
-        "benchmarks.json": json.dumps(record, indent=1) + "\n",
-        "benchmarks.md": table.page(record, given.clock),
-    }
-    for name, text in texts.items():
-        aside = given.out / f".{name}.tmp"
-        aside.write_text(text, encoding="utf-8")
-        aside.replace(given.out / name)
+def read(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "benchmarks.json").read_text(encoding="utf-8"))
+
+
+def write(record: dict[str, Any], folder: Path, clock: str) -> None:
+    """Write numbers and page."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomically(folder / "benchmarks.json", json.dumps(record, indent=1) + "\n")
+    write_atomically(folder / "benchmarks.md", table.page(record, clock))
 
 
 def main() -> None:
-    given = parse()
-    if given.render:
-        write(json.loads((given.out / "benchmarks.json").read_text(encoding="utf-8")), given)
-    failures = [] if given.render else measure_all(given)
-    if failures:
+    arguments = parse()
+    if arguments.render:
+        write(read(arguments.out), arguments.out, arguments.clock)
+    elif failures := measure_all(arguments):
         raise SystemExit("\n".join(["not measured:", *failures]))
 
 

@@ -1,7 +1,7 @@
-"""Measures copd against the plain repeated path on a GPU: `python -m benchmarks.gpu`.
+"""Measure copd against plain transformers on a GPU: `python -m benchmarks.gpu`.
 
-Both sides are loaded and warm in one process and take turns, round by round; the result is
-docs/gpu.md and docs/gpu.json. `--device cpu --toy` runs the same code small, to test it.
+Both sides are loaded and warm in one process and take turns, round by round. The results are
+docs/gpu.md and docs/gpu.json. `--device cpu --toy` tests the script with a toy model.
 """
 
 from __future__ import annotations
@@ -15,89 +15,164 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol
 
+import numpy as np
 import torch
 
-from benchmarks.gpu_model import FULL, TOY, Size, least_of_phases, save_model
+from benchmarks.cases import Case, Shapes
+from benchmarks.floor import groups_of, least_flops
 from benchmarks.gpu_page import page
-from benchmarks.gpu_sides import Ours, Place, Plain, Side
+from benchmarks.model import save_model
+from benchmarks.ours import build_config
+from benchmarks.repeated import Repeated
+from copd.branch import Branch
+from copd.branch.prompts import PromptCache
+from copd.planning.shapes import read_shapes
+from copd.policy import Policy
+from copd.types import RolloutRequest, ScoreRequest, TrainingBatch, UpdateRequest
+
+FULL = Case("full", "GRPO, pictures", "repeated", 1.0, (1024, 1024), lengths=(512, 512))
+TOY = replace(FULL, name="toy", media=(64, 64), group_size=2, lengths=(6, 6), num_prompts=2)
+"""The cases, named like their models in models.json; 32 x 32 pixels are a visual token."""
 
 PHASES = ("sampling", "scoring", "update")
 _DATA_SHEET = {"NVIDIA H200": 989e12, "NVIDIA H100 80GB HBM3": 989e12}
-"""Dense bfloat16 FLOP/s by the vendor's data sheet."""
+"""Dense bfloat16 FLOP/s in the vendor's data sheet."""
 
-AnySide = TypeVar("AnySide", bound=Side)
+
+class Side(Protocol):
+    """One of the compared sides; each phase works on the results of the one before."""
+
+    micro_batch: int
+
+    def sample(self, step: int) -> None: ...
+    def score(self) -> None: ...
+    def update(self) -> None: ...
+
+
+class Ours:
+    """A branch with micro-batches of so many tokens."""
+
+    def __init__(
+        self, case: Case, folder: Path, *, micro_batch: int, device: str, dtype: str
+    ) -> None:
+        self.case, self.micro_batch = case, micro_batch
+        [name] = case.domains
+        domain = Shapes(name, case.media)
+        config = build_config(case, folder, micro_batch, device=device, dtype=dtype)
+        policy = Policy.load(folder, device=device)
+        policy.end_tokens = frozenset()  # all completions have the full length
+        prompts = PromptCache({name: domain}, policy.render_all)
+        self.branch, self.domain = Branch("learner", policy, prompts, config), domain
+
+    def sample(self, step: int) -> None:
+        problems = tuple(p.id for p in self.domain.problems(step, self.case.num_prompts))
+        request = RolloutRequest("rlvr", problems, temperature=1.0, seed=step, position="measured")
+        [self.batch] = self.branch.sample([request])
+        assert (self.batch.lengths == self.case.lengths[1]).all(), "no token ends a completion"
+
+    def score(self) -> None:
+        batch = self.batch
+        probes = np.linspace(0, len(batch.token_ids) - 1, 128).astype(np.int32)
+        request = ScoreRequest(batch.problems, batch.token_ids, batch.lengths, probes, top_k=64)
+        self.branch.score([request])
+
+    def update(self) -> None:
+        batches = (TrainingBatch(self.domain.name, self.batch),)
+        self.branch.update(UpdateRequest(batches, position="measured"))
 
 
 def main(words: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__)
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
     parser.add_argument("--rounds", type=int, default=5, help="measured rounds")
-    parser.add_argument("--toy", action="store_true", help="a model of toy size, to test this")
+    parser.add_argument("--toy", action="store_true", help="a toy model, to test the script")
     parser.add_argument("--out", type=Path, default=Path("docs"), help="folder of the results")
-    given = parser.parse_args(words)
-    if given.device == "cuda" and not torch.cuda.is_available():
+    arguments = parser.parse_args(words)
+    if arguments.device == "cuda" and not torch.cuda.is_available():
         raise SystemExit(
             "no CUDA device here: got --device cuda, expected a machine with one. "
             "Run it there, or test the script with --device cpu --toy."
         )
-    record = measure(TOY if given.toy else FULL, given.device, given.rounds)
-    given.out.mkdir(parents=True, exist_ok=True)
-    (given.out / "gpu.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    text = page(record)
-    (given.out / "gpu.md").write_text(text, encoding="utf-8")
+    record = measure(TOY if arguments.toy else FULL, arguments.device, arguments.rounds)
+    text, folder = page(record), arguments.out
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "gpu.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    (folder / "gpu.md").write_text(text, encoding="utf-8")
     print(text)
 
 
-def measure(size: Size, device: str, rounds: int) -> dict[str, Any]:
-    """All numbers."""
-    place = Place(device, "bfloat16" if device == "cuda" else "float32")
+def measure(case: Case, device: str, rounds: int) -> dict[str, Any]:
+    """Measure both sides and return the record."""
+    dtype = "bfloat16" if device == "cuda" else "float32"
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        num_parameters = save_model(folder, size)
-        least, prompt_tokens = least_of_phases(folder, size)
-        of_problem = prompt_tokens + size.group_size * size.num_tokens
-        sides: dict[str, Side] = {}
-        sides["ours"] = ours = first_that_fits(
-            lambda tokens: Ours(folder, size, place, tokens),
-            [of_problem * n for n in halves(size.num_prompts)],
-        )
-        sides["plain"] = plain = first_that_fits(
-            lambda rows: Plain(folder, size, place, rows),
-            halves(-(-size.num_prompts * size.group_size // 4)),
-        )
+        num_parameters = save_model(folder, case.name)
+        least, prompt_tokens = least_of_phases(folder, case)
+        of_problem = prompt_tokens + case.group_size * case.lengths[1]
+        place: dict[str, Any] = {"device": device, "dtype": dtype}
+        sides = {
+            "ours": first_that_fits(
+                partial(Ours, case, folder, **place),
+                [of_problem * n for n in halves(case.num_prompts)],
+            ),
+            "plain": first_that_fits(
+                partial(Repeated, case, folder, **place), halves(-(-case.num_rows // 4))
+            ),
+        }
         runs = take_turns(sides, rounds)
+    machine = describe(device)
     return {
-        "machine": describe(device),
+        "machine": machine,
         "matmul_rate": matmul_rate(device),
-        "data_sheet": _DATA_SHEET.get(describe(device)["device"]),
+        "data_sheet": _DATA_SHEET.get(machine["device"]),
         "rounds": rounds,
-        "model": {"parameters": num_parameters, "dtype": place.dtype},
+        "model": {"parameters": num_parameters, "dtype": dtype},
         "step": {
-            "prompts": size.num_prompts,
-            "group": size.group_size,
+            "prompts": case.num_prompts,
+            "group": case.group_size,
             "prompt_tokens": prompt_tokens,
-            "completion_tokens": size.num_tokens,
-            "sampled": size.sampled,
+            "completion_tokens": case.lengths[1],
+            "sampled": case.num_rows * case.lengths[1],
         },
-        "micro_batch": {"ours, tokens": ours.micro_batch, "plain, rows": plain.micro_batch},
+        "micro_batch": {
+            "ours, tokens": sides["ours"].micro_batch,
+            "plain, rows": sides["plain"].micro_batch,
+        },
         "least_flops": least,
         "runs": runs,
     }
 
 
+def least_of_phases(folder: Path, case: Case) -> tuple[dict[str, int], int]:
+    """Return the least FLOPs of each phase (`benchmarks.floor`), and the tokens of a prompt.
+
+    Sampling and scoring are a forward pass over prompts and completions, an update is three.
+    """
+    shapes, groups = read_shapes(folder), groups_of(case, 0, folder)
+    update = least_flops(shapes, groups)
+    forward = least_flops(shapes, groups, num_scorings=1) - update
+    least = {"sampling": forward, "scoring": forward, "update": update}
+    return least, groups[0].prompt
+
+
 def halves(number: int) -> list[int]:
-    """The number, half of it, and so on down to 1."""
+    """Return the number, half of it, and so on down to 1."""
     return [number >> shift for shift in range(number.bit_length())]
 
 
-def first_that_fits(build: Callable[[int], AnySide], sizes: Sequence[int]) -> AnySide:
-    """The side with the largest micro-batch whose first round, also its warm-up, fits in memory."""
+def first_that_fits(build: Callable[..., Side], sizes: Sequence[int]) -> Side:
+    """Return the side with the largest micro-batch whose first round fits in memory.
+
+    That round is also its warm-up.
+    """
     for size in sizes:
-        side = build(size)
+        side = build(micro_batch=size)
         try:
             for phase in PHASES:
                 run(side, phase, 0)
@@ -110,9 +185,9 @@ def first_that_fits(build: Callable[[int], AnySide], sizes: Sequence[int]) -> An
 
 
 def take_turns(sides: dict[str, Side], rounds: int) -> list[dict[str, Any]]:
-    """Every phase of every round on every side: seconds, and memory beyond what was there before.
+    """Run every phase of every round on every side.
 
-    A side goes through all phases before the other, whose memory would else hold its prompts too.
+    A side finishes all phases before the other begins, whose memory would else include its prompts.
     """
     runs = []
     for step in range(1, rounds + 1):
@@ -124,7 +199,7 @@ def take_turns(sides: dict[str, Side], rounds: int) -> list[dict[str, Any]]:
 
 
 def run(side: Side, phase: str, step: int) -> dict[str, Any]:
-    """One phase of a side."""
+    """Run a phase; return its seconds, and its memory beyond what was allocated before."""
     has_gpu = torch.cuda.is_available()
     if has_gpu:
         torch.cuda.reset_peak_memory_stats()
@@ -142,21 +217,21 @@ def run(side: Side, phase: str, step: int) -> dict[str, Any]:
 
 
 def free_cache() -> None:
-    """Memory that nothing uses, back to the GPU."""
+    """Return unused memory to the GPU."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
 
 
 def now() -> float:
-    """The host's clock, once the GPU has caught up."""
+    """Read the host's clock after the GPU has finished."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     return time.perf_counter()
 
 
 def matmul_rate(device: str) -> float:
-    """FLOP/s of a large bfloat16 product of random matrices, median of ten after three."""
+    """Return the FLOP/s of a large bfloat16 product of random matrices, median of ten."""
     width = 8192 if device == "cuda" else 256
     generator = torch.Generator(device).manual_seed(0)
     left, right = (
@@ -171,7 +246,7 @@ def matmul_rate(device: str) -> float:
 
 
 def describe(device: str) -> dict[str, Any]:
-    """What the numbers depend on."""
+    """Return what the numbers depend on."""
     on_gpu = device == "cuda"
     return {
         "date": time.strftime("%Y-%m-%d"),

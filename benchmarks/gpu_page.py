@@ -1,69 +1,32 @@
-"""docs/gpu.md, from the results or without any. Measures nothing."""
+"""The page docs/gpu.md, with or without results."""
 
 from __future__ import annotations
 
 import statistics
+from pathlib import Path
 from typing import Any
 
 Record = dict[str, Any]
 
-_PHASES = ("sampling", "scoring", "update")
-_WHAT = """# On a GPU
-
-The same code as on a CPU, three things decided by the device:
-
-- passes over completions attend by flex attention (src/copd/policy/flex.py), whose block mask is
-  built from the lengths: no mask of all pairs exists;
-- decoding works on storage that does not move and is replayed as a CUDA graph
-  (src/copd/policy/decode_graph.py), captured again when the storage doubles or rows leave;
-- the host looks at ended rows and at divergence every 16 steps; between looks it never waits.
-
-`pytest -m gpu` compares log-probabilities, gradients and samples on the GPU with padded passes
-there and with the CPU.
-
-## What is measured
-
-    python -m benchmarks.gpu
-
-Needs one GPU (about 100 GB for the largest micro-batches; smaller ones are tried when memory runs
-out) and writes this page and gpu.json. A random Qwen3-VL of about half a billion parameters,
-bfloat16 compute under autocast with float32 master weights; 16 prompts of 1,024 visual tokens, 8
-completions each, 512 sampled tokens each (no token ends a completion). Phases: sampling, scoring
-as a teacher, update with AdamW. *Ours* is a branch as a run uses it. *Plain* is transformers'
-`generate` on repeated rows, then padded passes over whole repeated rows in the largest micro-batch
-that fits. Both are warm, in one process, and take turns round by round.
-
-Fraction of peak: the least FLOPs of a phase (each prompt and pixel once, benchmarks/floor.py; a
-forward pass for sampling and scoring, three for an update) over its seconds and the peak, so work
-that is repeated earns nothing. The peak is a measured 8192-cubed bfloat16 product, and the data
-sheet's number. Tokens per second count sampled tokens. Memory is what a phase needs beyond what was
-there before it; ours keeps the graph of the prompts from sampling to update, if one micro-batch
-holds them all.
-"""
-_NOTHING = """
-## Results
-
-None yet: nobody has run it on a GPU. On a CPU, `python -m benchmarks.gpu --device cpu --toy --out
-FOLDER` runs the same script small; its numbers mean nothing.
+_NOTES = Path(__file__).with_name("gpu_notes.md")
+_NO_RESULTS = """None yet: the script has not run on a GPU. On a CPU,
+`python -m benchmarks.gpu --device cpu --toy --out FOLDER` runs it small; its numbers mean nothing.
 """
 
 
 def page(record: Record | None) -> str:
-    """The whole page."""
-    return _WHAT + (_NOTHING if record is None else _results(record))
+    """Return the whole page."""
+    results = _NO_RESULTS if record is None else _results(record)
+    return f"{_NOTES.read_text(encoding='utf-8')}\n## Results\n\n{results}"
 
 
 def _results(record: Record) -> str:
-    machine, step = record["machine"], record["step"]
+    machine, step, sheet = record["machine"], record["step"], record["data_sheet"]
     packages = ", ".join(f"{name} {number}" for name, number in machine["packages"].items())
-    sheet = record["data_sheet"]
     rates = f"measured {record['matmul_rate'] / 1e12:.3g} TFLOP/s"
     rates += f", data sheet {sheet / 1e12:.3g}" if sheet else ", data sheet unknown"
     sizes = ", ".join(f"{name}: {size:,}" for name, size in record["micro_batch"].items())
     lines = [
-        "",
-        "## Results",
-        "",
         f"{machine['date']}, {machine['device']}, Python {machine['python']}, {packages};",
         f"`{machine['command']}`, {record['rounds']} rounds, medians over them;",
         f"{record['model']['parameters'] / 1e6:.1f} M parameters in {record['model']['dtype']};",
@@ -75,61 +38,53 @@ def _results(record: Record) -> str:
         "| ours, of measured peak | of data sheet | plain, of measured peak "
         "| ours, GB more | plain, GB more |",
         "| --- " * 11 + "|",
-        *(_row(record, phase) for phase in _PHASES),
+        *(_phase(record, phase) for phase in record["least_flops"]),
         _total(record),
     ]
     return "\n".join(lines) + "\n"
 
 
-def _row(record: Record, phase: str) -> str:
+def _phase(record: Record, phase: str) -> str:
     ours, plain = (_median(record, side, phase) for side in ("ours", "plain"))
-    ratios = [
-        _seconds(record, "plain", phase, number) / _seconds(record, "ours", phase, number)
-        for number in range(1, record["rounds"] + 1)
-    ]
-    sampled, least = record["step"]["sampled"], record["least_flops"][phase]
-    sheet = record["data_sheet"]
-    cells = [
-        phase,
-        f"{ours:.3f}",
-        f"{plain:.3f}",
+    seconds = [[run["seconds"] for run in _runs(record, s, phase)] for s in ("plain", "ours")]
+    ratios = [a / b for a, b in zip(*seconds, strict=True)]
+    least, sheet = record["least_flops"][phase], record["data_sheet"]
+    return _row(
+        *(phase, f"{ours:.3f}", f"{plain:.3f}"),
         f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})",
-        f"{sampled / ours:,.0f}",
-        f"{sampled / plain:,.0f}",
+        *(f"{record['step']['sampled'] / seconds:,.0f}" for seconds in (ours, plain)),
         f"{least / ours / record['matmul_rate']:.1%}",
         f"{least / ours / sheet:.1%}" if sheet else "",
         f"{least / plain / record['matmul_rate']:.1%}",
-        _memory(record, "ours", phase),
-        _memory(record, "plain", phase),
-    ]
-    return "| " + " | ".join(cells) + " |"
+        *(_memory(record, side, phase) for side in ("ours", "plain")),
+    )
 
 
 def _total(record: Record) -> str:
-    """A step is sampling and update; scoring is a teacher's."""
+    """Return the row of a whole step: sampling and update, as scoring is a teacher's."""
     ours, plain = (
         sum(_median(record, side, phase) for phase in ("sampling", "update"))
         for side in ("ours", "plain")
     )
-    sampled = record["step"]["sampled"]
-    cells = ["step without scoring", f"{ours:.3f}", f"{plain:.3f}", f"{plain / ours:.2f}"]
-    cells += [f"{sampled / ours:,.0f}", f"{sampled / plain:,.0f}", *[""] * 5]
-    return "| " + " | ".join(cells) + " |"
+    rates = (f"{record['step']['sampled'] / seconds:,.0f}" for seconds in (ours, plain))
+    cells = ["step without scoring", f"{ours:.3f}", f"{plain:.3f}", f"{plain / ours:.2f}", *rates]
+    return _row(*cells, *[""] * 5)
 
 
 def _runs(record: Record, side: str, phase: str) -> list[Record]:
-    return [run for run in record["runs"] if (run["side"], run["phase"]) == (side, phase)]
+    """Return the runs of a side and phase by round."""
+    runs = [run for run in record["runs"] if (run["side"], run["phase"]) == (side, phase)]
+    return sorted(runs, key=lambda run: run["round"])
 
 
 def _median(record: Record, side: str, phase: str) -> float:
     return statistics.median(run["seconds"] for run in _runs(record, side, phase))
 
 
-def _seconds(record: Record, side: str, phase: str, number: int) -> float:
-    [run] = [run for run in _runs(record, side, phase) if run["round"] == number]
-    return run["seconds"]
-
-
 def _memory(record: Record, side: str, phase: str) -> str:
     growth = [run["growth"] for run in _runs(record, side, phase)]
     return "" if growth[0] is None else f"{max(growth) / 1e9:.1f}"
+
+
+def _row(*cells: str) -> str:
+    return "| " + " | ".join(cells) + " |"

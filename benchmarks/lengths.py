@@ -1,16 +1,14 @@
-"""Completions of a planned length, in our sampler and in transformers' `generate`.
+"""Completions of planned lengths, in our sampler and in transformers' `generate`.
 
-Both sides draw tokens as they always do; only the end token is forbidden until a row's plan is
-fulfilled, and certain then. Without it the random model would decide how much work a step is.
+Both sides draw tokens as usual, but the end token is impossible until a row has its planned length,
+and certain then. Otherwise the random model would decide how much work a step is.
 """
-
-from __future__ import annotations
 
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from numpy.typing import NDArray
 from torch import Tensor
 from transformers import LogitsProcessor, PreTrainedTokenizerBase
@@ -22,11 +20,11 @@ from copd.policy.sampling import sampler
 def end_as_planned(
     scores: Float[Tensor, "R V"], lengths: NDArray[np.int64], step: int, end: int, longest: int
 ) -> Float[Tensor, "R V"]:
-    """Scores of token `step` of each row: the end token is impossible, or the only one at its turn.
+    """Return scores of token `step` under which each row ends at its planned length.
 
-    A row planned as long as the limit is cut off by it and needs no end.
+    A row planned as long as the limit is truncated and needs no end token.
     """
-    is_last = torch.from_numpy((lengths == step + 1) & (lengths < longest))
+    is_last = torch.from_numpy((lengths == step + 1) & (lengths < longest)).to(scores.device)
     forced = scores.clone()
     forced[:, end] = -torch.inf
     forced[is_last] = -torch.inf
@@ -34,18 +32,22 @@ def end_as_planned(
     return forced
 
 
-def control_tokens(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Special tokens but the end: copd never samples them, and a placeholder would ask for pixels
-    that do not exist."""
-    special = (i for i, token in tokenizer.added_tokens_decoder.items() if token.special)
-    return [token for token in special if token != tokenizer.eos_token_id]
+def banned_tokens(tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> Bool[Tensor, "V"]:
+    """Mark the special tokens except the end, and the rows of the head without a token.
+
+    copd never samples them, and a placeholder would need pixels that do not exist.
+    """
+    banned = torch.arange(vocab_size) >= len(tokenizer)
+    for token_id, token in tokenizer.added_tokens_decoder.items():
+        banned[token_id] |= token.special and token_id != tokenizer.eos_token_id
+    return banned
 
 
 class PlannedSampler:
-    """Stands for `full_logprobs` in the sampler, which calls it once per decoding step.
+    """Replaces `full_logprobs` in the sampler, which calls it once per decoding step.
 
-    Rows keep their order and leave only when finished, so who is still there follows from the plan.
-    A batch is over when its longest row is; the next rows in the plan are the next batch's.
+    Rows keep their order and leave only when finished, so the plan says which rows remain. A batch
+    ends with its longest row; the next lengths of the plan are those of the next batch.
     """
 
     def __init__(self, end: int, longest: int) -> None:
@@ -53,11 +55,11 @@ class PlannedSampler:
         self.plan(np.zeros(0, dtype=np.int64))
 
     def install(self) -> None:
-        """From here on, in this process."""
+        """Replace the function in this process."""
         sampler.full_logprobs = self
 
     def plan(self, lengths: NDArray[np.int64]) -> None:
-        """Lengths of all rows that will be sampled, batch after batch."""
+        """Set the lengths of all rows that will be sampled, batch after batch."""
         self.waiting = lengths
         self.present = lengths[:0]
         self.step = 0
@@ -76,16 +78,15 @@ class PlannedSampler:
 
 
 class PlannedGenerate(LogitsProcessor):
-    """The same for `generate`, whose rows stay to the end; also forbids control tokens."""
+    """The same for `generate`, whose rows all stay to the end; also forbids banned tokens."""
 
     def __init__(
-        self, lengths: NDArray[np.int64], end: int, longest: int, control: list[int]
+        self, lengths: NDArray[np.int64], end: int, longest: int, banned: Bool[Tensor, "V"]
     ) -> None:
-        self.lengths, self.end, self.longest, self.control = lengths, end, longest, control
+        self.lengths, self.end, self.longest, self.banned = lengths, end, longest, banned
         self.step = 0
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         forced = end_as_planned(scores, self.lengths, self.step, self.end, self.longest)
-        forced[:, self.control] = -torch.inf
         self.step += 1
-        return forced
+        return forced.masked_fill_(self.banned, -torch.inf)

@@ -1,7 +1,9 @@
-"""The model both sides load: a random Qwen3-VL miniature with a character tokenizer."""
+"""Random Qwen3-VL models as Hugging Face folders, and the miniature that both sides load."""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +14,11 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 
 from copd.policy.rendering.processors import TorchVideoProcessor, build_processor, save_processor
 
-_CONTROL = (
-    "<|endoftext|>",
-    "<|im_start|>",
-    "<|im_end|>",
-    "<|vision_start|>",
-    "<|vision_end|>",
-    "<|image_pad|>",
-    "<|video_pad|>",
+CONTROL = (
+    *("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>"),
+    *("<|image_pad|>", "<|video_pad|>"),
 )
-_CHARACTERS = "\n" + "".join(chr(code) for code in range(32, 127))
+_MODELS = Path(__file__).with_name("models.json")
 _TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message.role }}\n"
     "{% if message.content is string %}{{ message.content }}{% else %}"
@@ -34,12 +31,13 @@ _TEMPLATE = (
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
-    """A token per character: a time stamp before video frames is 13 tokens."""
-    pieces = [*_CONTROL, *_CHARACTERS]
-    tokenizer = Tokenizer(models.WordLevel({p: i for i, p in enumerate(pieces)}, unk_token="?"))
+    """Build a tokenizer with a token per character; a time stamp of a frame is 13 tokens."""
+    vocabulary = [*CONTROL, "\n", *map(chr, range(32, 127))]
+    ids = {token: i for i, token in enumerate(vocabulary)}
+    tokenizer = Tokenizer(models.WordLevel(ids, unk_token="?"))
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
     tokenizer.decoder = decoders.Fuse()
-    tokenizer.add_special_tokens([AddedToken(text, special=True) for text in _CONTROL])
+    tokenizer.add_special_tokens([AddedToken(text, special=True) for text in CONTROL])
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         eos_token="<|im_end|>",
@@ -49,37 +47,15 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-def save_model(folder: Path) -> None:
-    """The miniature as a complete Hugging Face folder, always the same weights."""
-    save_random(
-        folder,
-        text={
-            "vocab_size": len(build_tokenizer()),
-            "hidden_size": 128,
-            "intermediate_size": 384,
-            "num_hidden_layers": 4,
-            "num_attention_heads": 4,
-            "num_key_value_heads": 2,
-            "head_dim": 32,
-            "max_position_embeddings": 1024,
-            "rope_parameters": rotary(10000.0, (6, 5, 5)),
-        },
-        vision={
-            "hidden_size": 64,
-            "intermediate_size": 128,
-            "depth": 2,
-            "num_heads": 4,
-            "out_hidden_size": 128,
-            "num_position_embeddings": 64,
-            "deepstack_visual_indexes": [0],
-        },
-        patch=8,
-        limits={"shortest_edge": 16 * 16, "longest_edge": 1024 * 1024},
-    )
+def save_model(folder: Path, name: str = "miniature") -> int:
+    """Save a model of models.json, always with the same weights; return their number."""
+    sizes = json.loads(_MODELS.read_text(encoding="utf-8"))[name]
+    text = {**sizes["text"], "rope_parameters": rotary(sizes["theta"], sizes["sections"])}
+    return save_random(folder, text=text, vision=sizes["vision"], patch=sizes["patch"])
 
 
-def rotary(theta: float, sections: tuple[int, int, int]) -> dict[str, Any]:
-    """Rotary positions on three axes: time, height, width."""
+def rotary(theta: float, sections: Sequence[int]) -> dict[str, Any]:
+    """Return rotary settings with sections for time, height and width."""
     return {
         "rope_type": "default",
         "rope_theta": theta,
@@ -88,18 +64,22 @@ def rotary(theta: float, sections: tuple[int, int, int]) -> dict[str, Any]:
     }
 
 
-def save_random(
-    folder: Path,
-    *,
-    text: dict[str, Any],
-    vision: dict[str, Any],
-    patch: int,
-    limits: dict[str, int],
-) -> int:
-    """A random model of these sizes with its processor; returns how many weights it has."""
+def save_random(folder: Path, *, text: dict[str, Any], vision: dict[str, Any], patch: int) -> int:
+    """Save a random model of these sizes with its processor; return its number of weights."""
     tokenizer = build_tokenizer()
+    torch.manual_seed(0)
+    model = Qwen3VLForConditionalGeneration(build_config(tokenizer, text, vision, patch))
+    limits = {"shortest_edge": (2 * patch) ** 2, "longest_edge": 1024 * 1024}
+    save(model, tokenizer, folder, limits=limits, clip_limits=limits)
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def build_config(
+    tokenizer: PreTrainedTokenizerFast, text: dict[str, Any], vision: dict[str, Any], patch: int
+) -> Qwen3VLConfig:
+    """Build a configuration of these sizes with the token ids of a tokenizer."""
     ids = tokenizer.get_vocab()
-    config = Qwen3VLConfig(
+    return Qwen3VLConfig(
         text_config={
             **text,
             "pad_token_id": ids["<|endoftext|>"],
@@ -119,20 +99,29 @@ def save_random(
         vision_end_token_id=ids["<|vision_end|>"],
         tie_word_embeddings=True,
     )
-    torch.manual_seed(0)
-    model = Qwen3VLForConditionalGeneration(config)
-    assert model.generation_config is not None, "made with every model that generates"
-    model.generation_config.eos_token_id = ids["<|im_end|>"]
-    model.generation_config.pad_token_id = ids["<|endoftext|>"]
+
+
+def save(
+    model: Qwen3VLForConditionalGeneration,
+    tokenizer: PreTrainedTokenizerFast,
+    folder: Path,
+    *,
+    limits: dict[str, int],
+    clip_limits: dict[str, int],
+) -> None:
+    """Save model, tokenizer and processor; `limits` bound the pixels of a picture and of a clip."""
+    assert model.generation_config is not None, "a model that generates has one"
+    model.generation_config.eos_token_id = tokenizer.eos_token_id
+    model.generation_config.pad_token_id = tokenizer.pad_token_id
     model.save_pretrained(folder)
+    vision: Any = model.config.vision_config
     settings: dict[str, Any] = {
-        "patch_size": patch,
+        "patch_size": vision.patch_size,
         "merge_size": 2,
         "temporal_patch_size": 2,
         "image_mean": [0.5, 0.5, 0.5],
         "image_std": [0.5, 0.5, 0.5],
-        "size": limits,
     }
-    pictures, clips = Qwen2VLImageProcessorPil(**settings), TorchVideoProcessor(**settings)
-    save_processor(build_processor(tokenizer, pictures, clips), folder)
-    return sum(parameter.numel() for parameter in model.parameters())
+    images = Qwen2VLImageProcessorPil(size=limits, **settings)
+    videos = TorchVideoProcessor(size=clip_limits, **settings)
+    save_processor(build_processor(tokenizer, images, videos), folder)

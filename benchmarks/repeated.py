@@ -1,6 +1,7 @@
-"""The plain way, for what TRL cannot read: every completion carries its own copy of the prompt.
+"""The plain way, without sharing: every completion has its own copy of the prompt.
 
-`generate` on repeated prompts and pixels, then one padded training pass over the repeated rows.
+It samples with `generate` on repeated prompts and pixels, then trains with padded passes over the
+repeated rows. It is the reference for clips, which TRL does not read, and on a GPU.
 """
 
 from collections.abc import Sequence
@@ -8,15 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
-from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from transformers import LogitsProcessor, PreTrainedModel
 
-from benchmarks.cases import Case, Shapes, planned_lengths
-from benchmarks.lengths import PlannedGenerate, control_tokens
+from benchmarks.cases import Case, Shapes, digit_share, planned_lengths
+from benchmarks.lengths import PlannedGenerate, banned_tokens
 from benchmarks.turns import Turns
 from copd.config import LossConfig, OptimizerConfig
 from copd.functional import clipped_surrogate, group_relative
@@ -35,11 +35,11 @@ class Rows:
     kinds: Int[Tensor, "B L"]
     """`mm_token_type_ids`: 0 text, 1 image, 2 video."""
     media: dict[str, Tensor]
-    """Pixel rows and grids of all rows, end to end."""
+    """Pixel rows and grids of all rows, concatenated."""
 
     @classmethod
     def repeat(cls, prompts: Sequence[Prompt], group_size: int, pad: int) -> "Rows":
-        """Each prompt, and its pixels, `group_size` times."""
+        """Repeat each prompt and its pixels `group_size` times."""
         repeated = [prompt for prompt in prompts for _ in range(group_size)]
         ids = [prompt.input_ids for prompt in repeated]
         kinds = [p.media.get("mm_token_type_ids", torch.zeros_like(p.input_ids)) for p in repeated]
@@ -48,11 +48,15 @@ class Rows:
             for name in _MEDIA
             if name in repeated[0].media
         }
+
+        def padded(rows: list[Tensor], value: int) -> Tensor:
+            return pad_sequence(rows, batch_first=True, padding_value=value, padding_side="left")
+
         masks = [torch.ones_like(row) for row in ids]
-        return cls(_left_padded(ids, pad), _left_padded(masks, 0), _left_padded(kinds, 0), media)
+        return cls(padded(ids, pad), padded(masks, 0), padded(kinds, 0), media)
 
     def select(self, rows: slice) -> "Rows":
-        """Some of the rows with their pixels."""
+        """Return some of the rows with their pixels."""
         media = dict(self.media)
         for pixels, grid in (_MEDIA[:2], _MEDIA[2:]):
             if pixels in media:
@@ -62,28 +66,25 @@ class Rows:
         return Rows(self.input_ids[rows], self.mask[rows], self.kinds[rows], media)
 
 
-def _left_padded(rows: Sequence[Tensor], value: int) -> Tensor:
-    return torch.nn.utils.rnn.pad_sequence(
-        list(rows), batch_first=True, padding_value=value, padding_side="left"
-    )
-
-
 @torch.no_grad()
 def generate(
     model: Any, rows: Rows, *, max_tokens: int, processor: LogitsProcessor
 ) -> Int[Tensor, "B T"]:
-    """Completions as transformers samples them, at temperature 1."""
-    output = model.generate(
-        input_ids=rows.input_ids,
-        attention_mask=rows.mask,
-        mm_token_type_ids=rows.kinds,
+    """Sample completions with transformers at temperature 1."""
+    inputs = {
+        "input_ids": rows.input_ids,
+        "attention_mask": rows.mask,
+        "mm_token_type_ids": rows.kinds,
         **rows.media,
+    }
+    output = model.generate(
+        **{name: tensor.to(model.device) for name, tensor in inputs.items()},
         do_sample=True,
         top_k=0,
         max_new_tokens=max_tokens,
         logits_processor=[processor],
     )
-    return output[:, rows.input_ids.shape[1] :]
+    return output[:, rows.input_ids.shape[1] :].cpu()
 
 
 def repeated_logprobs(
@@ -93,7 +94,7 @@ def repeated_logprobs(
     lengths: Int[Tensor, "B"],
     banned: Bool[Tensor, "V"],
 ) -> Float[Tensor, "B T"]:
-    """Log-probabilities of right-padded completions, every row with its whole prompt."""
+    """Return log-probabilities of right-padded completions; every row has its whole prompt."""
     body: Any = model.base_model
     own = (torch.arange(completions.shape[1]) < lengths[:, None]).to(rows.mask.dtype)
     input_ids = torch.cat([rows.input_ids, completions], dim=1)
@@ -122,21 +123,29 @@ def repeated_logprobs(
 
 
 class Repeated:
-    """A policy trained the plain way, with our loss and our optimizer's settings."""
+    """A policy trained the plain way, with our loss and our optimizer's settings.
 
-    def __init__(self, case: Case, folder: Path, *, micro_batch: int) -> None:
+    `micro_batch` is in rows. With a `dtype` of bfloat16 passes run under autocast.
+    """
+
+    def __init__(
+        self,
+        case: Case,
+        folder: Path,
+        *,
+        micro_batch: int = 0,
+        device: str = "cpu",
+        dtype: str = "float32",
+    ) -> None:
         self.case, self.micro_batch = case, micro_batch or case.num_rows
+        self.device, self.dtype = device, dtype
         self.model: Any = load_model(
-            str(folder), dtype="float32", device="cpu", trust_remote_code=False
+            str(folder), dtype="float32", device=device, trust_remote_code=False
         ).eval()
         self.renderer = Renderer.load(str(folder), self.model.config)
-        self.tokenizer = self.renderer.tokenizer
-        end = self.tokenizer.eos_token_id
-        assert isinstance(end, int), "the miniature has one end token"
-        self.end = end
-        self.control = control_tokens(self.tokenizer)
-        self.banned = torch.zeros(len(self.tokenizer), dtype=torch.bool)
-        self.banned[self.control] = True
+        self.tokenizer: Any = self.renderer.tokenizer
+        vocab_size = self.model.config.text_config.vocab_size
+        self.banned = banned_tokens(self.tokenizer, vocab_size).to(device)
         settings = OptimizerConfig()
         self.max_grad_norm = settings.max_grad_norm
         self.optimizer = torch.optim.AdamW(
@@ -148,66 +157,78 @@ class Repeated:
             fused=True,
         )
 
-    def sample(self, step: int) -> tuple[Rows, Tensor, Tensor]:
-        """Problems of a step, completions of the planned lengths, and those lengths."""
+    def sample(self, step: int) -> None:
+        """Sample completions of the planned lengths for the problems of a step, and verify them."""
         case, lengths = self.case, planned_lengths(self.case, step)
-        domain = Shapes(case.domains[0], case.media)
-        indices = range(step * case.num_prompts, (step + 1) * case.num_prompts)
-        problems = [domain.problem("train", index) for index in indices]
+        problems = Shapes(case.domains[0], case.media).problems(step, case.num_prompts)
         prompts = self.renderer.render_all([problem.messages for problem in problems])
-        pad = self.tokenizer.pad_token_id
-        assert isinstance(pad, int), "the miniature has a pad token"
-        rows = Rows.repeat(prompts, case.group_size, pad)
-        plan = PlannedGenerate(lengths, self.end, case.lengths[1], self.control)
-        completions = generate(self.model, rows, max_tokens=case.lengths[1], processor=plan)
-        return rows, completions, torch.from_numpy(lengths)
-
-    def update(self, rows: Rows, completions: Tensor, lengths: Tensor) -> None:
-        """One update on the token mean of the clipped surrogate."""
+        self.rows = Rows.repeat(prompts, case.group_size, self.tokenizer.pad_token_id)
+        self.lengths = torch.from_numpy(lengths)
+        end, longest = self.tokenizer.eos_token_id, case.lengths[1]
+        plan = PlannedGenerate(lengths, end, longest, self.banned)
+        with self._autocast():
+            self.completions = generate(self.model, self.rows, max_tokens=longest, processor=plan)
+        texts = [
+            self.tokenizer.decode(ids[:length].tolist(), skip_special_tokens=True)
+            for ids, length in zip(self.completions, lengths, strict=True)
+        ]
+        rewards = torch.tensor([digit_share(text) for text in texts])
         config = LossConfig()
-        rewards = torch.from_numpy(self._rewards(completions, lengths.numpy()))
-        advantages = group_relative(
-            rewards.unflatten(0, (-1, self.case.group_size)),
+        self.advantages = group_relative(
+            rewards.unflatten(0, (-1, case.group_size)),
             eps=config.advantage_eps,
             scale=config.scale_advantages,
         ).flatten()
+
+    @torch.no_grad()
+    def score(self) -> None:
+        """Score the completions as a teacher."""
+        for rows in self._micro_batches():
+            self._logprobs(rows)
+
+    def update(self) -> None:
+        """Make one update on the token mean of the clipped surrogate."""
+        config = LossConfig()
         self.optimizer.zero_grad(set_to_none=True)
-        for start in range(0, len(lengths), self.micro_batch):
-            part = slice(start, start + self.micro_batch)
-            logprobs = repeated_logprobs(
-                self.model, rows.select(part), completions[part], lengths[part], self.banned
-            )
-            is_own = torch.arange(completions.shape[1]) < lengths[part, None]
-            chosen = logprobs[is_own]
+        for rows in self._micro_batches():
+            is_own = torch.arange(self.completions.shape[1]) < self.lengths[rows, None]
+            advantages = self.advantages[rows, None].expand_as(is_own)[is_own]
+            chosen = self._logprobs(rows)[is_own.to(self.device)]
             losses, _ = clipped_surrogate(
                 chosen,
                 chosen.detach(),
-                advantages[part, None].expand_as(is_own)[is_own],
+                advantages.to(self.device),
                 clip_low=config.clip_low,
                 clip_high=config.clip_high,
             )
-            (losses.sum() / lengths.sum()).backward()
+            (losses.sum() / self.lengths.sum()).backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.max_grad_norm)
         self.optimizer.step()
 
-    def _rewards(self, completions: Tensor, lengths: NDArray[np.int64]) -> NDArray[np.float32]:
-        domain = Shapes(self.case.domains[0], self.case.media)
-        problem = domain.problem("train", 0)
-        texts = [
-            str(self.tokenizer.decode(ids[:length].tolist(), skip_special_tokens=True))
-            for ids, length in zip(completions, lengths, strict=True)
-        ]
-        return np.array([domain.verify(problem, text) for text in texts], dtype=np.float32)
+    def _micro_batches(self) -> list[slice]:
+        starts = range(0, len(self.completions), self.micro_batch)
+        return [slice(start, start + self.micro_batch) for start in starts]
+
+    def _logprobs(self, rows: slice) -> Tensor:
+        completions, lengths = self.completions[rows], self.lengths[rows]
+        with self._autocast():
+            return repeated_logprobs(
+                self.model, self.rows.select(rows), completions, lengths, self.banned
+            )
+
+    def _autocast(self) -> torch.autocast:
+        enabled = self.dtype == "bfloat16"
+        return torch.autocast(self.device, dtype=torch.bfloat16, enabled=enabled)
 
 
 def take_turns(case: Case, folder: Path, turns: Turns, *, micro_batch: int) -> None:
-    """A step of the plain path per turn."""
-    turns.model_comes_now()
+    """Take a step per turn."""
+    turns.start_memory()
     side = Repeated(case, folder, micro_batch=micro_batch)
     turns.ready(micro_batch=side.micro_batch)
     while turns.next():
         with turns.phase("sampling"):
-            rows, completions, lengths = side.sample(turns.step)
-        turns.sampled(int(lengths.sum()))
+            side.sample(turns.step)
+        turns.sampled(int(side.lengths.sum()))
         with turns.phase("update"):
-            side.update(rows, completions, lengths)
+            side.update()

@@ -1,7 +1,4 @@
-"""What a decode step of ours costs with all rows of a case, and with one: its fixed cost.
-
-Knows no reference and no update.
-"""
+"""The cost of our decode steps with all rows of a case, and with a single row: the fixed cost."""
 
 from __future__ import annotations
 
@@ -18,15 +15,14 @@ ALL_ROWS, ONE_ROW = "all rows", "one row"
 NUM_STEPS = 24
 
 
-def take_turns(case: Case, folder: Path, turns: Turns) -> None:
-    """Per turn `NUM_STEPS` tokens for every completion of a step, then for a single one.
+def take_turns(case: Case, folder: Path, turns: Turns, *, micro_batch: int = 0) -> None:
+    """Decode `NUM_STEPS` tokens for every completion of a step, then for a single one, per turn.
 
-    Drawing included, reading the prompts not; nobody ends early.
+    Drawing is included, reading the prompts is not. No completion ends early.
     """
-    turns.model_comes_now()
+    turns.start_memory()
     policy = Policy.load(folder)
-    domain = Shapes(case.domains[0], case.media)
-    problems = [domain.problem("train", index) for index in range(case.num_prompts)]
+    problems = Shapes(case.domains[0], case.media).problems(0, case.num_prompts)
     with torch.no_grad():
         prefix = policy.read(policy.render_all([problem.messages for problem in problems]))
     turns.ready()
@@ -39,5 +35,5 @@ def take_turns(case: Case, folder: Path, turns: Turns) -> None:
 
 def _decode(policy: Policy, prefix: SharedPrefix, group_size: int) -> None:
     draw = Draw(prefix, group_size, 1.0, torch.Generator().manual_seed(0))
-    nobody = frozenset[int]()
-    sample_tokens(policy.backbone, [draw], max_tokens=NUM_STEPS, banned=policy.banned, ends=nobody)
+    ends = frozenset[int]()
+    sample_tokens(policy.backbone, [draw], max_tokens=NUM_STEPS, banned=policy.banned, ends=ends)

@@ -1,6 +1,4 @@
-"""TRL's side: its trainers as their users start them, at their leanest. The only file that imports
-TRL.
-"""
+"""TRL's side: its trainers as users start them, at their leanest."""
 
 from __future__ import annotations
 
@@ -28,21 +26,20 @@ from trl.trainer.grpo_config import GRPOConfig  # pyright: ignore[reportMissingI
 from trl.trainer.grpo_trainer import GRPOTrainer  # pyright: ignore[reportMissingImports]
 
 from benchmarks.cases import Case, Shapes, digit_share, planned_lengths
-from benchmarks.lengths import PlannedGenerate, control_tokens
+from benchmarks.lengths import PlannedGenerate, banned_tokens
 from benchmarks.turns import Turns
 from copd.config import OptimizerConfig
-from copd.policy.loading import quiet
 from copd.policy.rendering.render import Renderer
 from copd.types import Image, Text
 
 _STEPS = 1000
-"""More than are ever asked for."""
+"""More steps than are ever taken."""
 
 
 class Wait(TrainerCallback):
-    """Hands every step to the parent.
+    """Lets the parent decide on every step.
 
-    From one step's end to the next one's: loading the data counts, waiting does not.
+    A step lasts from the end of the one before: loading the data counts, waiting does not.
     """
 
     def __init__(self, turns: Turns) -> None:
@@ -57,19 +54,20 @@ class Wait(TrainerCallback):
 
 
 def take_turns(case: Case, folder: Path, turns: Turns, *, micro_batch: int) -> None:
-    """A step of the trainer per turn, its rows in micro-batches of a size (0: all at once)."""
-    turns.model_comes_now()
+    """Take a step of the trainer per turn; `micro_batch` is in rows, 0 for all at once."""
+    turns.start_memory()
     with tempfile.TemporaryDirectory() as output:
         settings = shared_settings(case, output, micro_batch or case.num_rows)
         build = _distillation if case.work == "distill" else _grpo
-        trainer = build(case, folder, settings, Wait(turns))
+        trainer = build(case, folder, settings)
+        trainer.add_callback(Wait(turns))
         trainer.remove_callback(PrinterCallback)
         plan_generation(trainer, case, turns)
         trainer.train()
 
 
 def shared_settings(case: Case, output: str, micro_batch: int) -> dict[str, Any]:
-    """float32 without checkpointing, evaluation, logging or saving; our optimizer's numbers."""
+    """Return settings with our optimizer's numbers: float32, no logging, no saving."""
     ours = OptimizerConfig()
     return {
         "output_dir": output,
@@ -97,41 +95,36 @@ def shared_settings(case: Case, output: str, micro_batch: int) -> dict[str, Any]
     }
 
 
-def _grpo(case: Case, folder: Path, settings: dict[str, Any], wait: Wait) -> GRPOTrainer:
-    """Strictly on-policy: no reference model, one iteration, so no pass for old log-probabilities.
+def _grpo(case: Case, folder: Path, settings: dict[str, Any]) -> GRPOTrainer:
+    """Build a strictly on-policy trainer with a token-mean loss over the whole batch, as ours.
 
-    Token-mean loss over the whole batch, as ours.
+    Without a reference model and with one iteration it makes no pass for old log-probabilities.
     """
 
     def reward(completions: list[Any], **_: Any) -> list[float | None]:
         return [digit_share(completion[0]["content"]) for completion in completions]
 
-    return GRPOTrainer(
-        model=load_model(folder),
-        reward_funcs=reward,
-        args=GRPOConfig(
-            num_generations=case.group_size,
-            beta=0.0,
-            loss_type="dapo",
-            num_iterations=1,
-            epsilon=0.2,
-            epsilon_high=0.28,
-            **settings,
-        ),
-        train_dataset=rows(case, repeats=1),
-        processing_class=processing_class(case, folder),
-        callbacks=[wait],
+    config = GRPOConfig(
+        num_generations=case.group_size,
+        beta=0.0,
+        loss_type="dapo",
+        num_iterations=1,
+        epsilon=0.2,
+        epsilon_high=0.28,
+        **settings,
     )
+    data: dict[str, Any] = {
+        "train_dataset": rows(case, repeats=1),
+        "processing_class": processing_class(case, folder),
+    }
+    return GRPOTrainer(model=load_model(folder), reward_funcs=reward, args=config, **data)
 
 
-def _distillation(
-    case: Case, folder: Path, settings: dict[str, Any], wait: Wait
-) -> DistillationTrainer:
-    """Reverse KL on the student's own completions.
+def _distillation(case: Case, folder: Path, settings: dict[str, Any]) -> DistillationTrainer:
+    """Build a trainer with the reverse KL on the student's own completions.
 
-    The trainer has one teacher and one completion per row, so a group is its prompt repeated, and
-    two teachers with half the rows each cost at least what one teacher with all rows does: that
-    is what is measured.
+    It has one teacher and one completion per row. So a group is its prompt repeated, and two
+    teachers are one that scores all rows, which costs at most as much as two with half each.
     """
     return DistillationTrainer(
         model=load_model(folder),
@@ -139,63 +132,55 @@ def _distillation(
         args=DistillationConfig(beta=1.0, **settings),
         train_dataset=rows(case, repeats=case.group_size),
         processing_class=processing_class(case, folder),
-        callbacks=[wait],
     )
 
 
 def load_model(folder: Path) -> Any:
-    with quiet():
-        return AutoModelForImageTextToText.from_pretrained(folder, dtype="float32")
+    return AutoModelForImageTextToText.from_pretrained(folder, dtype="float32")
 
 
 def processing_class(case: Case, folder: Path) -> Any:
-    """The processor for pictures; for text the tokenizer alone, which is less work."""
+    """Return the processor for pictures; for text the tokenizer alone, which is less work."""
     renderer = Renderer.load(str(folder), AutoConfig.from_pretrained(folder))
-    assert renderer.processor is not None, "the miniature sees"
     return renderer.processor if case.media else renderer.tokenizer
 
 
 def rows(case: Case, *, repeats: int) -> Dataset:
-    """Problems 0, 1, 2, ... as conversations, made when asked for."""
+    """Return problems 0, 1, 2, ... as conversations, created on access."""
     count = _STEPS * case.num_prompts * repeats
     domain = Shapes(case.domains[0], case.media)
 
     def convert(batch: dict[str, list[int]]) -> dict[str, list[Any]]:
         problems = [domain.problem("train", index // repeats) for index in batch["index"]]
-        parts = [problem.messages[0].content for problem in problems]
-        texts = [part.text for content in parts for part in content if isinstance(part, Text)]
-        converted: dict[str, list[Any]] = {
-            "prompt": [[{"role": "user", "content": text}] for text in texts]
-        }
-        if case.media:
-            pictures = [p.pixels for content in parts for p in content if isinstance(p, Image)]
-            converted["image"] = [PIL.Image.fromarray(pixels) for pixels in pictures]
-        return converted
+        parts = [part for problem in problems for part in problem.messages[0].content]
+        texts = [part.text for part in parts if isinstance(part, Text)]
+        pictures = [PIL.Image.fromarray(p.pixels) for p in parts if isinstance(p, Image)]
+        prompts = [[{"role": "user", "content": text}] for text in texts]
+        return {"prompt": prompts, **({"image": pictures} if pictures else {})}
 
     return Dataset.from_dict({"index": np.arange(count)}).with_transform(convert)
 
 
 def plan_generation(trainer: Any, case: Case, turns: Turns) -> None:
-    """Wraps the model's `generate`: planned lengths, and its time is the sampling phase."""
+    """Wrap the model's `generate`: lengths are planned, and its time is the sampling phase."""
     model: Any = trainer.model
-    generate = model.generate
-    tokenizer = trainer._tokenizer
-    end = tokenizer.eos_token_id
-    control = control_tokens(tokenizer)
+    generate, tokenizer = model.generate, trainer._tokenizer
+    end, longest = tokenizer.eos_token_id, case.lengths[1]
+    banned = banned_tokens(tokenizer, model.config.text_config.vocab_size)
 
     def planned(*args: Any, **kwargs: Any) -> Any:
         lengths = planned_lengths(case, turns.step)
-        processor = PlannedGenerate(lengths, end, case.lengths[1], control)
+        processor = PlannedGenerate(lengths, end, longest, banned)
         with turns.phase("sampling"):
             output = generate(*args, logits_processor=[processor], **kwargs)
-        turns.sampled(_check_lengths(output, lengths, end, case.lengths[1]))
+        turns.sampled(_check_lengths(output, lengths, end, longest))
         return output
 
     model.generate = planned
 
 
 def _check_lengths(output: Any, lengths: NDArray[np.int64], end: int, longest: int) -> int:
-    """Tokens that were sampled; an end token is nowhere but where it was planned."""
+    """Return the number of sampled tokens, and check that rows end where it was planned."""
     tokens = output[:, output.shape[1] - int(lengths.max()) :]
     is_end = (tokens == end).numpy()
     found = np.where(is_end.any(axis=1), is_end.argmax(axis=1) + 1, longest)

@@ -1,61 +1,57 @@
-"""One worker's turns: waits for its parent's word, measures one step, answers. Knows no model."""
+"""The turns of a worker: wait for a command, measure one step, report it."""
 
 from __future__ import annotations
 
-import json
-import os
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, TextIO
+from multiprocessing.connection import Connection
+from typing import Any
 
 import torch
 from torch.optim.optimizer import (
     register_optimizer_step_post_hook,
     register_optimizer_step_pre_hook,
 )
-from torch.utils.flop_counter import (
-    FlopCounterMode,
-    sdpa_backward_flop_count,
-    sdpa_flop_count,
-)
+from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 Clocks = tuple[float, float]
-"""Wall and process CPU seconds."""
+"""Wall time and CPU time of the process, in seconds."""
 
 
 class Turns:
-    """A conversation in JSON lines.
+    """A conversation with the parent.
 
-    `next` ends the step that ran, tells the parent about it and blocks until the next one, so only
+    `next` ends the running step, reports it to the parent and blocks until the next one, so only
     one worker computes at a time.
     """
 
-    def __init__(self, incoming: TextIO, outgoing: TextIO) -> None:
+    def __init__(self, parent: Connection) -> None:
         self.step = 0
-        self._incoming, self._outgoing = incoming, outgoing
+        self._parent = parent
         self._started: Clocks | None = None
         self._phases: dict[str, Clocks] = {}
         self._tokens = 0
         self._counter: FlopCounterMode | None = None
         self._memory_before = 0
-        self._watch_optimizer()
+        starts: list[Clocks] = []
+        register_optimizer_step_pre_hook(lambda *_: starts.append(_now()))
+        register_optimizer_step_post_hook(lambda *_: self._add("optimizer", starts.pop()))
 
-    def model_comes_now(self) -> None:
-        """Memory is counted from here: imports are not what a step costs."""
+    def start_memory(self) -> None:
+        """Measure memory growth from here, before the model is built: imports do not count."""
         self._memory_before = memory("VmRSS")
 
     def ready(self, **facts: Any) -> None:
-        """The model is loaded; facts are for the record."""
-        self._send({"ready": True, "threads": torch.get_num_threads(), **facts})
+        """Report that the model is loaded, with facts for the record."""
+        self._parent.send({"threads": torch.get_num_threads(), **facts})
 
     def next(self) -> bool:
-        """False when the parent has no further step."""
+        """Wait for the next step; return False if there is none."""
         if self._started is not None:
-            self._answer(self._started)
-        command = json.loads(self._incoming.readline() or '{"stop": true}')
-        if command.get("stop"):
+            self._report(self._started)
+        command = self._parent.recv()
+        if command is None:
             return False
         self.step, self._phases, self._tokens = command["step"], {}, 0
         if command["count_flops"]:
@@ -66,70 +62,49 @@ class Turns:
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Time spent inside counts as that phase's."""
+        """Add the time of the block to a phase."""
         started = _now()
         yield
         self._add(name, started)
 
     def sampled(self, num_tokens: int) -> None:
-        """Completion tokens that were really sampled."""
+        """Count completion tokens that were sampled."""
         self._tokens += num_tokens
 
-    def _answer(self, started: Clocks) -> None:
-        ended = _now()
-        flops = None
+    def _report(self, started: Clocks) -> None:
+        seconds, flops = _since(started), None
         if self._counter is not None:
             self._counter.__exit__(None, None, None)
             flops = self._counter.get_total_flops()
             self._counter = None
-        self._send(
-            {
-                "seconds": _difference(ended, started),
-                "phases": self._phases,
-                "tokens": self._tokens,
-                "flops": flops,
-                "peak": memory("VmHWM"),
-                "growth": memory("VmHWM") - self._memory_before,
-            }
-        )
-
-    def _send(self, message: dict[str, Any]) -> None:
-        print(json.dumps(message), file=self._outgoing, flush=True)
+        peak = memory("VmHWM")
+        memory_use = {"peak": peak, "growth": peak - self._memory_before}
+        counts = {"tokens": self._tokens, "flops": flops}
+        self._parent.send({"seconds": seconds, "phases": self._phases, **counts, **memory_use})
 
     def _add(self, name: str, started: Clocks) -> None:
-        spent, before = _difference(_now(), started), self._phases.get(name, (0.0, 0.0))
+        spent, before = _since(started), self._phases.get(name, (0.0, 0.0))
         self._phases[name] = (before[0] + spent[0], before[1] + spent[1])
-
-    def _watch_optimizer(self) -> None:
-        started: list[Clocks] = []
-        register_optimizer_step_pre_hook(lambda *_: started.append(_now()))
-        register_optimizer_step_post_hook(lambda *_: self._add("optimizer", started.pop()))
 
 
 def memory(field: str) -> int:
-    """Bytes this process holds (`VmRSS`) or has held at most (`VmHWM`)."""
+    """Return the bytes this process holds (`VmRSS`) or has held at most (`VmHWM`)."""
     with open("/proc/self/status", encoding="ascii") as status:
         [line] = [line for line in status if line.startswith(field)]
     return int(line.split()[1]) * 1024
-
-
-def open_turns() -> Turns:
-    """Turns over this process's stdin and stdout; whatever else is printed goes to stderr."""
-    private = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
-    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
-    return Turns(sys.stdin, private)
 
 
 def _now() -> Clocks:
     return time.perf_counter(), time.process_time()
 
 
-def _difference(late: Clocks, early: Clocks) -> Clocks:
-    return late[0] - early[0], late[1] - early[1]
+def _since(started: Clocks) -> Clocks:
+    wall, cpu = _now()
+    return wall - started[0], cpu - started[1]
 
 
 def flop_counter() -> FlopCounterMode:
-    """Torch's counter, taught the CPU's attention kernels: it would count nothing for them."""
+    """Return torch's counter, extended by the CPU's attention kernels, which it does not count."""
 
     def forward(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
         return sdpa_flop_count(query, key, value)

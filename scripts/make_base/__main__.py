@@ -45,17 +45,7 @@ one, and C is the bare answer."""
 LUCK = 0.2
 """How often a hasty guess is right."""
 
-CHAT_TEMPLATE = """{%- for message in messages %}
-{{- '<|im_start|>' + message.role + '\n' }}
-{%- if message.content is string %}{{- message.content }}{%- else %}
-{%- for part in message.content %}
-{%- if part.type == 'image' %}{{- '<|vision_start|><|image_pad|><|vision_end|>' }}
-{%- elif part.type == 'video' %}{{- '<|video_pad|>' }}
-{%- else %}{{- part.text }}{%- endif %}
-{%- endfor %}{%- endif %}
-{{- '<|im_end|>\n' }}
-{%- endfor %}
-{%- if add_generation_prompt %}{{- '<|im_start|>assistant\n' }}{%- endif %}"""
+CHAT_TEMPLATE = Path(__file__).with_name("chat_template.jinja").read_text(encoding="utf-8")
 
 Domains = Mapping[str, DigitsDomain]
 

@@ -16,7 +16,7 @@ from benchmarks.cpu import (
     parse,
 )
 from benchmarks.turns import memory
-from benchmarks.workers import WorkerEnded, start
+from benchmarks.worker import WorkerEnded, start
 from tests.benchmarks.test_table import RECORD, measured
 
 

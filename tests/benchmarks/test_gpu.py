@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from benchmarks import gpu
-from benchmarks.gpu_model import FULL, TOY, least_of_phases, save_model
+from benchmarks.gpu import FULL, TOY, least_of_phases
 from benchmarks.gpu_page import page
+from benchmarks.model import save_model
 
 
 def test_it_runs_and_writes_its_results(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -32,7 +33,7 @@ def test_a_page_without_results_says_so() -> None:
 
 
 def test_the_least_work_of_a_step_by_hand(tmp_path: Path) -> None:
-    save_model(tmp_path, TOY)
+    save_model(tmp_path, "toy")
     least, prompt = least_of_phases(tmp_path, TOY)
     run = prompt + 2 * 5  # of each prompt's completions the last token is never run
     pairs = prompt * (prompt + 1) // 2 + 2 * (5 * prompt + 5 * 6 // 2)
@@ -53,5 +54,6 @@ def test_without_a_gpu_it_says_what_to_do(tmp_path: Path) -> None:
 
 
 def test_the_full_size_is_the_one_promised() -> None:
-    assert (FULL.num_prompts, FULL.group_size, FULL.num_tokens) == (16, 8, 512)
-    assert FULL.picture[0] * FULL.picture[1] == 1024 * 32 * 32
+    assert (FULL.num_prompts, FULL.group_size, FULL.lengths) == (16, 8, (512, 512))
+    height, width = FULL.media
+    assert height * width == 1024 * 32 * 32

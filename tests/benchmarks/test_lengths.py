@@ -1,8 +1,7 @@
 """Planned lengths really happen, on our side and in `generate`."""
 
-import io
-import json
 from dataclasses import replace
+from multiprocessing import Pipe
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +10,7 @@ import torch
 
 from benchmarks import ours
 from benchmarks.cases import CASES, Case, planned_lengths
-from benchmarks.lengths import PlannedGenerate, control_tokens, end_as_planned
+from benchmarks.lengths import PlannedGenerate, banned_tokens, end_as_planned
 from benchmarks.repeated import Repeated, generate
 from benchmarks.turns import Turns
 from copd.policy.sampling import sampler
@@ -29,7 +28,7 @@ def _restored(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def turns() -> Turns:
-    return Turns(io.StringIO(), io.StringIO())
+    return Turns(Pipe()[1])
 
 
 def test_the_end_is_impossible_before_its_turn_and_certain_at_it() -> None:
@@ -62,7 +61,7 @@ def test_our_sampler_keeps_to_the_plan(case: Case, miniature: Path) -> None:
         planned = planned_lengths(case, step)
         engine.plan.plan(planned)
         result = take_step(engine, engine.config, Position(step + 1, 0, stage))
-        batches = [lesson.batch for lesson in result.lessons[ours.LEARNER]]
+        batches = [batch.rollouts for batch in result.batches[ours.LEARNER]]
         np.testing.assert_array_equal(np.concatenate([b.lengths for b in batches]), planned)
         is_truncated = np.concatenate([b.is_truncated for b in batches])
         np.testing.assert_array_equal(is_truncated, planned == case.lengths[1])
@@ -71,25 +70,28 @@ def test_our_sampler_keeps_to_the_plan(case: Case, miniature: Path) -> None:
 
 
 def test_generate_keeps_to_the_plan_and_samples_no_control_token(miniature: Path) -> None:
-    side = Repeated(SMALL, miniature, micro_batch=0)
-    rows, completions, lengths = side.sample(0)
-    for tokens, length in zip(completions, lengths, strict=True):
-        ends = (tokens == side.end).nonzero()[:, 0].tolist()
+    side = Repeated(SMALL, miniature)
+    side.sample(0)
+    for tokens, length in zip(side.completions, side.lengths.tolist(), strict=True):
+        ends = (tokens == side.tokenizer.eos_token_id).nonzero()[:, 0].tolist()
         assert ends == ([length - 1] if length < SMALL.lengths[1] else [])
-        assert not torch.isin(tokens[:length], torch.tensor(side.control)).any()
-    assert set(control_tokens(side.tokenizer)) == {0, 1, 3, 4, 5, 6}
-    free = PlannedGenerate(lengths.numpy(), side.end, 12, [])
-    assert generate(side.model, rows, max_tokens=12, processor=free).shape == (12, 12)
+        assert not side.banned[tokens[:length]].any()
+    assert set(side.banned.nonzero()[:, 0].tolist()) == {0, 1, 3, 4, 5, 6}
+    banned = banned_tokens(side.tokenizer, len(side.tokenizer) + 2)
+    assert banned.tolist() == [*side.banned.tolist(), True, True]
+    free = PlannedGenerate(side.lengths.numpy(), END, 12, torch.zeros_like(side.banned))
+    assert generate(side.model, side.rows, max_tokens=12, processor=free).shape == (12, 12)
 
 
 def test_both_ways_to_do_a_mutual_step_run_and_answer(miniature: Path) -> None:
     case = replace(SMALL, work="mutual", num_prompts=4)
     for play in (ours.take_turns, ours.take_turns_in_parts):
-        words = [{"step": 0, "count_flops": False}, {"stop": True}]
-        heard, said = io.StringIO("\n".join(map(json.dumps, words))), io.StringIO()
-        play(case, miniature, Turns(heard, said))
-        ready, answer = map(json.loads, said.getvalue().splitlines())
-        assert ready["ready"]
+        parent, child = Pipe()
+        parent.send({"step": 0, "count_flops": False})
+        parent.send(None)
+        play(case, miniature, Turns(child))
+        ready, answer = parent.recv(), parent.recv()
+        assert ready["threads"] == torch.get_num_threads()
         assert answer["tokens"] == planned_lengths(case, 0).sum()
         assert set(answer["phases"]) == {"sampling", "scoring", "update", "optimizer"}
         assert answer["phases"]["scoring"][0] > 0

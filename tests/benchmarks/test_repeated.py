@@ -12,6 +12,7 @@ from benchmarks.repeated import Repeated, Rows, repeated_logprobs
 from copd.functional import token_logprobs
 from copd.policy import Policy
 from copd.types import Image, Message, Text, Video
+from tests.packing import flat
 
 
 def parts_of(kind: str, size: int) -> tuple[Text | Image | Video, ...]:
@@ -32,7 +33,7 @@ def test_log_probabilities_equal_those_of_the_packed_passes(kind: str, miniature
     lengths = np.array([3, 5, 1, 4])
     drawn = [rng.integers(10, 100, size=n).astype(np.int32) for n in lengths]
     with torch.no_grad():
-        states = policy.score(prompts, [drawn[:2], drawn[2:]])
+        states = policy.score(prompts, *flat([drawn[:2], drawn[2:]]))
         packed, _ = token_logprobs(
             states.hidden, policy.head, states.token_ids, banned=policy.banned
         )
@@ -62,8 +63,9 @@ def test_micro_batches_leave_the_update_as_it_is(miniature: Path) -> None:
     for micro_batch in (0, 3):
         torch.manual_seed(0)
         side = Repeated(case, miniature, micro_batch=micro_batch)
+        side.sample(0)
         before = [p.detach().clone() for p in side.model.parameters()]
-        side.update(*side.sample(0))
+        side.update()
         after.append([p.grad for p in side.model.parameters() if p.grad is not None])
         moved = zip(before, side.model.parameters(), strict=True)
         assert any((old != new).any() for old, new in moved)

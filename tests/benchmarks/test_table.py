@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from benchmarks.cases import CASES
-from benchmarks.ratios import Spread, ratios, summary
+from benchmarks.ratios import ratios, spread, summary
 from benchmarks.table import line, page
 
 
@@ -68,8 +68,8 @@ def test_parts_are_counted_with_one_optimizer_update() -> None:
 
 
 def test_spread_of_many_and_of_one() -> None:
-    assert Spread.of([5.0, 1.0, 2.0, 4.0, 3.0]) == Spread(3.0, 2.0, 4.0, 1.0, 5.0)
-    assert Spread.of([2.0]) == Spread(2.0, 2.0, 2.0, 2.0, 2.0)
+    assert [*spread([5.0, 1.0, 2.0, 4.0, 3.0]).values()] == [3.0, 2.0, 4.0, 1.0, 5.0]
+    assert [*spread([2.0]).values()] == [2.0] * 5
 
 
 def test_a_target_is_met_or_marked_as_missed() -> None:

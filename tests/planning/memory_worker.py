@@ -1,11 +1,9 @@
-"""Training runs one after another in a process of their own, and what memory their phases held.
+"""Run training configurations one after another and print the peak memory of their phases.
 
-Reads configurations as JSON from stdin, prints JSON. Peaks are resident pages as the kernel counts
-them (VmHWM, reset before every phase), above what the process held before the model was loaded.
-
-glibc keeps freed blocks for later, and how many depends on the order in which they came. With
-`--return-freed` blocks of 64 kB and more go back to the kernel at once, so that a peak is what is
-in use then and one run cannot be seen in the next.
+Reads configurations as JSON from stdin and prints JSON. Peaks are resident pages as the kernel
+counts them (VmHWM, reset before every phase), above what the process held before the model was
+loaded. Freed blocks of 64 kB and more go back to the kernel at once, so that a peak is what is in
+use and one run does not show in the next.
 """
 
 from __future__ import annotations
@@ -32,24 +30,24 @@ Input = TypeVar("Input")
 Output = TypeVar("Output")
 
 _M_MMAP_THRESHOLD = -3
-"""Of mallopt: blocks from this size on are mapped by themselves, and no longer adjusted."""
+"""An option of mallopt: blocks from this size on are mapped separately."""
 
 
 class Peaks:
-    """The highest resident memory of every phase, in bytes above where counting began."""
+    """The peak resident memory of every phase, in bytes above the level at the start."""
 
     def __init__(self) -> None:
-        self._floor = _resident("VmRSS")
+        self._floor = resident("VmRSS")
         self.of: dict[str, int] = {}
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """What is held at most here; a phase that comes again keeps its highest."""
-        _forget_peak()
+        """Record the peak of the block; a phase that occurs again keeps its highest."""
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # resets VmHWM
         try:
             yield
         finally:
-            self.of[name] = max(self.of.get(name, 0), _resident("VmHWM") - self._floor)
+            self.of[name] = max(self.of.get(name, 0), resident("VmHWM") - self._floor)
 
 
 class Watched:
@@ -80,16 +78,19 @@ class Watched:
 
 
 def measure(values: Mapping[str, Any], *, warm: bool) -> dict[str, float]:
-    """Peaks of a run and the mean length of its completions; before it, with `warm`, the same with
-    the embedded base in float32, which loads all code and libraries but compiles no products."""
+    """Return the peaks of a run and the mean length of its completions.
+
+    With `warm` the embedded base runs the same in float32 before it, which loads all code and
+    libraries but compiles no products.
+    """
     small = {**values["model"], "path": "tiny", "dtype": "float32"}
     with tempfile.TemporaryDirectory() as folder:
         if warm:
-            _run(parse_config({**values, "model": small, "output_dir": f"{folder}/warm"}), None)
+            run(parse_config({**values, "model": small, "output_dir": f"{folder}/warm"}), None)
         gc.collect()
         ctypes.CDLL(None).malloc_trim(0)
         peaks = Peaks()
-        _run(parse_config({**values, "output_dir": f"{folder}/measured"}), peaks)
+        run(parse_config({**values, "output_dir": f"{folder}/measured"}), peaks)
         lines = Path(f"{folder}/measured/metrics.jsonl").read_text(encoding="utf-8").splitlines()
     lengths = [
         value
@@ -101,10 +102,22 @@ def measure(values: Mapping[str, Any], *, warm: bool) -> dict[str, float]:
     return {**peaks.of, "length": statistics.mean(lengths)}
 
 
+def run(config: Config, peaks: Peaks | None) -> None:
+    engine = create_engine(config)
+    watched = engine if peaks is None else Watched(engine, peaks)
+    Runner(config, watched, Console(file=sys.stderr, quiet=True)).run()
+    engine.close()
+
+
+def resident(field: str) -> int:
+    """Return VmRSS or VmHWM of this process in bytes."""
+    status = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    [line] = [line for line in status if line.startswith(field)]
+    return 1024 * int(line.split()[1])
+
+
 def main() -> None:
-    """Every configuration of stdin, in its order."""
-    if "--return-freed" in sys.argv[1:]:
-        ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, 2**16)
+    ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, 2**16)
     measured: list[dict[str, float]] = []
     seen: set[str] = set()
     for values in json.load(sys.stdin):
@@ -113,30 +126,6 @@ def main() -> None:
         measured.append(measure(values, warm=kind not in seen))
         seen.add(kind)
     print(json.dumps(measured))
-
-
-def _run(config: Config, peaks: Peaks | None) -> None:
-    engine = create_engine(config)
-    runner = Runner(
-        config,
-        engine if peaks is None else Watched(engine, peaks),
-        Console(file=sys.stderr, quiet=True),
-    )
-    runner.run()
-    engine.close()
-
-
-def _resident(what: str) -> int:
-    """VmRSS or VmHWM of this process in bytes."""
-    for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
-        if line.startswith(what):
-            return 1024 * int(line.split()[1])
-    raise AssertionError("Linux tells it")
-
-
-def _forget_peak() -> None:
-    """VmHWM counts from here."""
-    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
 
 
 if __name__ == "__main__":
