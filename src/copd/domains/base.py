@@ -46,3 +46,10 @@ class Domain(Protocol):
     def extract_answer(self, problem: Problem, text: str) -> str:
         """Return the answer that `verify` finds in a completion; "" if it finds none."""
         ...
+
+
+def check_index(domain: Domain, split: Split, index: int) -> None:
+    """Raise IndexError for an index beyond the problems of a split."""
+    size = domain.num_problems(split)
+    if not 0 <= index < size:
+        raise IndexError(f"domain {domain.name!r} has {size} {split} problems: got index {index}")

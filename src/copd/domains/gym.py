@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from copd.config import GymConfig, num_problems
+from copd.domains.base import check_index
 from copd.types import Message, Problem, ProblemId, Split, Text
 from copd.verifiers import final_answer
 from copd.verifiers.pool import Call, Pool, WorkerSpec, pool_for
@@ -42,11 +43,7 @@ class GymDomain:
         return num_problems(self.config, split)
 
     def problem(self, split: Split, index: int) -> Problem:
-        if not 0 <= index < self.num_problems(split):
-            raise IndexError(
-                f"domain {self.name!r} has {self.num_problems(split)} {split} problems: "
-                f"got index {index}"
-            )
+        check_index(self, split, index)
         name = ProblemId(self.name, split, index)
         generator, *position = self._position(name)
         [generated] = self._pool().run([("problem", generator, *position)])

@@ -54,7 +54,7 @@ def load_verifier(config: VerifierConfig) -> Verifier:
         case IntervalVerifier():
             return Interval(config.mark, config.threshold)
         case BoxVerifier():
-            return Box(config.mark, config.form, config.threshold)
+            return Box(config.mark, config.threshold, config.form)
         case FormatVerifier():
             return Format(config.tags)
         case FunctionVerifier():

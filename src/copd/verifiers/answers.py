@@ -69,6 +69,10 @@ class MarkedVerifier(Verifier):
 
     mark: str
 
+    def marked_answer(self, text: str) -> str:
+        """Return the text after the last mark; "" if there is none."""
+        return final_answer(text, self.mark) or ""
+
     def format_reference(self, answer: str) -> str:
         return self.mark + answer
 
@@ -81,7 +85,7 @@ class Exact(MarkedVerifier):
         return exact(text, answer, self.mark)
 
     def extract_answer(self, text: str) -> str:
-        return final_answer(text, self.mark) or ""
+        return self.marked_answer(text)
 
     def reference_error(self, answer: str) -> str:
         if answer == final_answer(self.mark + answer, self.mark):
@@ -96,17 +100,14 @@ class Numeric(MarkedVerifier):
     tolerance: float = 0.0
 
     def reward(self, text: str, answer: str) -> float:
-        value, expected = self._value(text), last_number(answer)
+        value, expected = last_number(self.marked_answer(text)), last_number(answer)
         if value is None or expected is None:
             return 0.0
         return float(abs(value - expected) <= self.tolerance)
 
     def extract_answer(self, text: str) -> str:
-        value = self._value(text)
+        value = last_number(self.marked_answer(text))
         return "" if value is None else f"{value:.12g}"
 
     def reference_error(self, answer: str) -> str:
         return "" if last_number(answer) is not None else f"answer {answer[:40]!r} has no number"
-
-    def _value(self, text: str) -> float | None:
-        return last_number(final_answer(text, self.mark) or "")

@@ -10,11 +10,14 @@ Pair = tuple[str, str]
 
 
 class Verifier(ABC):
-    """Rewards completions by comparing them with a reference answer."""
+    """Rewards completions by comparing them with a reference answer.
 
-    @abstractmethod
+    A subclass implements `reward` or `rewards`; each calls the other by default.
+    """
+
     def reward(self, text: str, answer: str) -> float:
         """Return the reward of a completion, in [0, 1]; 0.0 if it cannot be parsed."""
+        return self.rewards([(text, answer)])[0]
 
     def rewards(self, pairs: Sequence[Pair]) -> list[float]:
         """Return the rewards of many pairs of completion and reference, in their order."""

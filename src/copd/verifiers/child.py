@@ -175,7 +175,7 @@ def main() -> None:
     spec = json.loads(requests.readline())
     sys.path[:] = spec["path"]
     try:
-        handler = HANDLERS[spec["kind"]](**spec["settings"])
+        handler = HANDLERS[spec["kind"]](**json.loads(spec["settings"]))
     except Exception as error:
         lines = traceback.format_exception(error, limit=-3)
         return send({"error": "".join(lines if spec["kind"] == "function" else lines[-1:])})

@@ -47,9 +47,6 @@ class Mixture(Verifier):
     weights: tuple[float, ...]
     parts: tuple[Verifier, ...]
 
-    def reward(self, text: str, answer: str) -> float:
-        return self.rewards([(text, answer)])[0]
-
     def rewards(self, pairs: Sequence[Pair]) -> list[float]:
         by_part = [part.rewards(pairs) for part in self.parts]
         return [self._weighted_sum(rewards) for rewards in zip(*by_part, strict=True)]

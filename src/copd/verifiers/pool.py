@@ -15,7 +15,7 @@ import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cache
 from itertools import chain
 from pathlib import Path
@@ -72,7 +72,11 @@ class Worker:
             rest = calls[len(values) :]
             replies = self._request(process, rest)
             for call, reply in zip(rest, replies, strict=False):
-                self._check(call, reply)
+                if "error" in reply:
+                    raise ValueError(
+                        f"a verifier failed on {_shortened(call)}: {reply['error'].strip()}\n"
+                        f"{self._spec.remedy}"
+                    )
             values += [reply["value"] for reply in replies]
             self._num_deaths = 0 if replies else self._num_deaths
             if len(replies) < len(rest):
@@ -106,20 +110,14 @@ class Worker:
             env={**os.environ, "PYTHONHASHSEED": "0"},  # sets iterate alike in every worker
             start_new_session=True,  # Ctrl-C goes to the parent, which ends its workers
         )
-        spec = self._spec
-        message = {
-            "kind": spec.kind,
-            "settings": json.loads(spec.settings),
-            "seconds": spec.seconds,
-            "memory_bytes": spec.memory_bytes,
-            "path": [*sys.path, os.getcwd()],
-        }
-        self._send(process, message)
+        self._send(process, asdict(self._spec) | {"path": [*sys.path, os.getcwd()]})
         reply = self._reply(process, _START_SECONDS)
         if reply is None or "error" in reply:
             self.close()
             reason = reply["error"] if reply else "it ended before it was ready"
-            raise ValueError(f"a verifier could not be loaded: {reason.strip()}\n{spec.remedy}")
+            raise ValueError(
+                f"a verifier could not be loaded: {reason.strip()}\n{self._spec.remedy}"
+            )
         return process
 
     def _request(
@@ -154,13 +152,6 @@ class Worker:
             self._buffer += found
         line, _, self._buffer = self._buffer.partition(b"\n")
         return json.loads(line)
-
-    def _check(self, call: Call, reply: dict[str, Any]) -> None:
-        if "error" in reply:
-            raise ValueError(
-                f"a verifier failed on {_shortened(call)}: {reply['error'].strip()}\n"
-                f"{self._spec.remedy}"
-            )
 
     def _discard(self, process: subprocess.Popen[bytes], call: Call) -> None:
         """Close a process that did not answer a call; raise if this happens again and again."""

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import math
 import re
+from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from copd.verifiers.answers import MarkedVerifier, final_answer
+from copd.verifiers.answers import MarkedVerifier
 
 _NUMBER = r"(?<![\w.])[-+]?(?:[0-9]{1,15}(?:\.[0-9]{0,15})?|\.[0-9]{1,15})(?![0-9])"
 _CLOCK = r"(?<![\w.:])(?:[0-9]{1,3}:)?[0-9]{1,3}:[0-9]{2}(?:\.[0-9]{1,9})?(?![0-9:])"
@@ -47,7 +48,7 @@ class Choice(MarkedVerifier):
         return f"answer {answer[:40]!r} is none of the letters {self.letters}"
 
     def _letter(self, text: str) -> str | None:
-        return chosen_letter(final_answer(text, self.mark) or "", self.letters)
+        return chosen_letter(self.marked_answer(text), self.letters)
 
 
 def chosen_letter(text: str, letters: str) -> str | None:
@@ -77,18 +78,32 @@ def _has_alternative(text: str, end: int, letters: str) -> bool:
 
 
 @dataclass(frozen=True)
-class Interval(MarkedVerifier):
-    """Intersection over union of two time intervals."""
+class RegionVerifier(MarkedVerifier):
+    """Intersection over union with the reference, or whether it reaches a threshold."""
 
     threshold: float | None
 
     def reward(self, text: str, answer: str) -> float:
-        found, expected = self._interval(text), interval(answer)
-        iou = interval_iou(found, expected) if found and expected else 0.0
-        return _thresholded(iou, self.threshold)
+        found, expected = self._find(self.marked_answer(text)), self._find(answer)
+        iou = self._iou(found, expected) if found and expected else 0.0
+        return iou if self.threshold is None else float(iou >= self.threshold)
 
     def extract_answer(self, text: str) -> str:
-        return _listed(self._interval(text))
+        numbers = self._find(self.marked_answer(text)) or ()
+        return ", ".join(f"{number:.12g}" for number in numbers)
+
+    @abstractmethod
+    def _find(self, text: str) -> tuple[float, ...] | None:
+        """Return the numbers of the last region in a text."""
+
+    @abstractmethod
+    def _iou(self, one: Sequence[float], other: Sequence[float]) -> float:
+        """Return intersection over union of two regions."""
+
+
+@dataclass(frozen=True)
+class Interval(RegionVerifier):
+    """Intersection over union of two time intervals."""
 
     def reference_error(self, answer: str) -> str:
         found = interval(answer)
@@ -96,39 +111,34 @@ class Interval(MarkedVerifier):
             return ""
         return f"answer {answer[:40]!r} is not a time interval that starts before it ends"
 
-    def _interval(self, text: str) -> tuple[float, ...] | None:
-        return interval(final_answer(text, self.mark) or "")
+    def _find(self, text: str) -> tuple[float, ...] | None:
+        return interval(text)
+
+    def _iou(self, one: Sequence[float], other: Sequence[float]) -> float:
+        return interval_iou(one, other)
 
 
 @dataclass(frozen=True)
-class Box(MarkedVerifier):
+class Box(RegionVerifier):
     """Intersection over union of two boxes."""
 
     form: Literal["corners", "size"]
-    threshold: float | None
-
-    def reward(self, text: str, answer: str) -> float:
-        found, expected = self._corners(self._box(text)), self._corners(box(answer))
-        iou = box_iou(found, expected) if found and expected else 0.0
-        return _thresholded(iou, self.threshold)
-
-    def extract_answer(self, text: str) -> str:
-        return _listed(self._box(text))
 
     def reference_error(self, answer: str) -> str:
-        found = self._corners(box(answer))
-        if found and found[0] < found[2] and found[1] < found[3]:
+        found = box(answer)
+        if found and _is_upright(self._corners(found)):
             return ""
         return f"answer {answer[:40]!r} is not a box of four numbers with an area"
 
-    def _box(self, text: str) -> tuple[float, ...] | None:
-        return box(final_answer(text, self.mark) or "")
+    def _find(self, text: str) -> tuple[float, ...] | None:
+        return box(text)
 
-    def _corners(self, found: tuple[float, ...] | None) -> tuple[float, ...] | None:
-        if found is None or self.form == "corners":
-            return found
-        x, y, width, height = found
-        return x, y, x + width, y + height
+    def _iou(self, one: Sequence[float], other: Sequence[float]) -> float:
+        return box_iou(self._corners(one), self._corners(other))
+
+    def _corners(self, numbers: Sequence[float]) -> Sequence[float]:
+        x, y, width, height = numbers
+        return numbers if self.form == "corners" else (x, y, x + width, y + height)
 
 
 def interval(text: str) -> tuple[float, ...] | None:
@@ -180,11 +190,3 @@ def _last(text: str, count: int, pattern: re.Pattern[str]) -> tuple[float, ...] 
 
 def _seconds(text: str) -> float:
     return math.fsum(float(p) * 60**i for i, p in enumerate(reversed(text.split(":"))))
-
-
-def _thresholded(iou: float, threshold: float | None) -> float:
-    return iou if threshold is None else float(iou >= threshold)
-
-
-def _listed(numbers: tuple[float, ...] | None) -> str:
-    return "" if numbers is None else ", ".join(f"{number:.12g}" for number in numbers)

@@ -22,9 +22,6 @@ class Math(Verifier):
     mark: str
     timeout_seconds: float
 
-    def reward(self, text: str, answer: str) -> float:
-        return self.rewards([(text, answer)])[0]
-
     def rewards(self, pairs: Sequence[Pair]) -> list[float]:
         calls = [("reward", self._answer(text), answer) for text, answer in pairs]
         return [value or 0.0 for value in self._pool().run(calls)]
@@ -62,9 +59,6 @@ class Function(Verifier):
     name: str
     timeout_seconds: float
     memory_gib: float | None
-
-    def reward(self, text: str, answer: str) -> float:
-        return self.rewards([(text, answer)])[0]
 
     def rewards(self, pairs: Sequence[Pair]) -> list[float]:
         return [value or 0.0 for value in self._pool().run(list(pairs))]

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from copd.domains.base import check_index
 from copd.domains.digits import image, text, video
 from copd.domains.digits.generator import Question, SuiteGenerator
 from copd.types import Message, Problem, ProblemId, Split
@@ -69,10 +70,7 @@ class DigitsDomain:
 
     def generate(self, split: Split, index: int) -> Question:
         """Generate the question of a problem, with the seed (suite, split, index)."""
-        if not 0 <= index < self.sizes[split]:
-            raise IndexError(
-                f"domain {self.name!r} has {self.sizes[split]} {split} problems: got index {index}"
-            )
+        check_index(self, split, index)
         suite = self._suite(index)
         seed = [zlib.crc32(suite.encode()), _SPLIT_SEEDS[split], index]
         return MODALITIES[self.modality][suite](np.random.default_rng(seed), split)

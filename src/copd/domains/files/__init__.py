@@ -6,18 +6,18 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from copd.config import FilesConfig
+from copd.domains.base import check_index
 from copd.domains.files.cache import cached_index, index_key, index_path
 from copd.domains.files.clips import ClipBudget
 from copd.domains.files.draft import Draft, read_draft
 from copd.domains.files.index import SPLITS, Index, Source, build_index, stamp
 from copd.domains.files.media import MediaReader
-from copd.domains.files.sources import SUFFIXES, Tables, find_tables
+from copd.domains.files.sources import SUFFIXES, find_tables
 from copd.domains.files.tables import Table
 from copd.types import ContentPart, Message, Problem, ProblemId, Split, Text
 from copd.verifiers import Verifier, check_functions, load_verifier
@@ -58,11 +58,7 @@ class FilesDomain:
         return self.index.rows[split][: _limit(self.config, split)]
 
     def problem(self, split: Split, index: int) -> Problem:
-        if not 0 <= index < self.num_problems(split):
-            raise IndexError(
-                f"domain {self.name!r} has {self.num_problems(split)} {split} problems: "
-                f"got index {index}"
-            )
+        check_index(self, split, index)
         number, place = self.places(split)[index].tolist()
         source = self.sources[number]
         try:
@@ -102,19 +98,16 @@ class FilesDomain:
                 Text(p) if isinstance(p, str) else reader.read(p) for p in turn.content
             ]
             if suffix and turn is draft.turns[-1]:
-                parts = _extended(parts, suffix)
+                last = parts[-1] if parts else None
+                if isinstance(last, Text):
+                    parts[-1] = Text(last.text + suffix)
+                else:
+                    parts.append(Text(suffix))
             yield Message(turn.role, tuple(parts))
 
 
 def _limit(config: FilesConfig, split: Split) -> int | None:
     return getattr(config, f"num_{split}")
-
-
-def _extended(parts: list[ContentPart], suffix: str) -> list[ContentPart]:
-    last = parts[-1] if parts else None
-    if isinstance(last, Text):
-        return [*parts[:-1], Text(last.text + suffix)]
-    return [*parts, Text(suffix)]
 
 
 def open_files(
@@ -125,14 +118,14 @@ def open_files(
     The index of unchanged files is built once per process. It is read from `run_dir` if one is
     stored there that fits; else, with `store`, it is written there for other processes.
     """
-    inputs = _Inputs(name, config.model_dump_json(exclude=_NOT_INDEXED), tuple(_stamps(config)))
-    sources = _sources(inputs)
+    settings, stamps = config.model_dump_json(exclude=_NOT_INDEXED), tuple(_stamps(config))
+    sources = _sources(settings, stamps)
     if run_dir is None:
-        index = _index(inputs)
+        index = _index(name, settings, stamps)
     else:
-        key = index_key((name, inputs.settings, *inputs.stamps), sources)
+        key = index_key((name, settings, *stamps), sources)
         path = index_path(run_dir, name)
-        index = cached_index(path, key, lambda: _index(inputs), store=store)
+        index = cached_index(path, key, lambda: _index(name, settings, stamps), store=store)
     return FilesDomain(name, config, sources, index, load_verifier(config.verifier))
 
 
@@ -201,36 +194,24 @@ def _check_sizes(domain: FilesDomain) -> None:
             )
 
 
-class _Inputs(NamedTuple):
-    """All that decides an index but the media files."""
-
-    name: str
-    settings: str
-    stamps: tuple[str, ...]
-
-    @property
-    def config(self) -> FilesConfig:
-        return FilesConfig.model_validate_json(self.settings)
-
-
 @lru_cache(maxsize=16)
-def _sources(inputs: _Inputs) -> tuple[Source, ...]:
-    return tuple(_open_sources(find_tables(inputs.config), inputs.config))
-
-
-@lru_cache(maxsize=16)
-def _index(inputs: _Inputs) -> Index:
-    config = inputs.config
-    return build_index(_sources(inputs), config, load_verifier(config.verifier), inputs.name)
-
-
-def _open_sources(tables: Tables, config: FilesConfig) -> Iterator[Source]:
+def _sources(settings: str, stamps: tuple[str, ...]) -> tuple[Source, ...]:
+    config = FilesConfig.model_validate_json(settings)
     budget = ClipBudget(config.fps, config.max_frames, config.max_pixels)
-    for split, found in tables.items():
-        for table in found:
+    sources = []
+    for split, tables in find_tables(config).items():
+        for table in tables:
             root = _media_root(table, config).resolve()
             folder = root if config.media_root else table.folder.resolve()
-            yield Source(table, split, MediaReader(root, folder, config.max_pixels, budget))
+            reader = MediaReader(root, folder, config.max_pixels, budget)
+            sources.append(Source(table, split, reader))
+    return tuple(sources)
+
+
+@lru_cache(maxsize=16)
+def _index(name: str, settings: str, stamps: tuple[str, ...]) -> Index:
+    config, sources = FilesConfig.model_validate_json(settings), _sources(settings, stamps)
+    return build_index(sources, config, load_verifier(config.verifier), name)
 
 
 def _media_root(table: Table, config: FilesConfig) -> Path:

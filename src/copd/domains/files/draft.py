@@ -6,7 +6,6 @@ A row that cannot be used raises ValueError with the reason.
 from __future__ import annotations
 
 import base64
-import binascii
 import hashlib
 import json
 import math
@@ -79,13 +78,13 @@ class Draft:
 
 def read_draft(row: Row, columns: ColumnsConfig) -> Draft:
     """Read the problem of a row from its configured or known columns."""
-    *before, last = _turns(_required(row, columns, "prompt"))
+    *before, last = _turns(_find(row, columns, "prompt", required=True))
     answer = _find(row, columns, "answer")
     if answer is None and before and last.role == "assistant":
         answer = "".join(part for part in last.content if isinstance(part, str))
         *before, last = before
     if answer is None:
-        answer = _required(row, columns, "answer")
+        answer = _find(row, columns, "answer", required=True)
     if last.role != "user":
         raise ValueError(f"has no question: its last turn is the {last.role}'s")
     media = [*_media(row, columns, "images", "image"), *_media(row, columns, "videos", "video")]
@@ -96,19 +95,18 @@ def read_draft(row: Row, columns: ColumnsConfig) -> Draft:
     return Draft(turns, _answer(answer), None if suite is None else _checked(str(suite), "suite"))
 
 
-def _find(row: Row, columns: ColumnsConfig, role: str) -> Any:
-    """Return the value of the first column that has one; empty cells count as absent."""
-    for name in _names(columns, role):
+def _find(row: Row, columns: ColumnsConfig, role: str, *, required: bool = False) -> Any:
+    """Return the value of the configured or first known column; empty cells count as absent."""
+    configured: str | None = getattr(columns, role)
+    names = _KNOWN[role] if configured is None else (configured,)
+    for name in names:
         value = _lookup(row, name)
         if value is not None and not (isinstance(value, str) and not value.strip()):
             return value
+    if required:
+        expected, present = " or ".join(names), ", ".join(map(str, list(row)[:12])) or "no columns"
+        raise ValueError(f"has no {role}: expected a value in {expected}, got {present[:200]}")
     return None
-
-
-def _names(columns: ColumnsConfig, role: str) -> tuple[str, ...]:
-    """Return the configured column of a role, or the known ones."""
-    name: str | None = getattr(columns, role)
-    return _KNOWN[role] if name is None else (name,)
 
 
 def _lookup(row: Row, name: str) -> Any:
@@ -119,15 +117,6 @@ def _lookup(row: Row, name: str) -> Any:
     if isinstance(below, str) and below.startswith("{"):
         below = _structure(below)
     return _lookup(below, rest) if isinstance(below, dict) else None
-
-
-def _required(row: Row, columns: ColumnsConfig, role: str) -> Any:
-    value = _find(row, columns, role)
-    if value is None:
-        expected = " or ".join(_names(columns, role))
-        present = ", ".join(map(str, list(row)[:12])) or "no columns"
-        raise ValueError(f"has no {role}: expected a value in {expected}, got {present[:200]}")
-    return value
 
 
 def _structure(text: str) -> Any:
@@ -219,38 +208,28 @@ def _one_media(value: Any, kind: Kind) -> Media:
         return Media(kind, value)
     if not isinstance(value, str) or not value:
         raise ValueError(f"has {'an' if kind == 'image' else 'a'} {kind} without path or bytes")
-    if uri := _DATA_URI.match(value):
-        return Media(kind, _decoded(value[uri.end() :], kind))
-    if len(value) > 64 and value.startswith(_BASE64_STARTS):
-        return Media(kind, _decoded(value, kind))
-    return Media(kind, _checked(value, f"{kind} path"))
-
-
-def _decoded(text: str, kind: Kind) -> bytes:
+    uri = _DATA_URI.match(value)
+    if uri is None and not (len(value) > 64 and value.startswith(_BASE64_STARTS)):
+        return Media(kind, _checked(value, f"{kind} path"))
     try:
-        return base64.b64decode(text, validate=True)
-    except (binascii.Error, ValueError) as error:
+        return Media(kind, base64.b64decode(value[uri.end() if uri else 0 :], validate=True))
+    except ValueError as error:
         raise ValueError(f"has base64 of its {kind} that is broken ({error})") from None
 
 
 def _with_media(turns: tuple[Turn, ...], media: list[Media]) -> tuple[Turn, ...]:
     """Put media at their marks in order; without any mark, before the first user turn."""
-    waiting: dict[str, list[Media]] = {"image": [], "video": []}
-    for one in media:
-        waiting[one.kind].append(one)
-    for kind, found in waiting.items():
-        marks = sum(_count(turn, f"<{kind}>") for turn in turns)
-        if marks and marks != len(found):
-            raise ValueError(f"has {marks} <{kind}> in its text but {len(found)} {kind}s")
-    unmarked = [m for m in media if not any(_count(turn, f"<{m.kind}>") for turn in turns)]
+    waiting = {kind: [m for m in media if m.kind == kind] for kind in ("image", "video")}
+    texts = [part for turn in turns for part in turn.content if isinstance(part, str)]
+    marks = {kind: sum(text.count(f"<{kind}>") for text in texts) for kind in waiting}
+    for kind, own in waiting.items():
+        if marks[kind] not in (0, len(own)):
+            raise ValueError(f"has {marks[kind]} <{kind}> in its text but {len(own)} {kind}s")
+    unmarked = [m for m in media if not marks[m.kind]]
     filled = [Turn(t.role, tuple(_fill_marks(t, waiting))) for t in turns]
     first = next(i for i, turn in enumerate(turns) if turn.role == "user")
     filled[first] = Turn("user", (*unmarked, *filled[first].content))
     return tuple(filled)
-
-
-def _count(turn: Turn, mark: str) -> int:
-    return sum(part.count(mark) for part in turn.content if isinstance(part, str))
 
 
 def _fill_marks(turn: Turn, waiting: dict[str, list[Media]]) -> Iterator[str | Media]:

@@ -26,14 +26,15 @@ def check_target(domain: FilesDomain, out: Path) -> None:
     if not out.parent.is_dir():
         raise ValueError(f"--out must be in a folder that exists: got {out}. Make the folder.")
     sources = _training_sources(domain)
-    expected = {_suffix(source) for source in sources.values()}
+    tables = [source.table for source in sources.values()]
+    expected = {t.path.suffix if isinstance(t, TextTable) else ".parquet" for t in tables}
     if expected != {out.suffix}:
         kinds = ", ".join(sorted(expected))
         raise ValueError(
             f"the filtered file has the format of its source: got --out {out} for {kinds}. "
             + (f"Name a file that ends in {kinds}." if len(expected) == 1 else "Filter each alone.")
         )
-    headers = {s.table.header for s in sources.values() if isinstance(s.table, TextTable)}
+    headers = {table.header for table in tables if isinstance(table, TextTable)}
     if len(headers) > 1:
         raise ValueError(
             f"CSV files that are filtered together must have the same columns: got "
@@ -55,21 +56,17 @@ def write_filtered(domain: FilesDomain, rates: Mapping[int, float], out: Path) -
     Held-out problems of the training files are written too, without a rate, so that the new file
     has the same held-out splits. Their number is returned.
     """
-    by_place: dict[tuple[int, int], float | None] = {}
+    rows: dict[int, dict[int, float | None]] = {n: {} for n in _training_sources(domain)}
     for split in ("validation", "test"):
         for number, row in domain.places(split).tolist():
-            if domain.sources[number].split == "train":
-                by_place[number, row] = None
-    num_held_out = len(by_place)
+            if number in rows:
+                rows[number][row] = None
+    num_held_out = sum(map(len, rows.values()))
     places = domain.places("train")
     for index, rate in rates.items():
         number, row = places[index].tolist()
-        by_place[number, row] = rate
-    rows = {
-        number: {row: by_place[n, row] for n, row in sorted(by_place) if n == number}
-        for number in _training_sources(domain)
-    }
-    tables = [(domain.sources[number].table, own) for number, own in rows.items()]
+        rows[number][row] = rate
+    tables = [(domain.sources[n].table, dict(sorted(own.items()))) for n, own in rows.items()]
     texts = [(table, own) for table, own in tables if isinstance(table, TextTable)]
     if texts:
         with out.open("w", encoding="utf-8", newline="") as file:
@@ -83,11 +80,6 @@ def write_filtered(domain: FilesDomain, rates: Mapping[int, float], out: Path) -
 def _training_sources(domain: FilesDomain) -> dict[int, Source]:
     """Return the training tables of `path`; held-out splits with their own files stay as is."""
     return {n: source for n, source in enumerate(domain.sources) if source.split == "train"}
-
-
-def _suffix(source: Source) -> str:
-    table = source.table
-    return table.path.suffix if isinstance(table, TextTable) else ".parquet"
 
 
 def _check_rows(source: Source, domain: FilesDomain, out: Path) -> None:
@@ -128,13 +120,11 @@ def _write_texts(
         writer.writerow([*first.header, COLUMN])
         writer.writerows(row.values() for row in _rows(tables))  # None becomes an empty cell
         return
-    is_list = holds_list(first.path)
-    lines = (json.dumps(row, ensure_ascii=False) for row in _rows(tables))
-    for number, line in enumerate(lines):
-        before = ("[\n" if number == 0 else ",\n") if is_list else ""
-        file.write(before + line + ("" if is_list else "\n"))
-    if is_list:
-        file.write("\n]\n")
+    start, between, end = ("[\n", ",\n", "\n]\n") if holds_list(first.path) else ("", "\n", "\n")
+    file.write(start)
+    for number, row in enumerate(_rows(tables)):
+        file.write((between if number else "") + json.dumps(row, ensure_ascii=False))
+    file.write(end)
 
 
 def _rows(

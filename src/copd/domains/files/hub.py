@@ -6,17 +6,16 @@ and paths.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from copd.domains.files.tables import Row
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
-
-Loaded = TypeVar("Loaded")
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,42 +59,30 @@ class ArrowTable:
 
 def open_parquet(path: Path) -> ArrowTable:
     """Open a Parquet file, through the library's cache of memory-mapped files."""
+    with _reading(f"{path} cannot be read as Parquet"):
+        from datasets import Dataset
 
-    def load() -> Dataset:
-        from datasets import Dataset, DatasetDict, IterableDataset
-
-        found = Dataset.from_parquet(str(path))
-        assert not isinstance(found, DatasetDict | IterableDataset), "one file is one data set"
-        return found
-
-    return _table(str(path), path.parent, _loaded(load, f"{path} cannot be read as Parquet"))
+        data: Any = Dataset.from_parquet(str(path))
+    return _table(str(path), path.parent, data)
 
 
 def open_saved(folder: Path) -> Mapping[str, ArrowTable]:
     """Open a folder that `save_to_disk` wrote, by split; without splits it is "train"."""
-
-    def load() -> Dataset | DatasetDict:
+    with _reading(f"{folder} cannot be read as a saved data set"):
         from datasets import load_from_disk
 
-        return load_from_disk(str(folder))
-
-    return _splits(
-        _loaded(load, f"{folder} cannot be read as a saved data set"), str(folder), folder
-    )
+        loaded = load_from_disk(str(folder))
+    return _splits(loaded, str(folder), folder)
 
 
 def open_named(name: str) -> Mapping[str, ArrowTable]:
     """Open a data set of the hub, `owner/name` or `owner/name:subset`, by split."""
     repository, _, subset = name.partition(":")
+    with _reading(f"data set {name!r} cannot be loaded"):
+        from datasets import load_dataset
 
-    def load() -> DatasetDict:
-        from datasets import DatasetDict, load_dataset
-
-        found = load_dataset(repository, subset or None)
-        assert isinstance(found, DatasetDict), "no split was requested"
-        return found
-
-    return _splits(_loaded(load, f"data set {name!r} cannot be loaded"), name, Path.cwd())
+        loaded: Any = load_dataset(repository, subset or None)
+    return _splits(loaded, name, Path.cwd())
 
 
 def write_parquet(
@@ -137,7 +124,9 @@ def _table(name: str, folder: Path, data: Dataset) -> ArrowTable:
     return ArrowTable(name, folder, data.with_format("arrow"))
 
 
-def _loaded(load: Callable[[], Loaded], failure: str) -> Loaded:
+@contextmanager
+def _reading(failure: str) -> Iterator[None]:
+    """Turn any error of the library into a ValueError with a sentence."""
     try:
         from datasets.utils.logging import disable_progress_bar, set_verbosity
     except ImportError:
@@ -147,7 +136,7 @@ def _loaded(load: Callable[[], Loaded], failure: str) -> Loaded:
     disable_progress_bar()
     set_verbosity(50)  # its warnings and errors are raised as exceptions too
     try:
-        return load()
+        yield
     except Exception as error:  # the library passes on whatever its readers raise
         raise ValueError(f"{failure}: {_brief(error)}. {_remedy(error)}") from None
 

@@ -80,9 +80,9 @@ class Source:
 class _Found:
     """Usable and bad rows found so far."""
 
-    keys: array[int] = field(default_factory=lambda: array("q"))
-    tables: array[int] = field(default_factory=lambda: array("q"))
     rows: array[int] = field(default_factory=lambda: array("q"))
+    """Key, table and place of every usable row."""
+
     bad: list[BadRow] = field(default_factory=list)
     suites: set[str] = field(default_factory=set)
     level: int = 0
@@ -105,9 +105,7 @@ def build_index(
                 line = source.table.number(place)
                 found.bad.append(BadRow(source.table.name, line, _one_line(str(error))))
                 continue
-            found.keys.append(key)
-            found.tables.append(number)
-            found.rows.append(place)
+            found.rows.extend((key, number, place))
             kinds = [_MODALITIES.index(media.kind) for media in draft.media]
             found.level = max(found.level, *kinds, 0)
             found.digest.update(f"{key} {draft.answer}\n".encode())
@@ -173,9 +171,7 @@ def _suite(draft: Draft, default: str, known: set[str]) -> str:
 
 def _index(found: _Found, sources: Sequence[Source], config: FilesConfig) -> Index:
     """Assign the usable rows to splits."""
-    keys, tables, places = (
-        np.array(values, dtype=np.int64) for values in (found.keys, found.tables, found.rows)
-    )
+    keys, tables, places = np.array(found.rows, dtype=np.int64).reshape(-1, 3).T
     given: set[Split] = {source.split for source in sources}
     own = np.array([SPLITS.index(source.split) for source in sources], dtype=np.int64)
     splits = own[tables] if len(tables) else tables

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 
@@ -24,23 +24,21 @@ _SPLIT_NAMES: Mapping[str, Split] = {
 }
 _HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*(:[\w.-]+)?")
 
-Tables = dict[Split, list[Table]]
 
-
-def find_tables(config: FilesConfig) -> Tables:
+def find_tables(config: FilesConfig) -> dict[Split, list[Table]]:
     """Open the tables of all splits.
 
     A folder or data set may have splits of its own, found by their names. A setting for a split,
     such as `test_path`, replaces that split of `path`.
     """
-    found = _find_all(config.path, "path")
+    found = _open_all(config.path, "path")
     own_paths: dict[Split, str | tuple[str, ...] | None] = {
         "validation": config.validation_path,
         "test": config.test_path,
     }
     for split, paths in own_paths.items():
         if paths is not None:
-            tables = _find_all(paths, f"{split}_path")
+            tables = _open_all(paths, f"{split}_path")
             found[split] = tables[split] or list(chain.from_iterable(tables.values()))
     if not found["train"]:
         raise ValueError(
@@ -50,26 +48,30 @@ def find_tables(config: FilesConfig) -> Tables:
     return found
 
 
-def _find_all(paths: str | Sequence[str], key: str) -> Tables:
-    merged: Tables = {"train": [], "validation": [], "test": []}
+def _open_all(paths: str | Sequence[str], key: str) -> dict[Split, list[Table]]:
+    found: dict[Split, list[Table]] = {"train": [], "validation": [], "test": []}
     for path in [paths] if isinstance(paths, str) else paths:
-        for split, tables in _find(path, key).items():
-            merged[split] += tables
-    return merged
+        for split, table in _open(path, key):
+            found[split].append(table)
+    return found
 
 
-def _find(name: str, key: str) -> Tables:
+def _open(name: str, key: str) -> Iterator[tuple[Split, Table]]:
     path = Path(name).expanduser()
     if path.is_file():
-        return {"train": [open_file(path)]}
+        yield "train", open_file(path)
+        return
     if path.is_dir():
-        return _by_split(open_saved(path)) if is_saved(path) else _in_folder(path, key)
-    if _HUB_NAME.fullmatch(name) and not Path(name.split("/")[0]).exists():
-        return _by_split(open_named(name))
-    raise ValueError(
-        f"{key} must be a file, a folder or a data set: got {name!r}. "
-        "Check the path; a data set of the hub is named 'owner/name'."
-    )
+        tables = open_saved(path) if is_saved(path) else _in_folder(path, key)
+    elif _HUB_NAME.fullmatch(name) and not Path(name.split("/")[0]).exists():
+        tables = open_named(name)
+    else:
+        raise ValueError(
+            f"{key} must be a file, a folder or a data set: got {name!r}. "
+            "Check the path; a data set of the hub is named 'owner/name'."
+        )
+    for part, table in tables.items():
+        yield split_of(part), table
 
 
 def open_file(path: Path) -> Table:
@@ -82,24 +84,14 @@ def open_file(path: Path) -> Table:
     return open_parquet(path) if path.suffix == ".parquet" else open_text(path)
 
 
-def _in_folder(folder: Path, key: str) -> Tables:
+def _in_folder(folder: Path, key: str) -> Mapping[str, Table]:
     files = sorted(p for p in folder.iterdir() if p.suffix in SUFFIXES and p.is_file())
     if not files:
         raise ValueError(
             f"{key} must hold data files: got folder {str(folder)!r} without any of "
             f"{', '.join(SUFFIXES)}. Name the file itself."
         )
-    found: Tables = {"train": [], "validation": [], "test": []}
-    for file in files:
-        found[split_of(file.stem)].append(open_file(file))
-    return found
-
-
-def _by_split(tables: Mapping[str, Table]) -> Tables:
-    found: Tables = {"train": [], "validation": [], "test": []}
-    for name, table in tables.items():
-        found[split_of(name)].append(table)
-    return found
+    return {file.name: open_file(file) for file in files}
 
 
 def split_of(name: str) -> Split:

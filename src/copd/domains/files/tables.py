@@ -63,9 +63,9 @@ class TextTable:
     """A JSONL, JSON or CSV file, held as positions of its rows without their content."""
 
     path: Path
-    starts: NDArray[np.int64]
-    sizes: NDArray[np.int64]
-    numbers: NDArray[np.int64]
+    positions: NDArray[np.int64]
+    """Start and size in bytes, and line number of every row, shape `R 3`."""
+
     broken: Mapping[int, str] = field(default_factory=dict)
     """Unreadable rows to the reason."""
 
@@ -88,10 +88,10 @@ class TextTable:
         return bool(self.header)
 
     def __len__(self) -> int:
-        return len(self.starts)
+        return len(self.positions)
 
     def number(self, index: int) -> int:
-        return int(self.numbers[index])
+        return int(self.positions[index, 2])
 
     def row(self, index: int) -> Row:
         with self.path.open("rb") as file:
@@ -108,10 +108,10 @@ class TextTable:
     def _read(self, file: BinaryIO, index: int) -> Row:
         if index in self.broken:
             raise ValueError(self.broken[index])
-        size = int(self.sizes[index])
+        start, size, _ = self.positions[index].tolist()
         if size > MAX_ROW_BYTES:
             raise ValueError(f"is {size} bytes long, at most {MAX_ROW_BYTES} are read")
-        file.seek(int(self.starts[index]))
+        file.seek(start)
         try:
             text = file.read(size).decode("utf-8")
         except UnicodeDecodeError as error:

@@ -22,25 +22,22 @@ _BOM = b"\xef\xbb\xbf"
 
 @dataclass
 class _Positions:
-    """Positions of the rows found so far."""
+    """Start, size and line number of the rows found so far."""
 
-    starts: array[int] = field(default_factory=lambda: array("q"))
-    sizes: array[int] = field(default_factory=lambda: array("q"))
-    numbers: array[int] = field(default_factory=lambda: array("q"))
+    values: array[int] = field(default_factory=lambda: array("q"))
     broken: dict[int, str] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.values) // 3
 
     def add(self, start: int, size: int, number: int, reason: str = "") -> None:
         if reason:
-            self.broken[len(self.starts)] = reason
-        self.starts.append(start)
-        self.sizes.append(size)
-        self.numbers.append(number)
+            self.broken[len(self)] = reason
+        self.values.extend((start, size, number))
 
     def table(self, path: Path, header: tuple[str, ...] = (), delimiter: str = ",") -> TextTable:
-        starts, sizes, numbers = (
-            np.array(values, dtype=np.int64) for values in (self.starts, self.sizes, self.numbers)
-        )
-        return TextTable(path, starts, sizes, numbers, self.broken, header, delimiter)
+        values = np.array(self.values, dtype=np.int64).reshape(-1, 3)
+        return TextTable(path, values, self.broken, header, delimiter)
 
 
 def open_text(path: Path) -> TextTable:
@@ -57,24 +54,23 @@ def holds_list(path: Path) -> bool:
 
 
 def _find_lines(path: Path) -> TextTable:
-    positions = _Positions()
+    """Find all lines that are not blank; a huge one is read in chunks."""
+    positions, number = _Positions(), 0
     with path.open("rb") as file:
-        for number, (start, size, is_blank) in enumerate(_lines(file), start=1):
+        start = _skip_bom(file)
+        while line := file.readline(MAX_ROW_BYTES):
+            size, is_blank, number = len(line), line.isspace(), number + 1
+            while not line.endswith(b"\n") and (line := file.readline(MAX_ROW_BYTES)):
+                size, is_blank = size + len(line), False
             if not is_blank:
                 positions.add(start, size, number)
+            start += size
     return positions.table(path)
 
 
-def _lines(file: BinaryIO) -> Iterator[tuple[int, int, bool]]:
-    """Yield start, size and blankness of every line; a huge one is read in chunks."""
-    start = len(_BOM) if file.read(len(_BOM)) == _BOM else 0
-    file.seek(start)
-    while line := file.readline(MAX_ROW_BYTES):
-        size, is_blank = len(line), line.isspace()
-        while not line.endswith(b"\n") and (line := file.readline(MAX_ROW_BYTES)):
-            size, is_blank = size + len(line), False
-        yield start, size, is_blank
-        start += size
+def _skip_bom(file: BinaryIO) -> int:
+    """Move to the first byte after a byte order mark; return its position."""
+    return file.seek(len(_BOM) if file.read(len(_BOM)) == _BOM else 0)
 
 
 def _find_entries(path: Path) -> TextTable:
@@ -100,7 +96,7 @@ def _find_entries(path: Path) -> TextTable:
             end = len(text)
         begin = position + len(text[done:at].encode())
         position, done = begin + len(text[at:end].encode()), end
-        number, at = len(positions.starts) + 1, _skip(text, end)
+        number, at = len(positions) + 1, _skip(text, end)
         if text[at : at + 1] not in (",", "]"):
             reason = "ends the list: the JSON is broken here, what follows cannot be read"
             positions.add(begin, position - begin, number, reason)
@@ -161,8 +157,7 @@ class _Feed:
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
-        self.position = self.start = len(_BOM) if file.read(len(_BOM)) == _BOM else 0
-        file.seek(self.position)
+        self.position = self.start = _skip_bom(file)
 
     def __iter__(self) -> _Feed:
         return self
