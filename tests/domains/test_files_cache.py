@@ -45,7 +45,7 @@ STUDY = """
 title = "Files"
 output_dir = "{folder}/study"
 base = "run.toml"
-seeds = [0, 1]
+seeds = [0]
 jobs = 2
 common.checkpoint.every = 1
 methods.experts.recipe = {{ type = "experts", steps = 1 }}
@@ -115,9 +115,11 @@ def test_two_processes_decode_each_picture_once(folder: Path):
 @pytest.mark.slow
 def test_the_jobs_of_a_study_read_the_index_of_its_driver(folder: Path):
     counts = decoded_by(folder, "-m", "copd", "compare", str(folder / "study.toml"))
-    assert len(list(folder.glob("study/**/index/mine.json.gz"))) == 3
+    assert len(list(folder.glob("study/**/index/mine.json.gz"))) == 2
     assert len(counts) == NUM_PICTURES
     assert sum(count == 1 for count in counts.values()) > NUM_PICTURES / 2, "those never sampled"
+    again = decoded_by(folder, "-m", "copd", "compare", str(folder / "study.toml"))
+    assert again.total() == 0, "the study is done, and its settings are unchanged"
 
 
 @pytest.mark.slow

@@ -20,6 +20,9 @@ _FREE = {
 }
 """Settings of a run that may change when a study is continued."""
 
+_FROM_FILES = ("num_train", "num_validation", "num_test", "fingerprint")
+"""Settings of a domain that a run takes from its data files where they are unset."""
+
 
 def is_done(job: Job) -> bool:
     """Return whether everything that the study needs of the job is on disk."""
@@ -124,6 +127,8 @@ def _difference(old: Any, new: Any, path: str = "") -> tuple[str, Any, Any] | No
     if not (isinstance(old, dict) and isinstance(new, dict)):
         return None if old == new else (path, old, new)
     for key in dict.fromkeys([*old, *new]):
+        if key in _FROM_FILES and new.get(key) is None:
+            continue
         below = f"{path}.{key}".lstrip(".")
         if found := _difference(old.get(key), new.get(key), below):
             return found

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from rich.console import Console
 
 from copd.branch import Branch
 from copd.config import BASE, Config
+from copd.domains import with_sizes
 from copd.engine import create_engine
 from copd.lab.compare.jobs import Job, find_job, merge_config, merge_model
 from copd.lab.compare.progress import LogLine, is_done, merge_file, missing_models, token_shares
@@ -28,6 +30,7 @@ from copd.storage import read_lines, write_atomically
 
 def run_job(job: Job, jobs: Sequence[Job]) -> None:
     """Train and evaluate a job of `jobs`, from wherever an earlier attempt ended."""
+    job = replace(job, config=with_sizes(job.config, lambda _: None))
     if job.method == BASE:
         _evaluate_base(job)
         return
