@@ -7,7 +7,7 @@ import sys
 import pytest
 import torch
 
-from copd.branch.precision import NUM_KERNELS, Precision, keep_few_kernels
+from copd.branch.micro_batches import NUM_KERNELS, Precision, limit_kernel_caches
 from copd.config import ModelConfig
 from copd.engine.local import load_policy
 from copd.planning.passes import KERNELS
@@ -57,7 +57,7 @@ needs_onednn = pytest.mark.skipif(
 @needs_onednn
 @pytest.mark.parametrize(("width", "heads"), [(128, 4), (320, 16), (768, 8)])
 def test_they_take_what_the_plan_says(width: int, heads: int):
-    keep_few_kernels()
+    limit_kernel_caches()
     assert growth(width, heads) == pytest.approx((1 - 4 / NUM_KERNELS) * KERNELS, rel=0.2)
 
 
@@ -76,5 +76,5 @@ def test_they_are_bounded_with_a_model_that_computes_in_bfloat16(
 
 def test_what_the_user_has_set_stays(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("LRU_CACHE_CAPACITY", "7")
-    keep_few_kernels()
+    limit_kernel_caches()
     assert [os.environ[name] for name in CAPACITIES] == [str(NUM_KERNELS), "7"]

@@ -1,13 +1,18 @@
-"""Shapes of a model from headers, against numbers worked out by hand."""
+"""Shapes of a model, against numbers worked out by hand."""
 
 import json
 import struct
+import sys
 from pathlib import Path
 
+import gguf
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
-from copd.planning.find import find_files
-from copd.planning.shapes import read_headers, read_shapes
+from copd.config.sections import LoraConfig
+from copd.planning.files import find_files, read_safetensors
+from copd.planning.shapes import QWEN3_VL_4B, build_shapes, find_shapes, read_shapes
 
 TEXT = {
     "model_type": "qwen3",
@@ -23,13 +28,7 @@ TEXT = {
 
 
 def write_safetensors(path: Path, shapes: dict[str, tuple[int, ...]]) -> None:
-    """A file with a header and no weights."""
-    header = {
-        name: {"dtype": "F32", "shape": shape, "data_offsets": [0, 0]}
-        for name, shape in shapes.items()
-    }
-    words = json.dumps({"__metadata__": {"format": "pt"}, **header}).encode()
-    path.write_bytes(struct.pack("<Q", len(words)) + words)
+    save_file({name: np.zeros(shape, np.float16) for name, shape in shapes.items()}, path)
 
 
 def test_sizes_without_weights(tmp_path: Path):
@@ -42,12 +41,12 @@ def test_sizes_without_weights(tmp_path: Path):
     assert shapes.has_head_norms and shapes.is_tied and shapes.tower is None
 
 
-def test_headers_of_all_shards_are_read(tmp_path: Path):
+def test_the_headers_of_all_shards_are_read(tmp_path: Path):
     write_safetensors(tmp_path / "a.safetensors", {"x": (2, 3)})
     write_safetensors(tmp_path / "b.safetensors", {"y": (5,)})
     index = {"weight_map": {"x": "a.safetensors", "y": "b.safetensors"}}
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
-    assert read_headers(tmp_path) == {"x": (2, 3), "y": (5,)}
+    assert read_safetensors(tmp_path) == {"x": (2, 3), "y": (5,)}
 
 
 def test_a_head_in_the_file_counts_unless_it_is_tied(tmp_path: Path):
@@ -82,42 +81,50 @@ def test_shapes_are_those_transformers_builds(
         assert read_shapes(folder).parameters == sum(p.numel() for p in model.parameters())
 
 
-def gguf_string(text: str) -> bytes:
-    return struct.pack("<Q", len(text)) + text.encode()
+def write_gguf(path: Path, tensors: dict[str, tuple[int, ...]]) -> None:
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_block_count(1)
+    writer.add_embedding_length(8)
+    writer.add_feed_forward_length(12)
+    writer.add_head_count(4)
+    writer.add_head_count_kv(2)
+    writer.add_token_list(["a", "b"])
+    for name, shape in tensors.items():
+        writer.add_tensor(name, np.zeros(shape, np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
 
 
 def test_a_gguf_header(tmp_path: Path):
-    numbers = {
-        "block_count": 1,
-        "embedding_length": 8,
-        "feed_forward_length": 12,
-        "attention.head_count": 4,
-        "attention.head_count_kv": 2,
-    }
-    values = [gguf_string("general.architecture") + struct.pack("<I", 8) + gguf_string("llama")]
-    values += [gguf_string(f"llama.{k}") + struct.pack("<II", 4, n) for k, n in numbers.items()]
-    words = struct.pack("<IIQ", 9, 8, 2) + gguf_string("a") + gguf_string("b")
-    values.append(gguf_string("tokenizer.ggml.tokens") + words)
-    tensors = {
-        "token_embd.weight": (8, 10),
-        "blk.0.attn_q.weight": (8, 8),
-        "output_norm.weight": (8,),
-    }
-    entries = [
-        gguf_string(name) + struct.pack(f"<I{len(axes)}QIQ", len(axes), *axes, 0, 0)
-        for name, axes in tensors.items()
-    ]
-    path = tmp_path / "model.gguf"
-    counts = struct.pack("<IQQ", 3, len(entries), len(values))
-    path.write_bytes(b"GGUF" + counts + b"".join(values) + b"".join(entries))
+    path, embeddings = tmp_path / "model.gguf", {"token_embd.weight": (10, 8)}
+    write_gguf(path, embeddings)
     shapes = read_shapes(path)
     assert find_files(str(tmp_path)) == path
-    assert (shapes.parameters, shapes.vocabulary, shapes.query, shapes.key) == (152, 10, 8, 4)
-    assert shapes.is_tied
-    assert shapes.linears == {"model.layers.0.self_attn.q_proj": (8, 8)}
+    assert (shapes.vocabulary, shapes.query, shapes.key) == (10, 8, 4)
+    assert shapes.is_tied and not shapes.has_head_norms
+    # q and o 8*8, k and v 4*8, gate, up and down 8*12, norms 2*8; embeddings and the last norm
+    assert shapes.parameters == 2 * 64 + 2 * 32 + 3 * 96 + 16 + 80 + 8
+    assert shapes.linears["model.layers.0.self_attn.q_proj"] == (8, 8)
+    write_gguf(path, {**embeddings, "output.weight": (10, 8)})
+    assert read_shapes(path).parameters == shapes.parameters + 80
 
 
-@pytest.mark.parametrize("content", [b"", b"GGU", b"GGUF", b"GGUF" + b"\xff" * 40])
+def test_a_gguf_file_needs_its_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "gguf", None)
+    (tmp_path / "x.gguf").touch()
+    with pytest.raises(ValueError, match=r"x\.gguf is a GGUF file .* Run `pip install 'copd"):
+        read_shapes(tmp_path / "x.gguf")
+
+
+# a list of 2^60 bytes under the key "a"
+_ENDLESS = struct.pack("<IQQQ", 3, 0, 1, 1) + b"a" + struct.pack("<IIQ", 9, 0, 2**60)
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"GGU", b"GGUF", b"GGUF" + b"\xff" * 40, b"GGUF" + _ENDLESS]
+)
 def test_a_damaged_gguf_file_is_a_sentence(tmp_path: Path, content: bytes):
     (tmp_path / "x.gguf").write_bytes(content)
     with pytest.raises(ValueError, match="Download the model again"):
@@ -128,7 +135,7 @@ def test_a_damaged_gguf_file_is_a_sentence(tmp_path: Path, content: bytes):
 def test_a_damaged_safetensors_file_is_a_sentence(tmp_path: Path, content: bytes):
     (tmp_path / "model.safetensors").write_bytes(content)
     with pytest.raises(ValueError, match="Download the model again"):
-        read_headers(tmp_path)
+        read_safetensors(tmp_path)
 
 
 def test_another_kind_of_model_is_a_sentence(tmp_path: Path):
@@ -140,9 +147,40 @@ def test_another_kind_of_model_is_a_sentence(tmp_path: Path):
 def test_a_hub_name_is_found_where_it_was_downloaded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     assert find_files("owner/name") is None
-    folder = tmp_path / "models--owner--name" / "snapshots" / "1"
+    model = tmp_path / "models--owner--name"
+    folder = model / "snapshots" / "1"
     folder.mkdir(parents=True)
     (folder / "config.json").write_text("{}")
+    (model / "refs").mkdir()
+    (model / "refs" / "main").write_text("1")
     assert find_files("owner/name") == folder
+
+
+def test_the_paper_s_model_is_known_without_its_files(monkeypatch: pytest.MonkeyPatch):
+    """4.44 B weights by its model card; 36 layers with 8 heads of 128 for keys and for values."""
+    monkeypatch.setattr("copd.planning.shapes.find_files", lambda model: None)
+    assert find_shapes("Qwen/Qwen3-VL-4B-Instruct") == QWEN3_VL_4B
+    assert QWEN3_VL_4B.parameters == pytest.approx(4.4378e9, rel=1e-3)
+    assert (QWEN3_VL_4B.layers, QWEN3_VL_4B.key) == (36, 8 * 128)
+    with pytest.raises(ValueError, match=r"name its folder in model\.path"):
+        find_shapes("owner/name")
+
+
+def test_the_matrices_of_a_tower_are_those_of_the_model(seeing_folder: Path):
+    """Biases, norms and positions come on top of them."""
+    tower, tensors = read_shapes(seeing_folder).tower, read_safetensors(seeing_folder)
+    assert tower is not None
+    sizes = [np.prod(shape) for n, shape in tensors.items() if "visual." in n and "pos_" not in n]
+    matrices = tower.patch_weights + tower.depth * tower.block_weights + tower.merger_weights
+    many = [np.prod(s) for n, s in tensors.items() if "visual." in n and len(s) > 1]
+    positions = [np.prod(s) for n, s in tensors.items() if "visual.pos_embed" in n]
+    assert matrices == sum(many) - sum(positions) < sum(sizes) < tower.parameters
+
+
+def test_adapters_are_on_the_layers_that_are_named():
+    config = {**TEXT, "num_hidden_layers": 1}
+    shapes = build_shapes(config)
+    assert len(shapes.adapted(LoraConfig())) == 7
+    assert shapes.adapted(LoraConfig(target_modules=("up_proj",))) == [(12, 8)]

@@ -1,4 +1,4 @@
-"""`copd plan`: words to what a run is made of, what it costs and what memory it needs."""
+"""`copd plan`: print a run's stages, its cost and its memory, and its seconds on a cluster."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ OWN_OPTIONS = (
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """What the command takes besides settings."""
+    """Add the options besides settings."""
     parser.add_argument("config", metavar="CONFIG", type=Path, help="TOML file")
     parser.add_argument("--json", action="store_true", help="print JSON")
     expected = "expected tokens of a completion; without it, costs are upper bounds"
@@ -37,31 +37,32 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> None:
-    """Print it; nothing is loaded."""
+    """Print the plan, its cost and its memory; nothing is loaded."""
+    import json
+
     from copd.config import load_config
-    from copd.planning import memory_report, parse_size
+    from copd.planning import Expected, memory_report, parse_size
     from copd.planning.cost import describe, plan_cost
     from copd.recipes import build_plan, to_dict
 
     config = load_config(arguments.config, overrides)
-    plan = build_plan(config)
-    cost = plan_cost(plan, config.rollout, completion_tokens=arguments.completion_tokens)
-    memory = memory_report(
-        config,
-        plan,
-        capacity=None if arguments.memory is None else parse_size(arguments.memory),
-        prompt_tokens=arguments.prompt_tokens,
-        visual_tokens=arguments.visual_tokens,
-        completion_tokens=arguments.completion_tokens,
+    plan, machine = build_plan(config), cluster.find_machine(arguments)
+    expected = Expected(
+        arguments.prompt_tokens,
+        arguments.visual_tokens,
+        arguments.completion_tokens,
+        cluster.assumed(arguments),
     )
-    asked = cluster.cluster_of(arguments, config, plan)
-    if not arguments.json:
-        print(f"{describe(plan, cost)}\n\n{memory.describe()}")
-        if asked:
-            print(f"\n{cluster.describe(asked, arguments)}")
+    capacity = None if arguments.memory is None else parse_size(arguments.memory)
+    if machine:
+        config, capacity = cluster.on_gpus(config), capacity or int(machine.memory)
+    report = memory_report(config, plan, capacity=capacity, expected=expected)
+    cost = plan_cost(plan, config, report.workloads)
+    predicted = cluster.find_cluster(arguments, machine, report) if machine else None
+    if arguments.json:
+        values = {"plan": to_dict(plan), "cost": cost.to_dict(), "memory": report.to_dict()}
+        more = {"cluster": predicted.to_list()} if predicted else {}
+        print(json.dumps(values | more, indent=2))
         return
-    import json
-
-    values = {"plan": to_dict(plan), "cost": cost.to_dict(), "memory": memory.to_dict()}
-    predicted = {"cluster": cluster.to_list(asked, arguments)} if asked else {}
-    print(json.dumps(values | predicted, indent=2))
+    parts = [describe(plan, cost), report.describe()]
+    print("\n\n".join([*parts, predicted.describe()] if predicted else parts))

@@ -1,16 +1,15 @@
-"""What a plan costs, from the plan and the rollout settings, and how it reads. Runs nothing."""
+"""What a plan costs in steps, prompts, completions and tokens, and the plan as text."""
 
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, astuple, dataclass
 from typing import Any
 
-from copd.config import RolloutConfig
+from copd.config import Config
+from copd.planning.workload import WIDTH, Workload, find_workloads
 from copd.recipes.plan import OPD, Action, Plan, Stage
-
-_WIDTH = 100
 
 
 @dataclass(frozen=True)
@@ -34,7 +33,7 @@ class PlanCost:
 
     branches: Mapping[str, BranchCost]
     completion_tokens: int
-    """Tokens counted per completion."""
+    """Mean tokens of a completion."""
     is_upper_bound: bool
     """True when every completion is counted at its limit."""
 
@@ -44,57 +43,84 @@ class PlanCost:
         return BranchCost(*map(sum, zip(*map(astuple, self.branches.values()), strict=True)))
 
     def to_dict(self) -> dict[str, Any]:
-        """The costs as plain values."""
+        """Return the costs as plain values."""
         return {**asdict(self), "total": asdict(self.total)}
 
 
 def plan_cost(
-    plan: Plan, rollout: RolloutConfig, *, completion_tokens: int | None = None
+    plan: Plan, config: Config, workloads: Mapping[str, Workload] | None = None
 ) -> PlanCost:
-    """Steps, prompts, completions and tokens of every branch.
+    """Count steps, prompts, completions and tokens of every branch.
 
-    Token counts are upper bounds, each completion counted at `max_completion_tokens`, unless the
-    expected `completion_tokens` are given.
+    Args:
+        plan: The plan.
+        config: The run.
+        workloads: The batch of every domain, whose mean lengths count; by default those of the
+            configuration, with completions at their limit.
+
+    Returns:
+        The costs by branch.
     """
-    limit = rollout.max_completion_tokens
-    if completion_tokens is not None and not 1 <= completion_tokens <= limit:
-        raise ValueError(
-            f"completion_tokens must be between 1 and rollout.max_completion_tokens = {limit}: "
-            f"got {completion_tokens}. Pass the mean length you expect."
-        )
-    length = completion_tokens or limit
+    loads = workloads or find_workloads(config)
+    branches = {branch: _branch_cost(plan, branch, loads) for branch in plan.branches}
+    completions = sum(cost.completions for cost in branches.values())
     return PlanCost(
-        branches={branch: _branch_cost(plan, branch, rollout, length) for branch in plan.branches},
-        completion_tokens=length,
-        is_upper_bound=completion_tokens is None,
+        branches,
+        sum(cost.sampled_tokens for cost in branches.values()) // completions,
+        all(load.lengths.mean == config.rollout.max_completion_tokens for load in loads.values()),
     )
 
 
 def describe(plan: Plan, cost: PlanCost) -> str:
-    """The plan and its cost as text for a terminal, at most 100 columns wide for usual names."""
+    """Describe a plan and its cost as text for a terminal.
+
+    Args:
+        plan: The plan.
+        cost: What it costs.
+
+    Returns:
+        Lines of at most 100 columns for usual names.
+    """
     block, times = _rounds(plan.stages)
-    head = [f"Branches: {', '.join(plan.branches)}", _ending(plan), ""]
-    repeat = [f"{times} rounds of"] if times > 1 else []
-    lines = head + repeat + [line for stage in block for line in _stage_lines(stage)]
+    lines = [f"Branches: {', '.join(plan.branches)}", _ending(plan), ""]
+    lines += [f"{times} rounds of"] if times > 1 else []
+    lines += [line for stage in block for line in _stage_lines(stage)]
     return "\n".join([*lines, "", *_cost_lines(cost)])
 
 
-def _branch_cost(plan: Plan, branch: str, rollout: RolloutConfig, length: int) -> BranchCost:
-    steps = sum(stage.steps for stage in plan.stages if branch in stage.trained)
-    batches = sum(stage.steps * len(stage.actions_of(branch)) for stage in plan.stages)
-    asked = sum(
-        stage.steps
+def align(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Lay out rows as columns: the first to the left, the others to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in rows
+    ]
+
+
+def _branch_cost(plan: Plan, branch: str, workloads: Mapping[str, Workload]) -> BranchCost:
+    own = [
+        (stage.steps, workloads[a.domain])
+        for stage in plan.stages
+        for a in stage.actions_of(branch)
+    ]
+    scored = [
+        (stage.steps, workloads[action.domain])
         for stage in plan.stages
         for action in stage.actions
         if isinstance(action, OPD) and action.teacher == branch
+    ]
+    sampled = sum(steps * load.num_tokens for steps, load in own)
+    return BranchCost(
+        steps=sum(stage.steps for stage in plan.stages if branch in stage.trained),
+        prompts=sum(steps * load.num_prompts for steps, load in own),
+        completions=sum(steps * load.num_rows for steps, load in own),
+        sampled_tokens=sampled,
+        trained_tokens=sampled,
+        scored_tokens=sum(steps * load.num_tokens for steps, load in scored),
     )
-    prompts, batch = batches * rollout.num_prompts, rollout.num_prompts * rollout.group_size
-    sampled = batches * batch * length
-    return BranchCost(steps, prompts, batches * batch, sampled, sampled, asked * batch * length)
 
 
 def _rounds(stages: tuple[Stage, ...]) -> tuple[tuple[Stage, ...], int]:
-    """The shortest block of stages that, repeated, gives them all, and how often."""
+    """Return the shortest block of stages that, repeated, gives them all, and how often."""
     for size in range(1, len(stages) + 1):
         times, rest = divmod(len(stages), size)
         if rest == 0 and stages[:size] * times == stages:
@@ -116,7 +142,7 @@ def _stage_lines(stage: Stage) -> list[str]:
         learns = "; ".join(map(_action_text, stage.actions_of(branch)))
         left = f"    {branch.ljust(width)}  learns "
         lines += textwrap.wrap(
-            learns, _WIDTH, initial_indent=left, subsequent_indent=" " * len(left)
+            learns, WIDTH, initial_indent=left, subsequent_indent=" " * len(left)
         )
     if stage.band:
         low, high = stage.band.low, stage.band.high
@@ -139,14 +165,9 @@ def _action_text(action: Action) -> str:
 def _cost_lines(cost: PlanCost) -> list[str]:
     head = ("branch", "steps", "prompts", "completions", "sampled", "trained", "scored")
     costs = [*cost.branches.items(), ("total", cost.total)]
-    rows = [head, *((name, *(f"{n:,}" for n in astuple(each))) for name, each in costs)]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = [
-        "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in rows
-    ]
     bound = "Upper bounds, with the limit of" if cost.is_upper_bound else "Expected, with"
     return [
-        *lines,
+        *align([head, *((name, *(f"{n:,}" for n in astuple(each))) for name, each in costs)]),
         "",
         "Steps are branch steps: one optimizer update of one branch.",
         "Sampled, trained and (as a teacher) scored are tokens of completions; prompts and media",

@@ -1,13 +1,21 @@
-"""Which single change of a configuration makes it fit, and how much each saves. Changes nothing."""
+"""Changes of a configuration that save memory, and how much each saves."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from copd.config import Config
 
 Peak = Callable[[Config], int]
+"""The memory that a configuration needs."""
+
+_NUMBERS = (
+    ("rollout", "max_rows"),
+    ("optimizer", "micro_batch_tokens"),
+    ("rollout", "num_prompts"),
+    ("rollout", "max_completion_tokens"),
+)
 
 
 @dataclass(frozen=True)
@@ -22,78 +30,57 @@ class Change:
 def single_changes(
     config: Config, limit: int, peak: Peak, *, sees: bool, device: str
 ) -> list[Change]:
-    """Every change that saves memory alone, those that fit first, in the order of what they cost
-    in time and in results.
+    """Find every change that saves memory alone.
 
-    Of a number the largest that fits, halving it, or else the smallest that still saves.
+    Those that fit come first, in the order of what they cost in time and in results. Of a number
+    it is the largest that fits, halving it, or else the smallest that still saves.
     """
-    now = peak(config)
-    tried = [
-        Change(setting, changed, peak(changed))
-        for setting, changed in _switches(config, sees=sees, device=device)
+    model = config.model
+    switches = {
+        "model.gradient_checkpointing = true": not model.gradient_checkpointing,
+        "model.frozen_vision = true": sees and not model.frozen_vision and model.branches == "full",
+        'model.dtype = "bfloat16"': model.dtype == "float32",
+        'optimizer.type = "adamw_8bit"': device == "cuda" and config.optimizer.type == "adamw",
+        'model.branches = "lora"': model.branches == "full",
+    }
+    changes = [_change(config, setting, peak) for setting, can_be in switches.items() if can_be]
+    changes += [
+        change
+        for section, key in _NUMBERS
+        if (change := _halve(config, section, key, limit, peak)) is not None
     ]
-    tried += [
-        found
-        for section, key in (
-            ("optimizer", "micro_batch_tokens"),
-            ("rollout", "num_prompts"),
-            ("rollout", "max_completion_tokens"),
-        )
-        if (found := _halved(config, section, key, limit, peak)) is not None
-    ]
-    useful = [change for change in tried if change.peak < now]
+    useful = [change for change in changes if change.peak < peak(config)]
     return sorted(useful, key=lambda change: change.peak > limit)
 
 
 def together(config: Config, limit: int, peak: Peak, changes: Sequence[Change]) -> list[Change]:
-    """Changes one on top of the other, the one that saves most first, until they fit; all that
-    still save where none of them is enough."""
+    """Add up changes, the one that saves most first, until they fit or none of them saves more."""
     taken: list[Change] = []
-    left = list(changes)
-    while left and peak(config) > limit:
-        tried = [(peak(_applied(config, change.setting)), i) for i, change in enumerate(left)]
-        best, index = min(tried)
-        if best >= peak(config):
+    left, now = [change.setting for change in changes], peak(config)
+    while left and now > limit:
+        best = min((_change(config, setting, peak) for setting in left), key=lambda c: c.peak)
+        if best.peak >= now:
             break
-        setting = left.pop(index).setting
-        config = _applied(config, setting)
-        taken.append(Change(setting, config, best))
+        taken.append(best)
+        left.remove(best.setting)
+        config, now = best.config, best.peak
     return taken
 
 
-def _switches(config: Config, *, sees: bool, device: str) -> Iterator[tuple[str, Config]]:
-    model = config.model
-    settings = [
-        ("model.gradient_checkpointing = true", not model.gradient_checkpointing),
-        (
-            "model.frozen_vision = true",
-            sees and not model.frozen_vision and model.branches == "full",
-        ),
-        ('model.dtype = "bfloat16"', model.dtype == "float32"),
-        ('optimizer.type = "adamw_8bit"', device == "cuda" and config.optimizer.type == "adamw"),
-        ('model.branches = "lora"', model.branches == "full"),
-    ]
-    for setting, can_be_made in settings:
-        if can_be_made:
-            yield setting, _applied(config, setting)
-
-
-def _applied(config: Config, setting: str) -> Config:
-    """The configuration with "section.key = value"."""
+def _change(config: Config, setting: str, peak: Peak) -> Change:
+    """Apply "section.key = value"."""
     place, _, word = setting.partition(" = ")
     section, _, key = place.partition(".")
     value = True if word == "true" else word.strip('"') if '"' in word else int(word)
     own = getattr(config, section).model_copy(update={key: value})
-    return config.model_copy(update={section: own})
+    changed = config.model_copy(update={section: own})
+    return Change(setting, changed, peak(changed))
 
 
-def _halved(config: Config, section: str, key: str, limit: int, peak: Peak) -> Change | None:
-    value, best = getattr(getattr(config, section), key) // 2, None
-    before = peak(config)
+def _halve(config: Config, section: str, key: str, limit: int, peak: Peak) -> Change | None:
+    value, best, before = getattr(getattr(config, section), key) // 2, None, peak(config)
     while value >= 1:
-        setting = f"{section}.{key} = {value}"
-        changed = _applied(config, setting)
-        found = Change(setting, changed, peak(changed))
+        found = _change(config, f"{section}.{key} = {value}", peak)
         if found.peak >= before:
             break
         best, before, value = found, found.peak, value // 2

@@ -1,121 +1,125 @@
-"""What `copd plan` says about memory: what is held, whether it fits, and what to change if not."""
+"""What `copd plan` says about memory: what a run holds, whether it fits, what to change if not."""
 
 from __future__ import annotations
 
 import os
-import textwrap
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from copd.config import Config, RayEngineConfig
-from copd.planning.find import find_files
-from copd.planning.memory import Memory, estimate_memory
-from copd.planning.prompts import find_lengths
+from copd.planning.memory import ALL, Memory, estimate_memory
 from copd.planning.remedies import Change, single_changes, together
-from copd.planning.shapes import Shapes, read_shapes
-from copd.planning.workload import Lengths
+from copd.planning.shapes import Shapes, find_shapes
+from copd.planning.workload import Expected, Workload, describe_workloads, find_workloads, wrapped
 from copd.recipes import Plan, build_plan
 
-_WIDTH = 100
 _UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
 
 @dataclass(frozen=True)
 class Report:
-    """The memory of a run, where its model is known."""
+    """The memory of a run, if the shapes of its model are known."""
 
     config: Config
+    plan: Plan
     device: str
-    lengths: Lengths | None
-    memory: Memory | None
-    """Both None for a model whose shapes are not known."""
+    workloads: Mapping[str, Workload]
+    """By domain."""
     capacity: int | None
-    """Bytes of the device, where they are known."""
+    """Bytes of the device, if known."""
+    shapes: Shapes | None = None
+    memory: Mapping[str, Memory] = field(default_factory=dict)
+    """Of each process: of a branch, or of all."""
     why: str = ""
     """Why the shapes are not known."""
-    changes: tuple[Change, ...] = ()
+    changes: Sequence[Change] = ()
     """What would save memory; empty where everything fits."""
-    combined: tuple[Change, ...] = ()
+    combined: Sequence[Change] = ()
     """Where no single change is enough: one on top of the other."""
 
+    @property
+    def largest(self) -> str:
+        """The process that needs most."""
+        return max(self.memory, key=lambda name: self.memory[name].peak)
+
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, in bytes."""
-        saved = [{"setting": c.setting, "peak": c.peak} for c in self.changes]
-        return {
-            "device": self.device,
-            "capacity": self.capacity,
-            "lengths": self.lengths and asdict(self.lengths),
-            **({} if self.memory is None else {**asdict(self.memory), "peak": self.memory.peak}),
-            "changes": saved,
-            "together": [{"setting": c.setting, "peak": c.peak} for c in self.combined],
-        }
+        """Return plain values, in bytes; details are those of the largest process."""
+        values: dict[str, Any] = {"device": self.device, "capacity": self.capacity}
+        if self.memory:
+            memory = self.memory[self.largest]
+            values |= {
+                **asdict(memory),
+                "peak": memory.peak,
+                "peaks": {name: each.peak for name, each in self.memory.items()},
+                "workloads": {name: asdict(load) for name, load in self.workloads.items()},
+            }
+        for name, changes in (("changes", self.changes), ("together", self.combined)):
+            values[name] = [{"setting": c.setting, "peak": c.peak} for c in changes]
+        return values
 
     def describe(self) -> str:
-        """Text for a terminal."""
-        if self.memory is None or self.lengths is None:
-            return "\n".join(_wrapped(_unknown(self.config, self.why)))
-        return "\n".join(
-            [*_table(self, self.memory, self.lengths), "", *_wrapped(_verdict(self, self.memory))]
-        )
+        """Return text for a terminal."""
+        if not self.memory:
+            return "\n".join(wrapped(_unknown(self.config, self.why), ""))
+        return "\n".join([*_table(self), "", *wrapped(_verdict(self), "")])
 
 
 def memory_report(
-    config: Config,
-    plan: Plan,
-    *,
-    capacity: int | None = None,
-    prompt_tokens: int | None = None,
-    visual_tokens: int | None = None,
-    completion_tokens: int | None = None,
+    config: Config, plan: Plan, *, capacity: int | None = None, expected: Expected | None = None
 ) -> Report:
-    """The memory of a plan, compared with `capacity` or with what this machine has.
+    """Estimate the memory of a plan, and compare it with what there is.
 
-    Lengths of prompts that nobody tells are assumed; completions have their limit.
+    Args:
+        config: The run.
+        plan: Its plan.
+        capacity: Bytes of the device; by default what this machine has, if it is a CPU.
+        expected: What is expected of prompts and completions.
+
+    Returns:
+        The report; without memory if the model's sizes are not known.
     """
     device = _device(config)
-    known = capacity if capacity is not None or device != "cpu" else _main_memory()
+    if capacity is None and device == "cpu":
+        capacity = _main_memory()
     try:
-        shapes = _shapes(config.model.path)
+        shapes, why = find_shapes(config.model.path), ""
     except ValueError as error:
-        return Report(config, device, None, None, known, str(error))
-    lengths = find_lengths(
-        config,
-        shapes,
-        prompt_tokens=prompt_tokens,
-        visual_tokens=visual_tokens,
-        completion_tokens=completion_tokens,
-    )
+        shapes, why = None, str(error)
+    workloads = find_workloads(config, shapes, expected)
+    report = Report(config, plan, device, workloads, capacity, shapes, why=why)
+    if shapes is None:
+        return report
+    memory = estimate_memory(config, plan, shapes, workloads, device=device)
 
     def peak(changed: Config) -> int:
-        shorter = min(lengths.completion, changed.rollout.max_completion_tokens)
-        own = replace(lengths, completion=shorter)
-        found = estimate_memory(changed, build_plan(changed), shapes, own, device=device).peak
-        return found * _processes(changed, plan, device)
+        loads = find_workloads(changed, shapes, _within(changed, expected))
+        found = estimate_memory(changed, build_plan(changed), shapes, loads, device=device)
+        return _needed(changed, found, device)
 
-    memory = estimate_memory(config, plan, shapes, lengths, device=device)
-    report = Report(config, device, lengths, memory, known)
-    if known is None or peak(config) <= known:
+    report = replace(report, memory=memory)
+    if capacity is None or peak(config) <= capacity:
         return report
     sees = shapes.tower is not None
-    changes = single_changes(config, known, peak, sees=sees, device=device)
-    enough = any(change.peak <= known for change in changes)
-    combined = [] if enough else together(config, known, peak, changes)
-    return replace(report, changes=tuple(changes), combined=tuple(combined))
-
-
-def _shapes(model: str) -> Shapes:
-    files = find_files(model)
-    if files is None:
-        raise ValueError(
-            f"{model!r} is not on this machine, so its sizes are not known. Download it, or name a "
-            "folder with its config.json."
-        )
-    return read_shapes(files)
+    changes = single_changes(config, capacity, peak, sees=sees, device=device)
+    is_enough = any(change.peak <= capacity for change in changes)
+    combined = [] if is_enough else together(config, capacity, peak, changes)
+    return replace(report, changes=changes, combined=combined)
 
 
 def parse_size(text: str) -> int:
-    """Bytes of a size such as "80GB", "24 GiB" or "512MB"."""
+    """Parse a size of memory.
+
+    Args:
+        text: A number and a unit, such as "80GB", "24 GiB" or "512MB".
+
+    Returns:
+        Bytes.
+
+    Raises:
+        ValueError: If the text is no such size.
+    """
     word = text.replace(" ", "").upper()
     for unit, size in _UNITS.items():
         number = word.removesuffix(unit)
@@ -127,32 +131,51 @@ def parse_size(text: str) -> int:
     )
 
 
+def format_size(num_bytes: int) -> str:
+    """Format bytes in GB of 10^9, small ones in MB."""
+    return f"{num_bytes / 1e9:,.2f} GB" if num_bytes >= 1e8 else f"{num_bytes / 1e6:,.1f} MB"
+
+
+def _within(config: Config, expected: Expected | None) -> Expected | None:
+    """Return expected completions no longer than a changed limit."""
+    if expected is None or expected.completion_tokens is None:
+        return expected
+    limit = config.rollout.max_completion_tokens
+    return replace(expected, completion_tokens=min(expected.completion_tokens, limit))
+
+
 def _device(config: Config) -> str:
-    """As the run would choose it; whether there is a GPU is told by its driver."""
+    """Return the device that the run would choose."""
     if config.model.device != "auto":
         return config.model.device
-    return "cuda" if Path("/proc/driver/nvidia/gpus").is_dir() else "cpu"
+    on_gpu = isinstance(config.engine, RayEngineConfig) and config.engine.num_gpus > 0
+    return "cuda" if on_gpu or Path("/proc/driver/nvidia/gpus").is_dir() else "cpu"
 
 
 def _main_memory() -> int | None:
-    """What this machine has, or what its container may use."""
+    """Return what this machine has, or what its container may use."""
     try:
         total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, ValueError, OSError):  # not told on every system
+    except (AttributeError, ValueError, OSError):  # not on every system
         return None
     limit = Path("/sys/fs/cgroup/memory.max")
     word = limit.read_text(encoding="ascii").strip() if limit.is_file() else "max"
     return min(total, int(word)) if word.isdecimal() else total
 
 
-def _processes(config: Config, plan: Plan, device: str) -> int:
-    """How many such processes share the capacity: Ray's branches share a machine, or a GPU."""
+def _sharing(config: Config, memory: Mapping[str, Memory], device: str) -> list[Memory]:
+    """Return the processes that share the capacity: branches on one machine, or on one GPU."""
+    found = sorted(memory.values(), key=lambda each: each.peak, reverse=True)
     if not isinstance(config.engine, RayEngineConfig):
-        return 1
+        return found
     if device == "cuda":
         share = config.engine.num_gpus
-        return max(1, int(1 / share)) if share else 1
-    return len(plan.branches)
+        return found[: max(1, int(1 / share)) if share else 1]
+    return found * config.engine.ranks_per_branch
+
+
+def _needed(config: Config, memory: Mapping[str, Memory], device: str) -> int:
+    return sum(each.peak for each in _sharing(config, memory, device))
 
 
 _GLIBC = (
@@ -162,56 +185,63 @@ _GLIBC = (
 """Of a CPU: measured in docs/memory.md, in use and as any process."""
 
 
-def _table(report: Report, memory: Memory, lengths: Lengths) -> list[str]:
-    """What is held, line by line."""
-    model = report.config.model
+def _table(report: Report) -> list[str]:
+    """Return what the largest process holds, line by line, and the peaks of all."""
+    model, memory = report.config.model, report.memory[report.largest]
     one = "one base, adapters" if memory.is_shared else f"{memory.num_policies} x all weights"
-    kept = f", {memory.num_kept} x a copy to be asked" if memory.num_kept else ""
+    stale = f", {memory.num_snapshots} x a snapshot to score" if memory.num_snapshots else ""
     rows = [
-        ("weights", memory.weights, f"float32, {one}{kept}"),
+        ("weights", memory.weights, f"float32, {one}{stale}"),
         ("optimizer", memory.optimizer, f"{memory.num_trained} x moments of what is trained"),
         ("gradients", memory.gradients, "of the branch that is updated"),
-        ("graphs of prompts", memory.prompts, "kept from sampling to update"),
+        ("graphs of prompts", memory.prompts, "from sampling to update"),
         ("KV cache", memory.cache, "of one branch while it samples"),
         ("activations", memory.activations, "of one micro-batch"),
         ("logits", memory.logits, "the largest moment in the update"),
-        ("pictures", memory.pictures, "prompts that are remembered"),
+        ("pictures", memory.pictures, "of cached prompts"),
     ]
     if memory.kernels:
-        rows.append(("compiled products", memory.kernels, "in bfloat16, kept by oneDNN"))
+        rows.append(("compiled products", memory.kernels, "in bfloat16, cached by oneDNN"))
+    if memory.gathered:
+        rows.append(("gathered weights", memory.gathered, "of all ranks, in every phase"))
     rows += [("peak, " + name, size, "") for name, size in memory.phases.items()]
     wide = max(len(name) for name, *_ in rows)
     where = "GPU" if report.device == "cuda" else "CPU"
-    each = ", per branch" if isinstance(report.config.engine, RayEngineConfig) else ""
+    whose = "" if ALL in report.memory else f" by branch {report.largest}, which needs most"
+    peaks = "; ".join(f"{name} {format_size(m.peak)}" for name, m in report.memory.items())
     return [
-        f"Memory on a {where}{each}, passes in {model.dtype}:",
-        *(f"  {name.ljust(wide)}  {_size(size):>9}  {note}".rstrip() for name, size, note in rows),
-        *_wrapped(
-            f"Counted with prompts of {lengths.prompt:,} tokens ({lengths.visual:,} of them pixels)"
-            f" and completions of {lengths.completion:,}; --prompt-tokens, --visual-tokens and "
-            "--completion-tokens say what you expect."
+        f"Memory on a {where}{whose}, passes in {model.dtype}:",
+        *(
+            f"  {name.ljust(wide)}  {format_size(size):>9}  {note}".rstrip()
+            for name, size, note in rows
         ),
-        *(_wrapped(_GLIBC) if report.device == "cpu" else []),
+        *([] if ALL in report.memory else wrapped(f"Peaks by branch: {peaks}.")),
+        *wrapped(
+            "Counted with these prompts and completions. --prompt-tokens, --visual-tokens and "
+            "--completion-tokens say what you expect; with --cluster, --assume NAME=VALUE of one.",
+            "",
+        ),
+        *describe_workloads(report.workloads),
+        *(wrapped(_GLIBC, "") if report.device == "cpu" else []),
     ]
 
 
-def _verdict(report: Report, memory: Memory) -> str:
-    """Whether it fits, and what to change."""
-    plan = build_plan(report.config)
-    count = _processes(report.config, plan, report.device)
-    peak = count * memory.peak
-    needed = f"The run needs {_size(peak)}" + (f" in {count} processes" if count > 1 else "")
-    if report.capacity is None:
+def _verdict(report: Report) -> str:
+    """Say whether it fits, and what to change."""
+    count = len(_sharing(report.config, report.memory, report.device))
+    peak, capacity = _needed(report.config, report.memory, report.device), report.capacity
+    needed = f"The run needs {format_size(peak)}" + (f" in {count} processes" * (count > 1))
+    if capacity is None:
         return f"{needed}. Say what the device has (--memory 80GB) to learn whether it fits."
-    if peak <= report.capacity:
-        return f"{needed} of {_size(report.capacity)}: it fits."
-    head = f"{needed} and the device has {_size(report.capacity)}: it does not fit."
-    fitting = [change for change in report.changes if change.peak <= report.capacity]
+    if peak <= capacity:
+        return f"{needed} of {format_size(capacity)}: it fits."
+    head = f"{needed} and the device has {format_size(capacity)}: it does not fit."
+    fitting = [change for change in report.changes if change.peak <= capacity]
     if fitting:
         return f"{head} Any one of these is enough: {_listed(fitting, peak)}."
-    if report.combined and report.combined[-1].peak <= report.capacity:
+    if report.combined and report.combined[-1].peak <= capacity:
         words = " and ".join(change.setting for change in report.combined)
-        left = _size(report.combined[-1].peak)
+        left = format_size(report.combined[-1].peak)
         return f"{head} No single change is enough; together: {words} ({left})."
     if not report.changes:
         return f"{head} No setting saves memory: use a smaller model or a larger device."
@@ -221,32 +251,21 @@ def _verdict(report: Report, memory: Memory) -> str:
     )
 
 
-def _listed(changes: list[Change] | tuple[Change, ...], peak: int) -> str:
+def _listed(changes: Iterable[Change], peak: int) -> str:
     return "; ".join(
-        f"{change.setting} ({_size(change.peak)}, saves {_size(peak - change.peak)})"
-        for change in changes
+        f"{c.setting} ({format_size(c.peak)}, saves {format_size(peak - c.peak)})" for c in changes
     )
 
 
 def _unknown(config: Config, why: str) -> str:
-    """What can be said without shapes."""
+    """Return what is known without shapes."""
     moments = 2 if config.optimizer.type == "adamw_8bit" else 8
     num = len(build_plan(config).branches)
     if config.model.branches == "lora":
         known = "one copy of the weights takes 4 GB per billion, adapters a few percent on top"
     else:
-        held = num * (4 + moments) + 4
         known = (
-            f"the weights, moments and one gradient of {num} branches take {held} GB per billion "
-            "weights"
+            f"the weights, moments and one gradient of {num} branches take "
+            f"{num * (4 + moments) + 4} GB per billion weights"
         )
     return f"Memory: {why} Without activations and cache, {known}."
-
-
-def _wrapped(text: str) -> list[str]:
-    return textwrap.wrap(text, _WIDTH, break_on_hyphens=False, break_long_words=False)
-
-
-def _size(num_bytes: int) -> str:
-    """In GB of 10^9 bytes, smaller ones in MB."""
-    return f"{num_bytes / 1e9:,.2f} GB" if num_bytes >= 1e8 else f"{num_bytes / 1e6:,.1f} MB"

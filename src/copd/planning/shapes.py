@@ -1,52 +1,64 @@
-"""How large a model's parts are, from its config.json and the headers of its safetensors files.
-
-Reads no weights; knows no torch, no training.
-"""
+"""The sizes of a model's text layers, vision tower, vocabulary head and adapters."""
 
 from __future__ import annotations
 
-import json
 import math
-import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from copd.planning.gguf import read_gguf
+from copd.config.sections import LoraConfig
+from copd.planning.files import Tensors, find_files, read_gguf, read_json, read_safetensors
 
-_MOST_HEADER = 100_000_000
-"""Bytes of a header, as safetensors itself bounds it."""
-
-Tensors = Mapping[str, tuple[int, ...]]
+Matrix = tuple[int, int]
+"""Output and input width of a linear layer."""
 
 
 @dataclass(frozen=True)
 class Tower:
-    """A vision tower."""
+    """A vision tower of width D whose mergers join patches to visual tokens."""
 
-    parameters: int
     depth: int
     hidden: int
     intermediate: int
+    output: int
+    """Width of a visual token."""
     side: int
-    """Pixels of a picture's side that make one visual token."""
+    """Pixels along the side of a visual token."""
     patches_per_token: int
-    """Patches merged into one visual token."""
     values_per_patch: int
-    """Numbers a patch is made of: channels, frames, pixels."""
+    """Channels, frames and pixels of a patch, multiplied."""
     num_features: int
-    """Embeddings and deepstack levels that a visual token carries into the text layers."""
+    """Features of a visual token: its embedding and deepstack levels, a merger for each."""
     is_gated: bool
-    """Qwen2.5-VL's feed-forward has a gate, and its norms are those of text layers."""
+    """Feed-forward layers have a gate and norms are those of text layers, as in Qwen2.5-VL."""
+    parameters: int = 0
+
+    @property
+    def block_weights(self) -> int:
+        """Weights of the matrices of one layer, `4 D^2 + 2 D I`, or `3 D I` with a gate."""
+        matrices = 3 if self.is_gated else 2
+        return 4 * self.hidden**2 + matrices * self.hidden * self.intermediate
+
+    @property
+    def merger_weights(self) -> int:
+        """Weights of the matrices of all mergers."""
+        merged = self.hidden * self.patches_per_token
+        return self.num_features * merged * (merged + self.output)
+
+    @property
+    def patch_weights(self) -> int:
+        """Weights of the patch embedding."""
+        return self.values_per_patch * self.hidden
 
 
 @dataclass(frozen=True)
 class Shapes:
-    """A text model, with a tower where it sees."""
+    """A text model, with a vision tower if it has one."""
 
     parameters: int
-    """All of them, tied ones once."""
+    """All parameters, tied ones once."""
     layers: int
     hidden: int
     intermediate: int
@@ -59,34 +71,62 @@ class Shapes:
     has_head_norms: bool
     """Queries and keys are normalised, as in Qwen3."""
     is_tied: bool
-    linears: Mapping[str, tuple[int, int]]
-    """Linear layers of the text layers, as (out, in), by name."""
+    """The vocabulary head is the embedding matrix."""
+    linears: Mapping[str, Matrix]
+    """Linear layers of the text layers by name."""
     largest: int
-    """Numbers in the largest parameter."""
-    tower: Tower | None
+    """Weights of the largest parameter."""
+    tower: Tower | None = None
 
     @property
     def layer_parameters(self) -> int:
-        """The weights of all linear layers of the text layers."""
-        return sum(out * into for out, into in self.linears.values())
+        """Weights of all linear layers of the text layers."""
+        return sum(map(math.prod, self.linears.values()))
+
+    @property
+    def head(self) -> int:
+        """Weights of the vocabulary head, `V D`."""
+        return self.vocabulary * self.hidden
+
+    @property
+    def tower_parameters(self) -> int:
+        """Parameters of the vision tower; 0 without one."""
+        return self.tower.parameters if self.tower else 0
+
+    def adapted(self, lora: LoraConfig) -> list[Matrix]:
+        """Return the linear layers that have adapters."""
+        targets = lora.target_modules
+        return [
+            matrix
+            for name, matrix in self.linears.items()
+            if targets == "all-linear" or name.split(".")[-1] in targets or name.endswith(targets)
+        ]
+
+
+def find_shapes(model: str) -> Shapes:
+    """Return the shapes of `model.path`; those of the paper's model also if it is not here."""
+    files = find_files(model)
+    if files is not None:
+        return read_shapes(files)
+    if model == "Qwen/Qwen3-VL-4B-Instruct":
+        return QWEN3_VL_4B
+    raise ValueError(
+        f"{model!r} is not on this machine, so its sizes are not known. Download it, or name its "
+        "folder in model.path."
+    )
 
 
 def read_shapes(files: Path) -> Shapes:
-    """The shapes of a model folder or GGUF file: its own words for how it is built, and the headers
-    of its files for the rest.
+    """Read the shapes of a model folder or GGUF file.
 
-    Without safetensors files the parameters are those of a Qwen3 or Llama of the same sizes.
+    Without safetensors files they are those of a Qwen3, Qwen3-VL or Llama of the sizes that are
+    named.
     """
-    if files.is_file():
-        return _checked_shapes(files, *read_gguf(files))
-    path = files / "config.json"
-    return _checked_shapes(path, _read_json(path), read_headers(files))
-
-
-def _checked_shapes(path: Path, config: Mapping[str, Any], tensors: Tensors) -> Shapes:
-    text = config.get("text_config", config)
+    path = files if files.is_file() else files / "config.json"
+    config = read_gguf(files) if files.is_file() else read_json(path)
+    tensors = {} if files.is_file() else read_safetensors(files)
     try:
-        return _shapes(config, text, tensors or _usual_tensors(config, text))
+        return build_shapes(config, tensors)
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(
             f"{path} must name the sizes of a decoder: got none for {error}. "
@@ -94,55 +134,18 @@ def _checked_shapes(path: Path, config: Mapping[str, Any], tensors: Tensors) -> 
         ) from error
 
 
-def read_headers(folder: Path) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of all tensors in a folder's safetensors files; none where there are none.
-
-    A file begins with the length of its header, as 8 bytes, and the header, as JSON.
-    """
-    index = folder / "model.safetensors.index.json"
-    names = (
-        sorted({*_read_json(index)["weight_map"].values()})
-        if index.is_file()
-        else sorted(path.name for path in folder.glob("*.safetensors"))
-    )
-    found: dict[str, tuple[int, ...]] = {}
-    for name in names:
-        for tensor, entry in _read_header(folder / name).items():
-            if tensor != "__metadata__":
-                found[tensor] = tuple(entry["shape"])
-    return found
-
-
-def _read_header(path: Path) -> dict[str, Any]:
-    try:
-        with path.open("rb") as file:
-            (size,) = struct.unpack("<Q", file.read(8))
-            if size > _MOST_HEADER:
-                raise ValueError(f"a header of {size} bytes")
-            return json.loads(file.read(size))
-    except (OSError, ValueError, struct.error) as error:
-        raise ValueError(
-            f"{path} must be a safetensors file: got {error}. Download the model again."
-        ) from error
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ValueError(
-            f"{path} must be a JSON file: got {error}. Download the model again."
-        ) from error
-
-
-def _shapes(config: Mapping[str, Any], text: Mapping[str, Any], tensors: Tensors) -> Shapes:
-    told = config.get("tie_word_embeddings", text.get("tie_word_embeddings", False))
-    is_tied = bool(told) or "lm_head.weight" not in tensors
-    own = {n: s for n, s in tensors.items() if not (is_tied and n.endswith("lm_head.weight"))}
-    heads = text["num_attention_heads"]
-    width = text.get("head_dim") or text["hidden_size"] // heads
+def build_shapes(config: Mapping[str, Any], tensors: Tensors | None = None) -> Shapes:
+    """Build shapes from a config.json and, if there are weights, the shapes of their tensors."""
+    text = config.get("text_config", config)
+    given = tensors or _usual_tensors(config, text)
+    is_tied = bool(config.get("tie_word_embeddings", text.get("tie_word_embeddings", False)))
+    is_tied = is_tied or "lm_head.weight" not in given
+    own = {n: s for n, s in given.items() if not (is_tied and n.endswith("lm_head.weight"))}
+    heads, width = text["num_attention_heads"], _head_width(text)
+    tower = _tower(config, text, own)
+    missing = tower.parameters if tower and not tensors else 0
     return Shapes(
-        parameters=sum(map(math.prod, own.values())),
+        parameters=sum(map(math.prod, own.values())) + missing,
         layers=text["num_hidden_layers"],
         hidden=text["hidden_size"],
         intermediate=text["intermediate_size"],
@@ -158,37 +161,41 @@ def _shapes(config: Mapping[str, Any], text: Mapping[str, Any], tensors: Tensors
             if len(shape) == 2 and ".layers." in name and "visual." not in name
         },
         largest=max(map(math.prod, own.values())),
-        tower=_tower(config, own),
+        tower=tower,
     )
 
 
-def _tower(config: Mapping[str, Any], tensors: Tensors) -> Tower | None:
-    """The tower of a Qwen-VL; of other families only the text is read."""
+def _head_width(text: Mapping[str, Any]) -> int:
+    return text.get("head_dim") or text["hidden_size"] // text["num_attention_heads"]
+
+
+def _tower(config: Mapping[str, Any], text: Mapping[str, Any], tensors: Tensors) -> Tower | None:
+    """Return the tower of a Qwen-VL; of other families only the text is read."""
     vision = config.get("vision_config")
     if vision is None or not str(config.get("model_type", "")).startswith("qwen"):
         return None
-    own = [shape for name, shape in tensors.items() if "visual." in name]
-    patch, frames = vision["patch_size"], vision.get("temporal_patch_size", 2)
-    return Tower(
-        parameters=sum(map(math.prod, own)),
+    patch, merge = vision["patch_size"], vision.get("spatial_merge_size", 2)
+    pixels = vision.get("temporal_patch_size", 2) * patch**2
+    tower = Tower(
         depth=vision["depth"],
         hidden=vision["hidden_size"],
         intermediate=vision["intermediate_size"],
-        side=patch * vision.get("spatial_merge_size", 2),
-        patches_per_token=vision.get("spatial_merge_size", 2) ** 2,
-        values_per_patch=vision.get("in_channels", 3) * frames * patch**2,
+        output=text["hidden_size"],
+        side=patch * merge,
+        patches_per_token=merge**2,
+        values_per_patch=vision.get("in_channels", 3) * pixels,
         num_features=1 + len(vision.get("deepstack_visual_indexes", ())),
         is_gated=config["model_type"] == "qwen2_5_vl",
     )
+    matrices = tower.patch_weights + tower.depth * tower.block_weights + tower.merger_weights
+    sizes = [math.prod(shape) for name, shape in tensors.items() if "visual." in name]
+    return Tower(**{**vars(tower), "parameters": sum(sizes) or matrices})
 
 
-def _usual_tensors(
-    config: Mapping[str, Any], text: Mapping[str, Any]
-) -> dict[str, tuple[int, ...]]:
-    """What a Qwen3 or Llama of these sizes consists of; its tower, where there is one."""
-    hidden, inner = text["hidden_size"], text["intermediate_size"]
+def _usual_tensors(config: Mapping[str, Any], text: Mapping[str, Any]) -> Tensors:
+    """Return what a Qwen3 or Llama of these sizes consists of, without its tower."""
+    hidden, inner, width = text["hidden_size"], text["intermediate_size"], _head_width(text)
     heads = text["num_attention_heads"]
-    width = text.get("head_dim") or hidden // heads
     query, key = heads * width, (text.get("num_key_value_heads") or heads) * width
     layer: dict[str, tuple[int, ...]] = {
         "self_attn.q_proj": (query, hidden),
@@ -204,11 +211,35 @@ def _usual_tensors(
     if str(text.get("model_type", config.get("model_type", ""))).startswith("qwen3"):
         layer |= {"self_attn.q_norm": (width,), "self_attn.k_norm": (width,)}
     embedding = (text["vocab_size"], hidden)
-    tensors: dict[str, tuple[int, ...]] = {
-        "model.embed_tokens.weight": embedding,
-        "model.norm.weight": (hidden,),
-        "lm_head.weight": embedding,
+    outer = {"model.embed_tokens": embedding, "model.norm": (hidden,), "lm_head": embedding}
+    layers = {
+        f"model.layers.{i}.{name}": shape
+        for i in range(text["num_hidden_layers"])
+        for name, shape in layer.items()
     }
-    for index in range(text["num_hidden_layers"]):
-        tensors |= {f"model.layers.{index}.{name}.weight": s for name, s in layer.items()}
-    return tensors
+    return {f"{name}.weight": shape for name, shape in (outer | layers).items()}
+
+
+QWEN3_VL_4B = build_shapes(
+    {
+        "model_type": "qwen3_vl",
+        "tie_word_embeddings": True,
+        "text_config": {
+            "hidden_size": 2560,
+            "intermediate_size": 9728,
+            "num_hidden_layers": 36,
+            "num_attention_heads": 32,
+            "num_key_value_heads": 8,
+            "head_dim": 128,
+            "vocab_size": 151_936,
+        },
+        "vision_config": {
+            "hidden_size": 1024,
+            "intermediate_size": 4096,
+            "depth": 24,
+            "patch_size": 16,
+            "deepstack_visual_indexes": [5, 11, 17],
+        },
+    }
+)
+"""The paper's model, Qwen3-VL-4B-Instruct, by its config.json."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Machine:
-    """One GPU of a cluster and what it is wired to; bytes and FLOPs are per second."""
+    """One GPU of a cluster and its links; bytes and FLOPs are per second."""
 
     name: str
     flops: float
@@ -27,7 +27,7 @@ class Machine:
     train_efficiency: float = 0.35
     """Share of `flops` in passes with gradient."""
     decode_efficiency: float = 0.25
-    """Share of `flops` in decoding, where it is not memory that limits."""
+    """Share of `flops` in decoding that is not bound by memory."""
     bandwidth_efficiency: float = 0.6
     """Share of `bandwidth` in decoding."""
     optimizer_efficiency: float = 0.6
@@ -35,27 +35,22 @@ class Machine:
     link_efficiency: float = 0.7
     """Share of `links` and `network` in collective operations."""
     layer_seconds: float = 30e-6
-    """What starting one text layer of a decode step costs, however little it does."""
+    """Cost of starting one text layer of a decode step."""
     pass_seconds: float = 300e-6
-    """The same of a pass over many tokens."""
+    """Cost of starting one text layer of a pass over many tokens."""
     prompt_seconds: float = 10e-3
-    """Making, drawing and verifying what belongs to one problem, on CPUs."""
+    """Building, drawing and verifying what belongs to one problem, on CPUs."""
     store: float = 1e9
     """Bytes per second through the process that runs the training, packing included."""
-
-
-def _gpu(name: str, *, flops: float, bandwidth: float, memory: float, links: float) -> Machine:
-    """In a node of 8 with a network card of 400 Gb/s (A100: 200 Gb/s) for each."""
-    network = 8 * 25e9 if name == "a100" else 8 * 50e9
-    return Machine(name, flops, bandwidth, memory, links, network)
 
 
 MACHINES = {
     machine.name: machine
     for machine in (
-        _gpu("a100", flops=312e12, bandwidth=2.039e12, memory=80e9, links=300e9),
-        _gpu("h100", flops=989e12, bandwidth=3.35e12, memory=80e9, links=450e9),
-        _gpu("h200", flops=989e12, bandwidth=4.8e12, memory=141e9, links=450e9),
+        Machine("a100", 312e12, 2.039e12, memory=80e9, links=300e9, network=8 * 25e9),
+        Machine("h100", 989e12, 3.35e12, memory=80e9, links=450e9, network=8 * 50e9),
+        Machine("h200", 989e12, 4.8e12, memory=141e9, links=450e9, network=8 * 50e9),
     )
 }
-"""Peaks by data sheet: SXM boards, dense bfloat16. Their efficiencies are not measured."""
+"""Peaks by data sheet: SXM boards, dense bfloat16, nodes of 8 with a network card for each GPU.
+Their efficiencies are not measured."""

@@ -1,87 +1,58 @@
-"""What the methods of a step have to do: FLOPs, bytes, steps, passes. Knows no machine."""
+"""What the methods of a step have to do: FLOPs, bytes, steps and passes."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from copd.planning.cluster.widths import Widths
+from copd.config import Config
+from copd.planning.shapes import Shapes
+from copd.planning.workload import Workload, decode_loops
+
+Loop = Sequence[Workload]
+"""Batches, or parts of them, that are decoded side by side."""
 
 _BYTES = 2
 """Of a number in bfloat16."""
 
 
 @dataclass(frozen=True)
-class Lengths:
-    """Tokens of completions."""
-
-    mean: float
-    square: float
-    """Mean of their squares."""
-    longest: float
-
-    @classmethod
-    def spread(cls, mean: float, limit: float, deviation: float) -> Lengths:
-        """A deviation relative to the mean, none at the limit; the longest is three away."""
-        relative = deviation if mean < limit else 0.0
-        longest = min(limit, mean * (1 + 3 * relative))
-        return cls(mean, mean**2 * (1 + relative**2), longest)
-
-
-@dataclass(frozen=True)
-class Workload:
-    """One batch: P prompts of L tokens, G completions each."""
-
-    prompts: int
-    group_size: int
-    prompt_tokens: int
-    """Visual tokens included."""
-    frames: tuple[int, ...]
-    """Patches of every picture or pair of frames of a prompt."""
-    lengths: Lengths
-
-    @property
-    def rows(self) -> int:
-        return self.prompts * self.group_size
-
-    @property
-    def tokens(self) -> float:
-        """Of all completions."""
-        return self.rows * self.lengths.mean
-
-    def share(self, width: int) -> Workload:
-        """What the busiest of `width` processes gets: whole groups."""
-        return self._with(math.ceil(self.prompts / width))
-
-    def _with(self, prompts: int) -> Workload:
-        return Workload(prompts, self.group_size, self.prompt_tokens, self.frames, self.lengths)
-
-
-@dataclass(frozen=True)
 class Setup:
-    """What a branch is and how it is set."""
+    """The model of a branch and the settings that its seconds depend on."""
 
-    widths: Widths
+    shapes: Shapes
     micro_batch_tokens: int
     max_rows: int
     """Completions in flight at once."""
     width: int = 1
-    """Processes, and GPUs, of a branch."""
+    """Ranks, and GPUs, of a branch."""
     trains_vision: bool = True
     lora: bool = False
-    """Only an adapter learns: no gradient of the base's weights."""
+    """Only an adapter is trained: the base's weights have no gradient."""
     checkpointing: bool = False
-    eight_bit: bool = False
-    """Moments in 8 bits."""
+
+    @classmethod
+    def of(cls, config: Config, shapes: Shapes, width: int) -> Setup:
+        """Take the settings from a configuration."""
+        model, lora = config.model, config.model.branches == "lora"
+        return cls(
+            shapes,
+            config.optimizer.micro_batch_tokens,
+            config.rollout.max_rows,
+            width,
+            trains_vision=not (model.frozen_vision or lora),
+            lora=lora,
+            checkpointing=model.gradient_checkpointing,
+        )
 
     @property
     def num_trained(self) -> int:
         """Weights with an optimizer; an adapter's are too few to count."""
         if self.lora:
             return 0
-        widths = self.widths
-        return widths.num_parameters - (0 if self.trains_vision else widths.num_vision)
+        frozen = 0 if self.trains_vision else self.shapes.tower_parameters
+        return self.shapes.parameters - frozen
 
     @property
     def backward(self) -> int:
@@ -89,137 +60,106 @@ class Setup:
         return (1 if self.lora else 2) + int(self.checkpointing)
 
     @property
-    def state_bytes(self) -> float:
-        """Of a GPU: master weights, gradients and moments in float32, and weights as computed.
+    def gathered_bytes(self) -> float:
+        """What a GPU receives when weights are gathered once, in bfloat16 (FSDP, 2304.11277)."""
+        return _BYTES * self.shapes.parameters * (self.width - 1) / self.width
 
-        16 (or 10) bytes per trained weight (ZeRO, 1910.02054), shared by all GPUs of a branch.
-        """
-        per_weight = 10 if self.eight_bit else 16
-        own = 4 * self.widths.num_parameters + (per_weight - 4) * self.num_trained
-        return own / self.width + _BYTES * self.widths.num_parameters
+    @property
+    def reduced_bytes(self) -> float:
+        """What a GPU sends when gradients are reduced once, in float32."""
+        return 4 * self.num_trained * (self.width - 1) / self.width
+
+    def loops(self, loads: Sequence[Workload]) -> list[Loop]:
+        """Return the decode loops of some batches."""
+        limits = {"max_rows": self.max_rows, "max_tokens": self.micro_batch_tokens}
+        return list(decode_loops(loads, **limits))
+
+    def num_passes(self, loads: Sequence[Workload]) -> int:
+        """Return the number of micro-batches: whole groups, one at least."""
+        parts = (load.micro_batch(self.micro_batch_tokens).num_prompts for load in loads)
+        return sum(
+            math.ceil(load.num_prompts / part) for load, part in zip(loads, parts, strict=True)
+        )
 
 
-def read_flops(widths: Widths, load: Workload) -> float:
-    """A pass over all prompts and their pixels."""
+def text_flops(shapes: Shapes, *, run: float, pairs: float, predicted: float) -> float:
+    """Return `layers (2 w R + 4 d A) + 2 D V T`: R tokens run, A pairs attending, T predicted.
+
+    A multiplication and an addition for each weight, two products for each pair: Kaplan et al.
+    (2001.08361), table 1. Grouped queries make w smaller, not A.
+    """
+    attention = shapes.layers * 4 * shapes.query * pairs
+    return 2 * shapes.layer_parameters * run + attention + 2 * shapes.head * predicted
+
+
+def vision_flops(shapes: Shapes, load: Workload) -> float:
+    """Return a pass over the pixels of all prompts; every picture attends to itself alone."""
+    tower = shapes.tower
+    if tower is None or not load.visual_tokens:
+        return 0
+    patches = load.visual_tokens * tower.patches_per_token
+    pairs = patches**2 / max(1, load.pictures)
+    blocks = tower.depth * (2 * tower.block_weights * patches + 4 * tower.hidden * pairs)
+    merged = 2 * tower.merger_weights * load.visual_tokens
+    return load.num_prompts * (blocks + merged + 2 * tower.patch_weights * patches)
+
+
+def read_flops(shapes: Shapes, load: Workload) -> float:
+    """Return a pass over all prompts and their pixels."""
     length = load.prompt_tokens
-    text = widths.text_flops(run=length, pairs=length * (length + 1) / 2, predicted=0)
-    return load.prompts * (text + _seeing(widths, load))
+    text = text_flops(shapes, run=length, pairs=length * (length + 1) / 2, predicted=0)
+    return load.num_prompts * text + vision_flops(shapes, load)
 
 
-def complete_flops(widths: Widths, load: Workload) -> float:
-    """A pass over all completions, whose last token is never run; also that of decoding."""
+def complete_flops(shapes: Shapes, load: Workload) -> float:
+    """Return a pass over all completions, whose last token is never run; also that of decoding."""
     mean, square = load.lengths.mean, load.lengths.square
     pairs = (mean - 1) * load.prompt_tokens + (square - mean) / 2
-    return load.rows * widths.text_flops(run=mean - 1, pairs=pairs, predicted=mean)
+    return load.num_rows * text_flops(shapes, run=mean - 1, pairs=pairs, predicted=mean)
+
+
+def pass_flops(shapes: Shapes, loads: Sequence[Workload]) -> float:
+    """Return a pass over prompts and completions."""
+    return sum(read_flops(shapes, load) + complete_flops(shapes, load) for load in loads)
 
 
 def update_flops(setup: Setup, loads: Sequence[Workload]) -> float:
-    """Forward and backward; prompts that were read in one go are not read again."""
-    widths, factor = setup.widths, 1 + setup.backward
+    """Return forward and backward passes; prompts that one decode loop holds are not read again."""
+    shapes, keeps_prompts = setup.shapes, not setup.lora and len(setup.loops(loads)) == 1
+    times = setup.backward + (0 if keeps_prompts else 1)
     total = 0.0
-    again = 0 if keeps_prompts(setup, loads) else 1
     for load in loads:
-        total += factor * complete_flops(widths, load)
-        seeing = load.prompts * _seeing(widths, load)
-        total += (setup.backward + again) * (read_flops(widths, load) - seeing)
-        total += (setup.backward + again) * seeing if setup.trains_vision else 0
+        vision = vision_flops(shapes, load)
+        total += (1 + setup.backward) * complete_flops(shapes, load)
+        total += times * (read_flops(shapes, load) - (0 if setup.trains_vision else vision))
     return total
 
 
-def keeps_prompts(setup: Setup, loads: Sequence[Workload]) -> bool:
-    """Whether the update goes on from the prompts as sampling has read them."""
-    return not setup.lora and len(list(decode_loops(setup, loads))) == 1
+def loop_bytes(shapes: Shapes, loop: Loop) -> float:
+    """Return what decoding reads: weights every step, keys of a prompt once for its group.
+
+    This bounds the decoding of few rows: Pope et al. (2211.05102), section 2.1.
+    """
+    weights = loop_steps(loop) * (shapes.layer_parameters + shapes.head)
+    prompts = sum(ld.num_prompts * ld.prompt_tokens * ld.lengths.longest for ld in loop)
+    own = sum(load.num_rows * load.lengths.square / 2 for load in loop)
+    return _BYTES * (weights + 2 * shapes.layers * shapes.key * (prompts + own))
 
 
-@dataclass(frozen=True)
-class Loop:
-    """Batches, or pieces of them, that are decoded side by side."""
-
-    loads: tuple[Workload, ...]
-
-    @property
-    def steps(self) -> float:
-        """As many as the longest completion has tokens."""
-        return max(load.lengths.longest for load in self.loads)
-
-    def flops(self, widths: Widths) -> float:
-        return sum(complete_flops(widths, load) for load in self.loads)
-
-    def bytes_read(self, widths: Widths) -> float:
-        """Weights once a step; keys and values of every prompt for its group, of every row its own.
-
-        What bounds decoding of few rows: Pope et al. (2211.05102), section 2.1.
-        """
-        weights = self.steps * widths.num_text
-        prompts = sum(ld.prompts * ld.prompt_tokens * ld.lengths.longest for ld in self.loads)
-        own = sum(load.rows * load.lengths.square / 2 for load in self.loads)
-        return _BYTES * (weights + widths.cached * (prompts + own))
-
-    def cache_bytes(self, widths: Widths) -> float:
-        """Keys and values when half of the rows have ended: until then none leaves.
-
-        Their storage doubles when it is full (copd.policy.sampling.decoding).
-        """
-        prompts = sum(load.prompts * load.prompt_tokens for load in self.loads)
-        rows = sum(
-            load.rows * min(load.lengths.longest, 2 ** math.ceil(math.log2(load.lengths.mean)))
-            for load in self.loads
-        )
-        return _BYTES * widths.cached * (prompts + rows)
-
-
-def decode_loops(setup: Setup, loads: Sequence[Workload]) -> Iterator[Loop]:
-    """As `copd.branch.sampling.plan_decode_loops` cuts: by rows in flight and by tokens of prompts."""
-    loop: list[Workload] = []
-    rows = tokens = 0
-    for load in loads:
-        left = load.prompts
-        while left:
-            room = min(
-                (setup.max_rows - rows) // load.group_size,
-                (setup.micro_batch_tokens - tokens) // load.prompt_tokens,
-            )
-            taken = min(left, max(room, 0 if loop else 1))
-            if taken:
-                loop.append(load._with(taken))
-                rows, tokens = rows + taken * load.group_size, tokens + taken * load.prompt_tokens
-                left -= taken
-            if left:
-                yield Loop(tuple(loop))
-                loop, rows, tokens = [], 0, 0
-    if loop:
-        yield Loop(tuple(loop))
-
-
-def num_passes(setup: Setup, load: Workload) -> int:
-    """Micro-batches of a batch: whole groups, one at least."""
-    group = load.prompt_tokens + load.group_size * load.lengths.mean
-    return math.ceil(load.prompts / max(1, setup.micro_batch_tokens // group))
+def loop_steps(loop: Loop) -> float:
+    """Return the decode steps of a loop, as many as its longest completion has tokens."""
+    return max(load.lengths.longest for load in loop)
 
 
 def traffic_bytes(load: Workload, *, is_cross: bool, probes: int, top_k: int) -> float:
-    """What a batch sends through the process that runs the training (docs/structure.md).
+    """Return what a batch sends through the process that runs the training (docs/structure.md).
 
     N tokens and B completions: 8 N + 9 B and about 4 N of text from the student, twice with the
-    update; of a cross batch also 4 N + 4 B + 4 M to the teacher, and its answer, 4 N + 4 M + 8 M K,
-    twice.
+    update; of a cross batch also 4 N + 4 B + 4 M to the teacher, and the teacher outputs,
+    4 N + 4 M + 8 M K, twice.
     """
-    tokens, rows = load.tokens, load.rows
+    tokens, rows = load.num_tokens, load.num_rows
     batch = 12 * tokens + 9 * rows
-    asked = 4 * tokens + 4 * rows + 4 * probes
-    told = 4 * tokens + 4 * probes + 8 * probes * top_k
-    return 2 * batch + ((asked + 2 * told) if is_cross else 0)
-
-
-def gathered_bytes(setup: Setup) -> float:
-    """What a GPU receives when the weights are gathered once, in bfloat16 (FSDP, 2304.11277)."""
-    return _BYTES * setup.widths.num_parameters * (setup.width - 1) / setup.width
-
-
-def reduced_bytes(setup: Setup) -> float:
-    """What a GPU sends when gradients are reduced once, in float32."""
-    return 4 * setup.num_trained * (setup.width - 1) / setup.width
-
-
-def _seeing(widths: Widths, load: Workload) -> float:
-    return widths.vision_flops(load.frames) + widths.patch_flops(load.frames)
+    request = 4 * tokens + 4 * rows + 4 * probes
+    outputs = 4 * tokens + 4 * probes + 8 * probes * top_k
+    return 2 * batch + ((request + 2 * outputs) if is_cross else 0)
