@@ -114,8 +114,8 @@ class Backbone:
         """Store only the inputs of layers in passes with a gradient, and run layers again.
 
         `context` is called in the first pass and returns the context of the second. Checkpointing
-        is not reentrant: the keys that a pass stores leave the layer by the side, and a reentrant
-        backward pass would lose their gradient silently.
+        is not reentrant: the keys that a pass stores are no outputs of a layer, so a reentrant
+        backward pass would silently lose their gradient.
         """
         model: Any = self.model
         older = model.gradient_checkpointing_enable  # the name before transformers 5.22

@@ -48,6 +48,7 @@ class Policy:
         self.model = model.eval()
         self.renderer = renderer
         self.tokenizer = renderer.tokenizer
+        self.modalities = renderer.modalities
         self._adapters: Adapters | None = None
         self._adapter: str | None = None
         self.backbone = Backbone(model)
@@ -138,11 +139,6 @@ class Policy:
         self.backbone.enable_gradient_checkpointing(
             nullcontext if adapters is None else lambda: adapters.using(adapters.active)
         )
-
-    @property
-    def modalities(self) -> frozenset[str]:
-        """Those of `text`, `image` and `video` that the model can read."""
-        return self.renderer.modalities
 
     @property
     def head(self) -> Float[Tensor, "V D"]:

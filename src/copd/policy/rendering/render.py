@@ -24,7 +24,7 @@ from copd.policy.sources import (
     no_progress_bars,
     pretrained_arguments,
 )
-from copd.types import ContentPart, Image, Message, Text, Video
+from copd.types import Image, Message, Text, Video
 
 
 @dataclass(frozen=True, eq=False)
@@ -134,7 +134,12 @@ class Renderer:
         """Return one string for a text model's template, or a list of parts for a Qwen-VL's."""
         if self.processor is None:
             return "".join(part.text for part in message.content if isinstance(part, Text))
-        return [_template_part(part) for part in message.content]
+        return [
+            {"type": "text", "text": part.text}
+            if isinstance(part, Text)
+            else {"type": "image" if isinstance(part, Image) else "video"}
+            for part in message.content
+        ]
 
 
 def plain_template(tokenizer: PreTrainedTokenizerBase) -> str:
@@ -145,12 +150,6 @@ def plain_template(tokenizer: PreTrainedTokenizerBase) -> str:
     first = tokenizer("a").input_ids[:1]
     begin = "{{ bos_token }}" if first == [tokenizer.bos_token_id] else ""
     return begin + "{% for message in messages %}{{ message.content }}\n{% endfor %}"
-
-
-def _template_part(part: ContentPart) -> dict[str, str]:
-    if isinstance(part, Text):
-        return {"type": "text", "text": part.text}
-    return {"type": "image" if isinstance(part, Image) else "video"}
 
 
 def load_renderer(path: str, *, trust_remote_code: bool = False) -> Renderer:

@@ -87,18 +87,6 @@ class Samples:
     lengths: NDArray[np.int32]
     """Shape `B`, the end token included."""
 
-    def split(self, num_rows: Sequence[int]) -> list["Samples"]:
-        """Split the completions into runs."""
-        rows = np.cumsum(num_rows)[:-1]
-        tokens = np.cumsum(self.lengths)[np.cumsum(num_rows) - 1][:-1]
-        runs = zip(
-            np.split(self.token_ids, tokens),
-            np.split(self.logprobs, tokens),
-            np.split(self.lengths, rows),
-            strict=True,
-        )
-        return [Samples(*run) for run in runs]
-
 
 @torch.inference_mode()
 def sample_tokens(
@@ -148,7 +136,11 @@ def sample_tokens(
                 decoding, chooser = decoding.select(rows), chooser.select(rows)
                 tokens = tokens[rows]
         states = decoding.step(tokens)
-    return record.samples().split([draw.num_rows for draw in draws])
+    ends_of_draws = np.cumsum([draw.num_rows for draw in draws])
+    return [
+        record.samples(slice(end - draw.num_rows, end))
+        for draw, end in zip(draws, ends_of_draws, strict=True)
+    ]
 
 
 def to_completions(
@@ -282,8 +274,8 @@ class _Record:
         self.lengths[self.rows] = lengths
         return (lengths > self.num_steps).nonzero()[0]
 
-    def samples(self) -> Samples:
-        """Return what was drawn up to each row's end, packed."""
-        is_own = np.arange(self.token_ids.shape[1]) < self.lengths[:, None]
-        lengths = self.lengths.astype(np.int32)
-        return Samples(self.token_ids[is_own], self.logprobs[is_own], lengths)
+    def samples(self, rows: slice) -> Samples:
+        """Return what was drawn up to the end of some rows, packed."""
+        token_ids, logprobs, lengths = self.token_ids[rows], self.logprobs[rows], self.lengths[rows]
+        is_own = np.arange(token_ids.shape[1]) < lengths[:, None]
+        return Samples(token_ids[is_own], logprobs[is_own], lengths.astype(np.int32))

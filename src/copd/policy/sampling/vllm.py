@@ -13,7 +13,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from shutil import rmtree
 from tempfile import mkdtemp
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import torch
 from transformers import BatchFeature
@@ -39,22 +39,6 @@ MAX_BANNED = 1024
 
 VllmRequest = tuple[Any, Mapping[str, Any]]
 """A prompt as vLLM takes it, and its sampling settings."""
-
-
-@runtime_checkable
-class LLMEngine(Protocol):
-    """The part of `vllm.LLMEngine` that is used, in the process of the policy."""
-
-    model_config: Any
-
-    def add_request(self, request_id: str, prompt: Any, params: Any) -> str: ...
-    def has_unfinished_requests(self) -> bool: ...
-    def step(self) -> list[Any]: ...
-    def collective_rpc(
-        self, method: str, timeout: float | None = None, args: tuple = (), kwargs: Any = None
-    ) -> list[Any]: ...
-    def reset_prefix_cache(self) -> bool: ...
-    def reset_encoder_cache(self) -> None: ...
 
 
 def require_vllm(device: torch.device) -> None:
@@ -97,7 +81,7 @@ class VllmEngine:
     def __init__(self, rollout: RolloutConfig, dtype: str) -> None:
         self._rollout = rollout
         self._dtype = dtype
-        self._engine: LLMEngine | None = None
+        self._engine: Any = None  # a `vllm.LLMEngine`
         self._weights: object = None
 
     def load_weights(self, weights: object, policy: Policy) -> None:
@@ -116,7 +100,7 @@ class VllmEngine:
             engine.collective_rpc("reload_weights", kwargs={"weights_iterator": iterator})
         engine.reset_encoder_cache()
         if not engine.reset_prefix_cache():
-            raise RuntimeError("vLLM kept keys and values of older weights: requests are running.")
+            raise RuntimeError("vLLM holds keys and values of older weights: requests are running.")
         self._weights = weights
 
     def generate(self, requests: Sequence[VllmRequest]) -> list[list[VllmOutput]]:
@@ -135,7 +119,7 @@ class VllmEngine:
                     done[int(output.request_id)] = output.outputs
         return [done[number] for number in range(len(requests))]
 
-    def _start(self, policy: Policy) -> LLMEngine:
+    def _start(self, policy: Policy) -> Any:
         """Start vLLM in this process, so that it loads weights from memory."""
         vllm = import_module("vllm")
         usage = import_module("vllm.usage.usage_lib").UsageContext.LLM_CLASS
