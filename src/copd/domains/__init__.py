@@ -1,7 +1,5 @@
 """Domains: problems and their verification."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from pathlib import Path
 

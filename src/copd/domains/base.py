@@ -1,7 +1,5 @@
 """The protocol of a domain: problems by index, and the verification of completions."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Protocol
 

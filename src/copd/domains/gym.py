@@ -5,8 +5,6 @@ process to process unless the hash seed is fixed at the start; and their scorers
 a model wrote.
 """
 
-from __future__ import annotations
-
 import json
 import zlib
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """Engines: hold the branches of a run and call their methods, in this process or on Ray."""
 
-from __future__ import annotations
-
 from copd.config import Config, LocalEngineConfig
 from copd.engine.base import BranchLost, Engine, wait_for
 from copd.engine.local import LocalEngine

@@ -1,7 +1,5 @@
 """The Ray actor around a host, and the messages it exchanges with the engine."""
 
-from __future__ import annotations
-
 import io
 import pickle
 import traceback

@@ -1,7 +1,5 @@
 """The interface of all engines."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol, TypeVar
 

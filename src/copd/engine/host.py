@@ -1,7 +1,5 @@
 """The server side of one process of a branch, independent of the transport."""
 
-from __future__ import annotations
-
 import os
 import platform
 from collections.abc import Callable, Mapping

@@ -1,7 +1,5 @@
 """The engine that holds all branches in this process; every other engine gives the same results."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 
 import torch

@@ -1,7 +1,5 @@
 """Compact pickling of arrays: flat, and integers no wider than their values need."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

@@ -1,7 +1,5 @@
 """The engine that runs each branch in processes of its own, as Ray actors, on any machines."""
 
-from __future__ import annotations
-
 import logging
 import os
 import pickle

@@ -1,7 +1,5 @@
 """How the ranks of a branch find each other with torch.distributed."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta

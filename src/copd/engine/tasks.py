@@ -1,7 +1,5 @@
 """Tasks of branches that depend on each other; each starts as soon as its inputs are there."""
 
-from __future__ import annotations
-
 from collections import deque
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass

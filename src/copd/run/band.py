@@ -1,7 +1,5 @@
 """When a stage with an overlap band uses its teachers, from the lines of dynamics.jsonl so far."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping
 from typing import Any
 

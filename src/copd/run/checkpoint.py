@@ -1,7 +1,5 @@
 """Checkpoints of a run: all branches with their optimizers and the step, in one folder."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from dataclasses import dataclass

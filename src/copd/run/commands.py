@@ -1,7 +1,5 @@
 """The commands that run models: train, resume, evaluate and merge."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from pathlib import Path

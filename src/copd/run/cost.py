@@ -1,7 +1,5 @@
 """The cumulative cost of a run, counted from the batches of its steps."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 
 from copd.recipes import OPD, Stage

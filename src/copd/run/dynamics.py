@@ -1,7 +1,5 @@
 """The agreement of all branches and the base with each other, on the branches' own completions."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Evaluation of branches on held-out problems."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 

@@ -1,7 +1,5 @@
 """Merging of branches into one model, as a merge configuration says."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
@@ -73,8 +71,6 @@ def merge_weights(
     `base` gives the weights of theta_0 and `accuracy` validates weights, for methods that need it.
     """
     states = list(branches.values())
-    if shares := _shares(method, branches, lambda given: accuracy(average(states, given))):
-        return average(states, list(shares.values())), shares
     match method:
         case TaskArithmeticMerge(scale=scale):
             return task_arithmetic(base(), states, scale=scale), {}
@@ -82,7 +78,8 @@ def merge_weights(
             return ties(base(), states, density=density, scale=scale), {}
         case DareMerge(density=density, scale=scale, seed=seed):
             return dare(base(), states, density=density, scale=scale, seed=seed), {}
-    raise AssertionError("a plan with this method has no merge")
+    shares = _shares(method, branches, lambda given: accuracy(average(states, given)))
+    return average(states, list(shares.values())), shares
 
 
 def merge_adapters(
@@ -96,8 +93,6 @@ def merge_adapters(
     entries, and their result takes as much memory as the weights that it changes.
     """
     states = list(branches.values())
-    if shares := _shares(method, branches, lambda given: accuracy(sum_changes(states, given))):
-        return sum_changes(states, list(shares.values())), shares
     match method:
         case TaskArithmeticMerge(scale=scale):
             return sum_changes(states, [scale / len(states)] * len(states)), {}
@@ -109,7 +104,8 @@ def merge_adapters(
             return merge_entries(
                 states, lambda n, changes: _from_zero(partial(rule, seed=seed + n), changes)
             ), {}
-    raise AssertionError("a plan with this method has no merge")
+    shares = _shares(method, branches, lambda given: accuracy(sum_changes(states, given)))
+    return sum_changes(states, list(shares.values())), shares
 
 
 def _shares(
@@ -117,7 +113,7 @@ def _shares(
     branches: Mapping[str, Weights],
     accuracy: Callable[[tuple[float, ...]], float],
 ) -> dict[str, float]:
-    """Return the share of each branch in an average; empty for other methods."""
+    """Return the share of each branch in an average."""
     match method:
         case UniformMerge():
             return dict.fromkeys(branches, 1.0 / len(branches))
@@ -127,7 +123,7 @@ def _shares(
         case ValidationMerge(grid=grid):
             chosen = choose_weights(simplex_grid(len(branches), grid), accuracy)
             return dict(zip(branches, chosen, strict=True))
-    return {}
+    raise AssertionError("a plan with this method has no merge")
 
 
 def _from_zero(

@@ -1,7 +1,5 @@
 """Checks before the first step: equal branches must agree, and samplers with their policies."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Recovery of a run whose branches are lost."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import TypeVar
 

@@ -1,7 +1,5 @@
 """Records of rollouts.jsonl: a few rollouts of every step for people to read."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any

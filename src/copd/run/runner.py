@@ -1,7 +1,5 @@
 """The runner: trains the branches of a plan, saves and resumes, and exports the final models."""
 
-from __future__ import annotations
-
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence

@@ -3,8 +3,6 @@
 There is no state, so resumed runs and all engines draw the same.
 """
 
-from __future__ import annotations
-
 import hashlib
 from functools import lru_cache
 

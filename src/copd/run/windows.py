@@ -1,7 +1,5 @@
 """Which steps are followed by a checkpoint, an evaluation or dynamics, and the windows between."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator, Sequence
 
 from copd.config import Config

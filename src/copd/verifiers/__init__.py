@@ -1,7 +1,5 @@
 """Verifiers: rewards from the text of a completion and a reference answer."""
 
-from __future__ import annotations
-
 from copd.config import (
     BoxVerifier,
     ChoiceVerifier,

@@ -1,7 +1,5 @@
 """Final answers in completions, compared with the reference as text or as numbers."""
 
-from __future__ import annotations
-
 import math
 import re
 from dataclasses import dataclass

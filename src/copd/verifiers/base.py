@@ -1,7 +1,5 @@
 """The base class of verifiers."""
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 

@@ -4,8 +4,6 @@ It is run by its path, so that it starts without copd and its dependencies. It i
 standard library until a handler needs more.
 """
 
-from __future__ import annotations
-
 import difflib
 import importlib
 import json

@@ -1,7 +1,5 @@
 """Verifiers of the layout of a completion, and weighted mixtures of verifiers."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -3,8 +3,6 @@
 A call that exceeds a limit returns None, and its worker is replaced.
 """
 
-from __future__ import annotations
-
 import atexit
 import json
 import os

@@ -3,8 +3,6 @@
 All patterns take linear time on hostile text.
 """
 
-from __future__ import annotations
-
 import math
 import re
 from abc import abstractmethod

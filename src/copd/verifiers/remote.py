@@ -1,7 +1,5 @@
 """Verifiers that run in worker processes: math-verify, and the user's function."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -3,8 +3,6 @@
 It needs no files and no network.
 """
 
-from __future__ import annotations
-
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

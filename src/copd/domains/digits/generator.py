@@ -1,7 +1,5 @@
 """The result of a suite's generator: a question, its answer, and two ways to work it out."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 

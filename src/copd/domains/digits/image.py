@@ -1,7 +1,5 @@
 """Image suites of the digits world: several scans in one picture."""
 
-from __future__ import annotations
-
 import numpy as np
 
 from copd.domains.digits.generator import Question, SuiteGenerator, joined, running

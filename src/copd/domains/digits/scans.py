@@ -6,8 +6,6 @@ Repository, 1998, doi:10.24432/C50P49, CC BY 4.0). `scans.npz` holds them unchan
 scikit-learn's order.
 """
 
-from __future__ import annotations
-
 from functools import cache
 from importlib import resources
 from typing import Literal

@@ -1,7 +1,5 @@
 """Text suites of the digits world: signed additions, comparisons, small word problems."""
 
-from __future__ import annotations
-
 import numpy as np
 
 from copd.domains.digits.generator import Question, SuiteGenerator, joined, running

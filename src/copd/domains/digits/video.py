@@ -1,7 +1,5 @@
 """Video suites of the digits world: scans shown one after another."""
 
-from __future__ import annotations
-
 from itertools import pairwise
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Problems from the user's own files, whose content is never trusted."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache

@@ -1,7 +1,5 @@
 """Indexes cached in the folder of a run, so that one process decodes the media for all."""
 
-from __future__ import annotations
-
 import gzip
 import json
 import zlib

@@ -3,8 +3,6 @@
 A row that cannot be used raises ValueError with the reason.
 """
 
-from __future__ import annotations
-
 import base64
 import hashlib
 import json

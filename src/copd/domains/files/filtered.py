@@ -1,7 +1,5 @@
 """Writes chosen rows of a domain's files with their pass rates, in the format of the files."""
 
-from __future__ import annotations
-
 import csv
 import json
 from collections.abc import Iterator, Mapping, Sequence

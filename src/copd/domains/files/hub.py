@@ -27,8 +27,6 @@ class ArrowTable:
     data: Dataset
     """With its format set to "arrow"."""
 
-    has_strings_only = False
-
     @property
     def revision(self) -> str:
         """Names and sizes of the Arrow files; those of the hub are in a folder per revision."""

@@ -3,8 +3,6 @@
 Media that cannot be used raise ValueError with the reason.
 """
 
-from __future__ import annotations
-
 import hashlib
 import io
 import os

@@ -1,7 +1,5 @@
 """Tables per split from the paths and names in the settings of a domain."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain

@@ -3,8 +3,6 @@
 A row that cannot be read raises ValueError with the reason.
 """
 
-from __future__ import annotations
-
 import csv
 import io
 import json
@@ -33,11 +31,6 @@ class Table(Protocol):
     @property
     def folder(self) -> Path:
         """The folder that relative paths in the rows start from."""
-        ...
-
-    @property
-    def has_strings_only(self) -> bool:
-        """True if lists and tables are JSON text."""
         ...
 
     @property
@@ -82,10 +75,6 @@ class TextTable:
     @property
     def folder(self) -> Path:
         return self.path.parent
-
-    @property
-    def has_strings_only(self) -> bool:
-        return bool(self.header)
 
     def __len__(self) -> int:
         return len(self.positions)
