@@ -1,4 +1,4 @@
-"""Policies over the tiny models, and prompts of every kind for them."""
+"""Policies of the tiny models, and prompts of every kind for them."""
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -17,19 +17,19 @@ KINDS = ("text", "image", "video", "mixed")
 
 @pytest.fixture(scope="session")
 def seeing(seeing_folder: Path) -> Policy:
-    """Shared: a test that changes weights loads its own."""
+    """Shared by tests, so a test that changes weights loads its own."""
     return Policy.load(seeing_folder)
 
 
 @pytest.fixture
 def exact_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Convolutions of a GPU in full float32, as its matrix products are by default."""
+    """Run a GPU's convolutions in full float32, as its matrix products are by default."""
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
 
 
 @pytest.fixture
 def no_waiting() -> Callable[[], AbstractContextManager[None]]:
-    """A context in which an operation that makes the host wait for the GPU is an error."""
+    """A context in which an operation for which the host waits is an error."""
 
     @contextmanager
     def context() -> Iterator[None]:
@@ -84,7 +84,7 @@ MESSAGES: dict[str, list[tuple[ContentPart, ...]]] = {
 
 @pytest.fixture(scope="session")
 def prompts_of() -> Callable[[Policy, str], list[Prompt]]:
-    """Three or four prompts of a kind, no two of the same length."""
+    """Build three or four prompts of a kind, no two of the same length."""
 
     def render(policy: Policy, kind: str) -> list[Prompt]:
         return [policy.render([Message("user", parts)]) for parts in MESSAGES[kind]]
@@ -94,7 +94,7 @@ def prompts_of() -> Callable[[Policy, str], list[Prompt]]:
 
 @pytest.fixture(scope="session")
 def invent() -> Callable[[Policy, list[list[int]]], list[list[NDArray[np.int32]]]]:
-    """Random completions of given lengths, of tokens a policy could have sampled."""
+    """Draw completions of given lengths from the tokens that a policy can sample."""
 
     def completions(policy: Policy, lengths: list[list[int]]) -> list[list[NDArray[np.int32]]]:
         allowed = (~policy.banned).nonzero()[:, 0].numpy().astype(np.int32)

@@ -1,4 +1,4 @@
-"""Policies that share a model: their passes against PEFT's own, and the model as it was before."""
+"""Policies that share a model: passes against PEFT's own, and an unchanged model after them."""
 
 import warnings
 from pathlib import Path
@@ -23,7 +23,7 @@ def folders(seeing_folder: Path, reading_folders: dict[str, Path]) -> dict[str, 
 
 
 def share(folder: Path, *names: str, **settings) -> tuple[Policy, Adapters, dict[str, Policy]]:
-    """A resident model and policies with adapters that differ from it and from each other."""
+    """Build a resident model, and policies whose adapters differ from it and from each other."""
     base = Policy.load(folder)
     given = {"rank": 4, "alpha": 6.0, "target_modules": "all-linear", "seed": 0, **settings}
     adapters = Adapters(base.model, **given)
@@ -38,10 +38,10 @@ def share(folder: Path, *names: str, **settings) -> tuple[Policy, Adapters, dict
 
 
 def peft_model(folder: Path, adapter: Path) -> Any:
-    """The plain model with an adapter folder, by PEFT alone."""
+    """Load the plain model with an adapter folder, with PEFT alone."""
     sees = (folder / "processor_config.json").exists()
     factory = AutoModelForImageTextToText if sees else AutoModelForCausalLM
-    with warnings.catch_warnings():  # PEFT asks transformers by a name it gives up
+    with warnings.catch_warnings():  # PEFT uses a name that transformers deprecates
         warnings.simplefilter("ignore", FutureWarning)
         return peft.PeftModel.from_pretrained(
             factory.from_pretrained(folder).eval(), adapter, is_trainable=True
@@ -49,7 +49,7 @@ def peft_model(folder: Path, adapter: Path) -> Any:
 
 
 def logits_by_row(model: Any, prompts, completions) -> torch.Tensor:
-    """Logits that predict each completion token, one plain unpadded row at a time."""
+    """Return the logits that predict completion tokens, one plain unpadded row at a time."""
     found = []
     for prompt, group in zip(prompts, completions, strict=True):
         for ids in group:
@@ -68,7 +68,7 @@ def logits(policy: Policy, prompts, completions) -> torch.Tensor:
 
 
 def state_of(adapters: Adapters) -> dict[str, Any]:
-    """What a pass of somebody else must leave as it was."""
+    """Return what a pass of another policy must leave as it was."""
     modules: dict[str, Any] = dict(adapters.model.named_modules())
     return {
         "active": {n: list(m.active_adapters) for n, m in modules.items() if hasattr(m, "lora_A")},
@@ -153,13 +153,13 @@ def test_fresh_adapters_are_equal_and_come_from_the_seed_alone(reading_folders):
     assert torch.equal(torch.get_rng_state(), state)
 
 
-@pytest.mark.parametrize("asked", ["b", None])
-def test_after_another_has_answered_everything_is_as_it_was(
-    seeing_folder, prompts_of, invent, asked
+@pytest.mark.parametrize("name", ["b", None])
+def test_a_pass_of_another_policy_leaves_everything_as_it_was(
+    seeing_folder, prompts_of, invent, name
 ):
     base, adapters, policies = share(seeing_folder, "a", "b")
     student = policies["a"]
-    teacher = base if asked is None else policies[asked]
+    teacher = base if name is None else policies[name]
     prompts = prompts_of(student, "image")
     completions = invent(student, LENGTHS[:3])
     at_rest = state_of(adapters)
@@ -181,9 +181,7 @@ def test_after_another_has_answered_everything_is_as_it_was(
     assert adapters.active is None
 
 
-def test_a_backward_pass_after_others_were_asked_has_its_whole_gradient(
-    reading_folders, prompts_of, invent
-):
+def test_a_backward_pass_after_a_switch_has_the_whole_gradient(reading_folders, prompts_of, invent):
     _, _, policies = share(reading_folders["qwen3"], "a", "b")
     prompts = prompts_of(policies["a"], "text")
     completions = invent(policies["a"], LENGTHS[:3])
@@ -246,14 +244,14 @@ def test_a_base_kept_in_bfloat16_gives_the_bits_of_autocast(folders, prompts_of,
             scores = [logits(policy, prompts, completions) for policy in (policies["a"], base)]
         scores[0].float().log_softmax(-1)[:, 7].mean().backward()
         found.append((*scores, *(p.grad for p in policies["a"].parameters().values())))
-        kept = {layer.get_base_layer().weight.dtype for layer in adapters._layers.values()}
-        assert kept == {dtype}
+        dtypes = {layer.get_base_layer().weight.dtype for layer in adapters._layers.values()}
+        assert dtypes == {dtype}
         assert all(p.dtype == torch.float32 for p in policies["a"].parameters().values())
     for wide, narrow in zip(*found, strict=True):
         assert wide is not None and narrow is not None and torch.equal(wide, narrow)
 
 
-def test_what_is_merged_has_the_type_the_model_came_in(folders):
+def test_merged_weights_have_the_type_of_the_loaded_model(folders):
     _, adapters, _ = share(folders["llama"], "a", dtype=torch.bfloat16)
     for name in ("a", None):
         assert {w.dtype for w in adapters.merged(name).values()} == {torch.float32}
@@ -319,7 +317,7 @@ def test_unknown_target_modules_are_refused(reading_folders):
         share(reading_folders["llama"], "a", target_modules=["query"])
 
 
-def test_an_adapter_that_goes_leaves_the_others(reading_folders, prompts_of, invent):
+def test_a_removed_adapter_leaves_the_others(reading_folders, prompts_of, invent):
     _, adapters, policies = share(reading_folders["llama"], "a", "b")
     prompts = prompts_of(policies["b"], "text")
     completions = invent(policies["b"], LENGTHS[:3])

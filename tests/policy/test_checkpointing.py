@@ -1,4 +1,4 @@
-"""Layers computed again in the backward pass: the same gradient, and less that is kept."""
+"""Gradient checkpointing: the same gradient, and fewer stored activations."""
 
 import pytest
 import torch
@@ -14,24 +14,26 @@ from tests.policy.readers.test_packed import (
 
 
 def saved_bytes(policy: Policy, prompts, completions) -> int:
-    """What the graph of a pass keeps beside the weights."""
+    """Return the bytes that the graph of a pass stores, without the weights."""
     weights = {p.untyped_storage().data_ptr() for p in policy.model.parameters()}
-    kept = {}
+    stored = {}
 
     def pack(tensor: torch.Tensor) -> torch.Tensor:
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in weights:
-            kept[storage.data_ptr()] = storage.nbytes()
+            stored[storage.data_ptr()] = storage.nbytes()
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         states = policy.score(prompts, *flat(completions))
     assert states.hidden.requires_grad
-    return sum(kept.values())
+    return sum(stored.values())
 
 
 @pytest.mark.parametrize("kind", ["text", "mixed"])
-def test_the_gradient_is_the_same_and_less_is_kept(seeing, seeing_folder, prompts_of, invent, kind):
+def test_the_gradient_is_the_same_and_less_is_stored(
+    seeing, seeing_folder, prompts_of, invent, kind
+):
     prompts = prompts_of(seeing, kind)
     completions = invent(seeing, RAGGED[: len(prompts)])
     expected = gradients(seeing.model, packed_logprobs(seeing, prompts, completions))
@@ -47,7 +49,7 @@ def test_the_gradient_is_the_same_and_less_is_kept(seeing, seeing_folder, prompt
 def test_a_prefix_read_for_several_passes_gives_its_gradient(
     seeing, seeing_folder, prompts_of, invent
 ):
-    """As in an update after sampling: cut, used in parts, carried on into the prompts."""
+    """As in an update after sampling: cut, scored in slices, then the backward pass of prompts."""
     prompts = prompts_of(seeing, "mixed")
     completions = invent(seeing, RAGGED)
     found = []
@@ -64,9 +66,7 @@ def test_a_prefix_read_for_several_passes_gives_its_gradient(
     assert_same_gradients(found[1], found[0])
 
 
-def test_layers_are_computed_again_with_the_adapter_of_their_first_time(
-    reading_folders, prompts_of, invent
-):
+def test_layers_run_again_with_the_adapter_of_the_first_pass(reading_folders, prompts_of, invent):
     base = Policy.load(reading_folders["llama"])
     adapters = Adapters(base.model, rank=4, alpha=8.0, target_modules="all-linear", seed=0)
     policies = {}

@@ -1,5 +1,5 @@
-"""Passes of a model that is not on the CPU: no tensor of the CPU meets one of the model's, and no
-host code asks for a value. The device is `meta`, whose tensors have shapes only."""
+"""Passes of a model on another device: no operation mixes devices, and none reads a value on the
+host. The device is `meta`, whose tensors have shapes only."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,10 +22,7 @@ RAGGED = [[1, 9, 4], [6], [2, 3, 12, 1]]
 
 
 class OneDevice(TorchDispatchMode):
-    """Refuses an operation on tensors of two devices, numbers excepted, as a GPU would.
-
-    Copies from one to the other are counted.
-    """
+    """Refuses operations on two devices, as a GPU would, and counts copies between them."""
 
     num_copies = 0
 
@@ -41,7 +38,7 @@ class OneDevice(TorchDispatchMode):
 
 @pytest.fixture
 def away(seeing_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Policy]:
-    """A policy whose weights are on another device, one that knows no autocast."""
+    """A policy whose weights are on a device without autocast."""
     policy = Policy.load(seeing_folder)
     torch.nn.Module.to(policy.model, "meta")
     monkeypatch.setattr(torch, "is_autocast_enabled", lambda device_type=None: False)
@@ -72,7 +69,7 @@ def test_decoding(away, prompts_of, is_static):
     prefix = away.read(prompts_of(away, "text"))
     prompt_of_row = torch.tensor([0, 0, 1, 2])
     decoding = Decoding(away.backbone, prefix, prompt_of_row, is_static=is_static)
-    decoding.prompt_of_row = prompt_of_row.to("meta")  # it asked how many rows a prompt has
+    decoding.prompt_of_row = prompt_of_row.to("meta")  # on the CPU before, to count rows
     tokens = torch.zeros(4, dtype=torch.int64, device="meta")
     with OneDevice() as devices:
         states = [decoding.step(tokens) for _ in range(3)]

@@ -1,4 +1,4 @@
-"""Every family we claim: what transformers computes, we compute, and what we export, it reads."""
+"""Every supported family: passes and exports agree with transformers."""
 
 import json
 import subprocess
@@ -69,7 +69,7 @@ def test_qwen25_greedy_equals_generate(seeing_25, plain_25, prompts_of, kind):
 
 
 def test_qwen25_times_of_frames_are_in_the_positions(seeing_25, plain_25):
-    """A slow clip's times outrun the text after it: its answer goes on as in `generate`."""
+    """The times of a slow video exceed the text's positions; answers continue as in `generate`."""
     frames = np.random.default_rng(0).integers(0, 256, (8, 32, 32, 3)).astype(np.uint8)
     slow, fast = (
         seeing_25.render([Message("user", (Video(frames, fps=fps), Text("?")))])
@@ -95,11 +95,11 @@ def test_qwen25_times_of_frames_are_in_the_positions(seeing_25, plain_25):
 
 
 def test_positions_are_built_once_for_a_layout(seeing, monkeypatch):
-    """Two pictures with as many visual tokens but other sizes have other positions; one that was
-    met before gives what transformers gives, and what is known stays bounded."""
+    """Positions depend on the size of an image, are those of transformers, and their cache is
+    bounded."""
     monkeypatch.setattr("copd.policy.backbone._MAX_LAYOUTS", 2)
-    known = seeing.backbone.layouts
-    known.clear()
+    layouts = seeing.backbone.layouts
+    layouts.clear()
     for height, width in ((16, 64), (64, 16), (16, 64), (32, 32), (16, 16), (16, 64)):
         picture = Image(np.zeros((height, width, 3), np.uint8))
         prompt = seeing.render([Message("user", (picture, Text("?")))])
@@ -111,8 +111,8 @@ def test_positions_are_built_once_for_a_layout(seeing, monkeypatch):
         positions = seeing.backbone.positions(prompt)
         assert torch.equal(positions, expected[:, 0])
         assert seeing.backbone.positions(prompt) is positions
-        assert len(known) <= 2
-    known.clear()
+        assert len(layouts) <= 2
+    layouts.clear()
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -130,7 +130,7 @@ def test_qwen25_sampling_agrees_with_scoring(seeing_25, prompts_of, kind):
 
 
 def test_qwen25_bounds_are_per_frame(seeing_25):
-    """A frame of 128 x 64 pixels is too large for 64 x 64; that there are 16 does not matter."""
+    """A frame of 128 x 64 pixels is too large for 64 x 64, however many frames there are."""
     video_processor = seeing_25.renderer.processor.video_processor
     bounds = {"shortest_edge": 256, "longest_edge": 64 * 64}
     frames = torch.zeros(1, 16, 3, 128, 64, dtype=torch.uint8)
@@ -140,7 +140,7 @@ def test_qwen25_bounds_are_per_frame(seeing_25):
     assert dict(older.size) == {"shortest_edge": 512, "longest_edge": 1024}
 
 
-STRANGER = """
+WITHOUT_COPD = """
 import json, sys, warnings
 import torch
 from safetensors.torch import load_file
@@ -156,7 +156,7 @@ for name, sees in json.loads(sys.argv[1]).items():
     assert AutoTokenizer.from_pretrained(folder).chat_template
     inputs = load_file(folder + ".safetensors")
     settings = {}
-    if name.endswith("adapter"):  # generation settings are those of the base, where none is banned
+    if name.endswith("adapter"):  # with the base's generation settings, which ban nothing
         settings = {"suppress_tokens": json.loads(sys.argv[3])}
     output = model.generate(
         **inputs,
@@ -172,10 +172,10 @@ print(json.dumps(answers))
 
 
 @pytest.mark.slow
-def test_a_stranger_reads_every_family_and_adapters_merged_or_not(
+def test_transformers_alone_reads_every_family_and_adapters_merged_or_not(
     seeing, seeing_folder, seeing_25_folder, reading_folders, prompts_of, tmp_path
 ):
-    """In a process that has only transformers, and PEFT for the adapters that are not merged."""
+    """In a process with only transformers, and with PEFT for adapters that are not merged."""
     ours, sees = {}, {}
 
     def export(name: str, policy: Policy, folder: Path, kind: str, *, adapter: bool) -> None:
@@ -207,7 +207,7 @@ def test_a_stranger_reads_every_family_and_adapters_merged_or_not(
 
     banned = json.dumps(seeing.banned.nonzero()[:, 0].tolist())  # the same in all: one tokenizer
     result = subprocess.run(
-        [sys.executable, "-c", STRANGER, json.dumps(sees), str(tmp_path), banned],
+        [sys.executable, "-c", WITHOUT_COPD, json.dumps(sees), str(tmp_path), banned],
         capture_output=True,
         text=True,
         cwd=tmp_path,

@@ -1,4 +1,4 @@
-"""What stands for a model: folders, adapters of PEFT, GGUF files; each by its own loader."""
+"""Models from folders, adapters of PEFT and GGUF files."""
 
 import json
 import sys

@@ -1,4 +1,4 @@
-"""Loading, refusing, banning, and folders that people with only transformers can use."""
+"""Loading, banned tokens, errors, and saved folders that transformers reads by itself."""
 
 import copy
 import json
@@ -15,25 +15,25 @@ from copd.policy import Policy, Prompt
 from copd.types import Image, Message, Text
 from tests.packing import flat
 
-STRANGER = """
+WITHOUT_COPD = """
 import json, sys
 import numpy as np, torch
 from transformers import AutoImageProcessor, AutoModelForImageTextToText, AutoTokenizer
 
-folder, question = sys.argv[1:]
+folder, text = sys.argv[1:]
 model = AutoModelForImageTextToText.from_pretrained(folder).eval()
 tokenizer = AutoTokenizer.from_pretrained(folder)
 processor = AutoImageProcessor.from_pretrained(folder)
 pixels = np.load(folder + "/picture.npy")
 
 def answer(parts, **media):
-    text = tokenizer.apply_chat_template(
+    prompt = tokenizer.apply_chat_template(
         [{"role": "user", "content": parts}], tokenize=False, add_generation_prompt=True
     )
     if media:
         count = int(media["image_grid_thw"].prod()) // processor.merge_size**2
-        text = text.replace("<|image_pad|>", "<|image_pad|>" * count)
-    ids = torch.tensor([tokenizer(text, add_special_tokens=False).input_ids])
+        prompt = prompt.replace("<|image_pad|>", "<|image_pad|>" * count)
+    ids = torch.tensor([tokenizer(prompt, add_special_tokens=False).input_ids])
     if media:
         media["mm_token_type_ids"] = (ids == model.config.image_token_id).long()
     output = model.generate(
@@ -42,7 +42,7 @@ def answer(parts, **media):
     )
     return output[0, ids.shape[1]:].tolist()
 
-words = {"type": "text", "text": question}
+words = {"type": "text", "text": text}
 seen = processor(pixels, return_tensors="pt")
 answers = [answer([words]), answer([{"type": "image"}, words], **seen)]
 assert not any(name.split(".")[0] == "copd" for name in sys.modules), "copd was imported"
@@ -59,7 +59,7 @@ def greedy(policy: Policy, *parts: Text | Image) -> list[int]:
 
 
 def let_a_banned_token_win(policy: Policy, prompt: Prompt) -> None:
-    """Nothing trains the logits of banned tokens: suppose one has drifted far up."""
+    """Make the logit of a banned token, which is never trained, the largest."""
     start = policy.tokenizer.convert_tokens_to_ids("<|im_start|>")
     with torch.no_grad():
         (state,) = policy.score([prompt], *flat([[np.array([0], dtype=np.int32)]])).hidden
@@ -68,24 +68,24 @@ def let_a_banned_token_win(policy: Policy, prompt: Prompt) -> None:
 
 
 @pytest.mark.slow
-def test_a_stranger_with_only_transformers_gets_our_answers(seeing_folder, tmp_path: Path):
+def test_transformers_alone_gives_the_same_answers(seeing_folder, tmp_path: Path):
     policy = Policy.load(seeing_folder)
     noise = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in policy.model.parameters():
             parameter += 0.03 * torch.randn(parameter.shape, generator=noise)
     pixels = np.random.default_rng(0).integers(0, 256, (32, 48, 3)).astype(np.uint8)
-    question = "How many are left?"
-    let_a_banned_token_win(policy, policy.render([Message("user", (Text(question),))]))
-    ours = [greedy(policy, Text(question)), greedy(policy, Image(pixels), Text(question))]
+    text = "How many are left?"
+    let_a_banned_token_win(policy, policy.render([Message("user", (Text(text),))]))
+    ours = [greedy(policy, Text(text)), greedy(policy, Image(pixels), Text(text))]
     policy.save(tmp_path)
     assert not list(tmp_path.glob("*.bin"))
     assert "shared_prefix" not in (tmp_path / "config.json").read_text()
     np.save(tmp_path / "picture.npy", pixels)
-    script = tmp_path / "stranger.py"
-    script.write_text(STRANGER)
+    script = tmp_path / "without_copd.py"
+    script.write_text(WITHOUT_COPD)
     result = subprocess.run(
-        [sys.executable, "-I", str(script), str(tmp_path), question],
+        [sys.executable, "-I", str(script), str(tmp_path), text],
         capture_output=True,
         text=True,
         cwd=tmp_path,
@@ -220,7 +220,7 @@ def test_missing_weights_are_refused(reading_folders, tmp_path: Path):
 
 
 def link(source: Path, target: Path, *, but: str, also: str = "") -> None:
-    """A folder with the files of `source`, some left out."""
+    """Link the files of `source`, some left out."""
     for file in source.iterdir():
         if file.name not in (but, also):
             (target / file.name).symlink_to(file)

@@ -1,4 +1,4 @@
-"""Rectangles and the shared-prompt softmax against loops written out."""
+"""Rectangles and the shared-prompt softmax against explicit loops."""
 
 import numpy as np
 import pytest
@@ -48,10 +48,10 @@ def test_rectangle_of_equal_lengths_copies_nothing():
 RAGGED = [[3, 0, 5, 1], [2], [4, 4, 6]]
 
 
-@pytest.fixture(params=["one key head", "few parts", "no padding"])
+@pytest.fixture(params=["one key head", "few tiles", "no padding"])
 def cuts(request, monkeypatch):
-    """Limits under which parts are as small, as wide and as narrow as they get."""
-    at_once, similar = {"one key head": (1, 0.65), "few parts": (10**6, 0.0)}.get(
+    """Limits under which tiles are as small, as wide and as narrow as possible."""
+    at_once, similar = {"one key head": (1, 0.65), "few tiles": (10**6, 0.0)}.get(
         request.param, (10**6, 1.0)
     )
     monkeypatch.setattr(tiles, "_MAX_SCORES", at_once)
@@ -59,7 +59,7 @@ def cuts(request, monkeypatch):
 
 
 def inputs_of(lengths, prompt_length, heads, width, seed=0):
-    """Queries, own keys and values, keys and values of prompts, in float64."""
+    """Draw queries, own keys and values, and keys and values of prompts, in float64."""
     generator = torch.Generator().manual_seed(seed)
     num_tokens, (key_heads, sharing) = sum(map(sum, lengths)), heads
     shapes = [(num_tokens, key_heads * sharing, width), *[(num_tokens, key_heads, width)] * 2]
@@ -68,7 +68,7 @@ def inputs_of(lengths, prompt_length, heads, width, seed=0):
 
 
 def by_role(inputs):
-    """Queries, those of completions, those of prompts."""
+    """Group inputs into queries, own keys and values, and those of prompts."""
     query, own_keys, own_values, keys, values = inputs
     return query, (own_keys, own_values), (keys, values)
 
@@ -78,8 +78,8 @@ def test_attend_shared_equals_a_loop_over_queries(lengths, cuts):
     query, own, prompt = by_role(inputs_of(lengths, 6, (2, 2), 8))
     prompt_lengths = [6, 4, 1]
     padding = torch.arange(6) >= torch.tensor(prompt_lengths)[:, None]
-    bundled = build_tiles(lengths, 6, (2, 2), torch.device("cpu"))
-    mixed = attend_shared(query, own, prompt, 0.3, tiles=bundled, padding=padding)
+    built = build_tiles(lengths, 6, (2, 2), torch.device("cpu"))
+    mixed = attend_shared(query, own, prompt, 0.3, tiles=built, padding=padding)
     start = 0
     for which, group in enumerate(lengths):
         for length in group:
@@ -87,11 +87,11 @@ def test_attend_shared_equals_a_loop_over_queries(lengths, cuts):
                 keys, values = (
                     torch.cat(
                         [
-                            prompt[part][which, head // 2, : prompt_lengths[which]],
-                            own[part][start : start + token + 1, head // 2],
+                            prompt[side][which, head // 2, : prompt_lengths[which]],
+                            own[side][start : start + token + 1, head // 2],
                         ]
                     )
-                    for part in (0, 1)
+                    for side in (0, 1)
                 )
                 weights = (0.3 * keys @ query[start + token, head]).softmax(0)
                 torch.testing.assert_close(mixed[start + token, head], weights @ values)
@@ -100,41 +100,41 @@ def test_attend_shared_equals_a_loop_over_queries(lengths, cuts):
 
 @pytest.mark.parametrize("lengths", [[[1, 3], [2]], [[2]] * 2], ids=["ragged", "equal"])
 def test_attend_shared_has_the_gradient_of_its_formula(lengths, cuts):
-    """The backward pass is written by hand: finite differences in float64."""
-    inputs = [part.requires_grad_() for part in inputs_of(lengths, 3, (2, 2), 2, seed=1)]
+    """The hand-written backward pass against finite differences in float64."""
+    inputs = [tensor.requires_grad_() for tensor in inputs_of(lengths, 3, (2, 2), 2, seed=1)]
     padding = torch.arange(3) >= torch.tensor([3, 2])[:, None]
-    bundled = build_tiles(lengths, 3, (2, 2), torch.device("cpu"))
+    built = build_tiles(lengths, 3, (2, 2), torch.device("cpu"))
 
     def attend(*inputs):
         query, own, prompt = by_role(inputs)
-        return attend_shared(query, own, prompt, 0.7, tiles=bundled, padding=padding)
+        return attend_shared(query, own, prompt, 0.7, tiles=built, padding=padding)
 
     assert torch.autograd.gradcheck(attend, inputs)
 
 
 def test_padding_never_reaches_a_gradient():
-    """Cells without a token hold one that may be far from all keys of the prompt it stands at."""
+    """Padding cells hold token 0, which may be far from all keys of their prompt."""
     lengths = [[1], [3], [2]]
     inputs = inputs_of(lengths, 5, (1, 1), 4)
     inputs[0][0] *= 1e4  # token 0 fills the padding
-    inputs = [part.requires_grad_() for part in inputs]
+    inputs = [tensor.requires_grad_() for tensor in inputs]
     query, own, prompt = by_role(inputs)
-    bundled = build_tiles(lengths, 5, (1, 1), torch.device("cpu"))
-    assert any(part.padding is not None for part in bundled)
-    attend_shared(query, own, prompt, 1.0, tiles=bundled, padding=None).sum().backward()
-    assert all(part.grad is not None and part.grad.isfinite().all() for part in inputs)
+    built = build_tiles(lengths, 5, (1, 1), torch.device("cpu"))
+    assert any(tile.padding is not None for tile in built)
+    attend_shared(query, own, prompt, 1.0, tiles=built, padding=None).sum().backward()
+    assert all(tensor.grad is not None and tensor.grad.isfinite().all() for tensor in inputs)
 
 
-def test_nothing_wider_than_the_row_is_kept_for_the_backward_pass():
+def test_nothing_wider_than_the_row_is_saved_for_the_backward_pass():
     lengths = [[1] * 7 + [50], [2] * 8]
-    inputs = [part.requires_grad_() for part in inputs_of(lengths, 5, (2, 2), 4)]
+    inputs = [tensor.requires_grad_() for tensor in inputs_of(lengths, 5, (2, 2), 4)]
     query, own, prompt = by_role(inputs)
-    bundled = build_tiles(lengths, 5, (2, 2), torch.device("cpu"))
-    kept = []
-    with torch.autograd.graph.saved_tensors_hooks(kept.append, lambda part: part):
-        attend_shared(query, own, prompt, 0.5, tiles=bundled, padding=None)
+    built = build_tiles(lengths, 5, (2, 2), torch.device("cpu"))
+    saved = []
+    with torch.autograd.graph.saved_tensors_hooks(saved.append, lambda tensor: tensor):
+        attend_shared(query, own, prompt, 0.5, tiles=built, padding=None)
     output, log_sums = query.numel(), query.numel() // 4
-    assert sum(part.numel() for part in kept) == sum(map(torch.numel, inputs)) + output + log_sums
+    assert sum(map(torch.numel, saved)) == sum(map(torch.numel, inputs)) + output + log_sums
 
 
 SIZES = {
@@ -160,13 +160,13 @@ SIZES = {
     ],
     ids=["head bias", "logit scale", "logits scaling", "sliding window"],
 )
-def test_models_it_would_get_wrong_are_refused(reading, model, remedy):
+def test_models_that_packed_passes_cannot_reproduce_are_refused(reading, model, remedy):
     tokenizer = reading["llama"].tokenizer
     with pytest.raises(ValueError, match=remedy):
         Policy(model, Renderer(tokenizer, None))
 
 
-def test_the_same_models_without_the_odd_part_are_accepted(reading):
+def test_the_same_models_without_that_feature_are_accepted(reading):
     tokenizer = reading["llama"].tokenizer
     for model in (
         GraniteForCausalLM(GraniteConfig(**SIZES, logits_scaling=1.0)),

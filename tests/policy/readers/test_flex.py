@@ -1,4 +1,4 @@
-"""Flex attention's blocks against all pairs written out, and its result against the CPU's path."""
+"""Flex attention: its blocks against all pairs, and its result against that of the CPU."""
 
 from collections.abc import Iterator
 
@@ -17,11 +17,11 @@ from copd.policy.readers.prefix import SharedPrefix
 groups = st.lists(
     st.tuples(st.integers(1, 9), st.lists(st.integers(1, 9), max_size=4)), min_size=1, max_size=5
 ).filter(lambda groups: any(lengths for _, lengths in groups))
-"""A prompt's length and those of its completions."""
+"""The length of each prompt, and those of its completions."""
 
 
 def layout(groups: list[tuple[int, list[int]]]) -> tuple[Tensor, Tensor, Tensor]:
-    """The prompt and the completion of every token of the row, and the prompts' lengths."""
+    """Return the prompt and the completion of every token, and the lengths of prompts."""
     lengths = torch.tensor([length for _, group in groups for length in group])
     prompts = torch.tensor([p for p, (_, group) in enumerate(groups) for _ in group])
     completions = torch.arange(len(lengths)).repeat_interleave(lengths)
@@ -29,7 +29,7 @@ def layout(groups: list[tuple[int, list[int]]]) -> tuple[Tensor, Tensor, Tensor]
 
 
 def see_all_pairs(groups: list[tuple[int, list[int]]], width: int) -> Tensor:
-    """Who sees whom, `queries (P width + queries)`, one pair at a time."""
+    """Return which keys each query sees, `queries (P width + queries)`, pair by pair."""
     rows = [(p, c, t) for p, (_, g) in enumerate(groups) for c, n in enumerate(g) for t in range(n)]
     prompt_keys = [(p, t < length) for p, (length, _) in enumerate(groups) for t in range(width)]
     return torch.tensor(
@@ -42,7 +42,7 @@ def see_all_pairs(groups: list[tuple[int, list[int]]], width: int) -> Tensor:
 
 
 def in_blocks(pairs: Tensor, block: int) -> Tensor:
-    """How many pairs are visible in each block of the grid."""
+    """Count the visible pairs in each block of the grid."""
     rows, columns = (-size % block for size in pairs.shape)
     padded = torch.nn.functional.pad(pairs.int(), (0, columns, 0, rows))
     return padded.unflatten(1, (-1, block)).unflatten(0, (-1, block)).sum(dim=(1, 3))
@@ -87,7 +87,7 @@ def test_the_mask_is_the_one_torch_finds_by_looking_at_all_pairs(block):
 
 
 def visited(mask: BlockMask, name: str) -> Tensor:
-    """The blocks a list of a mask names, as a grid."""
+    """Return the blocks that a list of a mask names, as a grid."""
     counts, order = (getattr(mask, f"{name}_{part}")[0, 0] for part in ("num_blocks", "indices"))
     listed = torch.arange(order.shape[1]) < counts[:, None]
     return torch.zeros_like(listed).scatter(1, order.long(), listed)
@@ -95,14 +95,14 @@ def visited(mask: BlockMask, name: str) -> Tensor:
 
 @pytest.fixture(autouse=True)
 def _fresh_compiler() -> Iterator[None]:
-    """What one test compiled must not count in another."""
+    """Forget what another test has compiled."""
     torch.compiler.reset()
     yield
     torch.compiler.reset()
 
 
 def both_ways(groups: list[tuple[int, list[int]]], compiled, dtype=torch.float64):
-    """One layer's attention by flex attention and by the CPU's path."""
+    """Compute one layer's attention by flex attention and as on a CPU."""
     prompt_of, completion_of, lengths = layout(groups)
     generator = torch.Generator().manual_seed(0)
 

@@ -1,4 +1,4 @@
-"""The packed passes against a plain transformers model that repeats and pads everything."""
+"""Packed passes against a plain transformers model that repeats prompts and pads rows."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -35,7 +35,7 @@ def plain_reading(reading_folders: dict[str, Path]):
 def padded_logprobs(
     model, banned: Tensor, prompts: Sequence[Prompt], completions, side: str
 ) -> Tensor:
-    """One padded row per completion, prompt and pixels repeated; transformers finds positions."""
+    """Score one padded row per completion, with prompts repeated and transformers' positions."""
     rows = [(p, ids) for p, group in zip(prompts, completions, strict=True) for ids in group]
     width = max(len(p.input_ids) + len(ids) for p, ids in rows)
     input_ids = torch.zeros(len(rows), width, dtype=torch.int64)
@@ -76,7 +76,7 @@ def packed_logprobs(policy: Policy, prompts: Sequence[Prompt], completions) -> T
 
 
 def gradients(model, logprobs: Tensor) -> dict[str, Tensor]:
-    """Of a weighted sum in which no two tokens count the same."""
+    """Return the gradients of a sum in which every token has a weight of its own."""
     weights = torch.linspace(-1.0, 2.0, len(logprobs), device=logprobs.device)
     model.zero_grad()
     (weights * logprobs).sum().backward()

@@ -1,4 +1,4 @@
-"""Pixels: what comes out of the processor, hand-computed, and what it refuses."""
+"""Pixel rows against values computed by hand, and what processors refuse."""
 
 import json
 from pathlib import Path
@@ -60,7 +60,7 @@ def test_resizing_a_clip_is_close_to_resizing_the_image(processor):
     [video] = process_media(processor, [TemplatedPrompt(VIDEO, videos=[still])])
     assert image["image_grid_thw"].tolist() == [[1, 4, 6]]
     assert video["video_grid_thw"].tolist() == [[1, 4, 6]]
-    # Pillow and torch may round a pixel differently: one level of 255, on a scale of -1 to 1
+    # Pillow and torch can round a pixel differently: one level of 255, on a scale of -1 to 1
     torch.testing.assert_close(
         video["pixel_values_videos"], image["pixel_values"], atol=2.1 / 255, rtol=0
     )
@@ -123,7 +123,7 @@ def test_wrong_pixels_are_refused(processor, part, remedy):
         process_media(processor, [TemplatedPrompt(IMAGE if images else VIDEO, images, videos)])
 
 
-def test_a_prompt_takes_no_picture_of_its_neighbour(processor):
+def test_a_prompt_takes_no_image_of_another_prompt(processor):
     picture = Image(noise(16, 16, 3))
     with pytest.raises(ValueError, match="Leave the token out of messages"):
         process_media(

@@ -1,4 +1,4 @@
-"""Messages to prompts: the template's text, expanded placeholders, and clear refusals."""
+"""From messages to prompts: the template's text, placeholders, and errors."""
 
 import copy
 import json
@@ -36,7 +36,7 @@ def test_text_goes_through_the_template(seeing, reading):
         assert prompt.media == {}
 
 
-def test_media_stand_where_they_stood_in_the_message(seeing):
+def test_media_stay_at_their_place_in_the_message(seeing):
     prompt = seeing.render([Message("user", (Text("a"), PICTURE, Text("b"), CLIP))])
     image = "<|vision_start|><|image_pad|><|image_pad|><|vision_end|>"
     block = "<|vision_start|><|video_pad|><|vision_end|>"
@@ -59,7 +59,7 @@ def test_modalities(seeing, reading):
 
 
 def alone(policy: Policy, parts: tuple[ContentPart, ...]) -> dict[str, torch.Tensor]:
-    """What the processor itself makes of one prompt."""
+    """Return what the processor makes of one prompt."""
     assert policy.renderer.processor is not None
     content: Any = [{"type": type(part).__name__.lower()} | vars(part) for part in parts]
     inputs: dict[str, Any] = {
@@ -103,11 +103,12 @@ def test_many_at_once_are_rendered_as_one_by_one(request: pytest.FixtureRequest,
                 plain = plain[0] if name == "mm_token_type_ids" else plain
                 assert torch.equal(values, plain)
                 assert values.dtype == plain.dtype
-                assert values.untyped_storage().nbytes() == values.nbytes  # no neighbour's pixels
+                # a view would hold the pixels of other prompts in memory
+                assert values.untyped_storage().nbytes() == values.nbytes
 
 
 @pytest.mark.parametrize("part", [PICTURE, CLIP], ids=["image", "video"])
-def test_a_text_model_refuses_to_look(reading, part):
+def test_a_text_model_refuses_images_and_videos(reading, part):
     with pytest.raises(ValueError, match="Choose a model of qwen2_5_vl"):
         reading["llama"].render([Message("user", (Text("What?"), part))])
 
@@ -126,7 +127,7 @@ def test_a_missing_template_is_named(seeing_folder, tmp_path: Path):
         )
 
 
-def test_a_base_model_that_knows_no_chat_reads_what_the_messages_say(
+def test_a_base_model_without_a_template_reads_the_text_of_messages(
     reading_folders, tmp_path: Path
 ):
     (tmp_path / "base").mkdir()
@@ -139,7 +140,7 @@ def test_a_base_model_that_knows_no_chat_reads_what_the_messages_say(
     assert torch.equal(again.input_ids, prompt.input_ids)
 
 
-def test_a_text_that_always_begins_with_a_token_does_so_without_a_template(reading):
+def test_the_plain_template_starts_with_the_tokenizers_first_token(reading):
     tokenizer = copy.deepcopy(reading["llama"].tokenizer)
     assert "bos_token" not in plain_template(tokenizer)
     tokenizer.bos_token = "<|im_start|>"

@@ -1,4 +1,4 @@
-"""A frozen vision tower sees a prompt once, whoever asks; a trained one sees it every time."""
+"""A frozen vision tower encodes a prompt once, for all policies; a trained one every time."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,7 +15,7 @@ def policies(seeing_folder) -> list[Policy]:
 
 
 @contextmanager
-def pixel_rows_seen(*policies: Policy) -> Iterator[list[int]]:
+def encoded_pixel_rows(*policies: Policy) -> Iterator[list[int]]:
     rows: list[int] = []
     hooks = [
         policy.model.model.visual.register_forward_pre_hook(
@@ -31,13 +31,13 @@ def pixel_rows_seen(*policies: Policy) -> Iterator[list[int]]:
 
 
 @pytest.mark.parametrize("kind", ["image", "video", "mixed"])
-def test_frozen_towers_of_equal_weights_share_what_one_has_seen(policies, prompts_of, kind):
+def test_frozen_towers_of_equal_weights_share_features(policies, prompts_of, kind):
     first, second = policies
     expected = first.read(prompts_of(first, kind)).last_states
     for policy in policies:
         policy.set_vision_trainable(False)
     prompts = prompts_of(first, kind)
-    with pixel_rows_seen(first, second) as rows:
+    with encoded_pixel_rows(first, second) as rows:
         found = first.read(prompts)
         again = second.read(prompts[::-1])
     num_rows = sum(
@@ -51,19 +51,19 @@ def test_frozen_towers_of_equal_weights_share_what_one_has_seen(policies, prompt
     torch.testing.assert_close(again.last_states.flip(0), expected, atol=1e-5, rtol=0)
 
 
-def test_only_new_prompts_are_seen(policies, prompts_of):
+def test_only_new_prompts_are_encoded(policies, prompts_of):
     policy, _ = policies
     policy.set_vision_trainable(False)
     prompts = prompts_of(policy, "image")
     policy.read(prompts[:1])
     before = prompts[1].num_bytes
-    with pixel_rows_seen(policy) as rows:
+    with encoded_pixel_rows(policy) as rows:
         policy.read(prompts)
     assert sum(rows) == sum(len(prompt.media["pixel_values"]) for prompt in prompts[1:])
     assert prompts[1].num_bytes > before
 
 
-def test_on_a_cpu_no_bit_depends_on_the_company(policies, prompts_of):
+def test_on_a_cpu_no_bit_depends_on_the_other_prompts(policies, prompts_of):
     """A resumed run reads other prompts together than the run that was not interrupted."""
     policy, _ = policies
     policy.set_vision_trainable(False)
@@ -75,7 +75,7 @@ def test_on_a_cpu_no_bit_depends_on_the_company(policies, prompts_of):
         assert all(torch.equal(a.features[tower], b.features[tower]) for tower in a.features)
 
 
-def test_other_weights_or_precision_see_for_themselves(policies, prompts_of):
+def test_other_weights_or_precision_have_features_of_their_own(policies, prompts_of):
     first, second = policies
     for policy in policies:
         policy.set_vision_trainable(False)
@@ -83,7 +83,7 @@ def test_other_weights_or_precision_see_for_themselves(policies, prompts_of):
     first.read(prompts)
     with torch.no_grad():
         second.model.model.visual.patch_embed.proj.weight[0, 0, 0, 0, 0] += 1.0
-    with pixel_rows_seen(second) as rows:
+    with encoded_pixel_rows(second) as rows:
         changed = second.read(prompts).last_states
         once = len(rows)
         assert once > 0
@@ -96,7 +96,7 @@ def test_other_weights_or_precision_see_for_themselves(policies, prompts_of):
 def test_a_trained_tower_gets_its_gradient_every_time(policies, prompts_of):
     policy, _ = policies
     prompts = prompts_of(policy, "mixed")
-    with pixel_rows_seen(policy) as rows:
+    with encoded_pixel_rows(policy) as rows:
         for _ in range(2):
             policy.read(prompts).last_states.sum().backward()
     assert len(rows) == 2

@@ -1,4 +1,4 @@
-"""Decoding on storage that never moves against decoding that grows."""
+"""Decoding on static storage against decoding on growing storage."""
 
 import pytest
 import torch
@@ -27,9 +27,9 @@ def test_static_steps_give_the_states_of_growing_ones(seeing, prompts_of):
     tokens = torch.randint(0, 90, (9, 7), generator=torch.Generator().manual_seed(0))
     for step in tokens[:5]:
         torch.testing.assert_close(static.step(step), growing.step(step), atol=2e-5, rtol=0)
-    kept = torch.tensor([1, 3, 5, 6])
-    growing, static = growing.select(kept), static.select(kept)
-    for step in tokens[5:, kept]:
+    rows = torch.tensor([1, 3, 5, 6])
+    growing, static = growing.select(rows), static.select(rows)
+    for step in tokens[5:, rows]:
         torch.testing.assert_close(static.step(step), growing.step(step), atol=2e-5, rtol=0)
 
 

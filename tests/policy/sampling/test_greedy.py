@@ -1,4 +1,4 @@
-"""Greedy sampling equals transformers' own `generate`, on a GPU too."""
+"""Greedy sampling equals transformers' `generate`, on a GPU as well."""
 
 from pathlib import Path
 
@@ -53,12 +53,12 @@ def greedy(plain, policy: Policy, input_ids: torch.Tensor, **media) -> list[int]
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_gpu_is_as_greedy_as_the_cpu(seeing, seeing_folder, prompts_of, exact_gpu, kind):
+def test_a_gpu_takes_the_tokens_of_the_cpu(seeing, seeing_folder, prompts_of, exact_gpu, kind):
     policy = Policy.load(seeing_folder, device="cuda")
     settings = {"group_size": 1, "max_tokens": 300, "temperature": 0.0}
-    there, here = (
-        who.sample(prompts_of(who, kind), **settings, generator=torch.Generator(who.device))
-        for who in (policy, seeing)
+    on_gpu, on_cpu = (
+        p.sample(prompts_of(p, kind), **settings, generator=torch.Generator(p.device))
+        for p in (policy, seeing)
     )
-    for group, expected in zip(there, here, strict=True):
+    for group, expected in zip(on_gpu, on_cpu, strict=True):
         assert group[0].token_ids.tolist() == expected[0].token_ids.tolist()

@@ -1,4 +1,4 @@
-"""Sampling: equal to scoring and to `generate`, independent of the batch, never a banned token."""
+"""Sampling: equal to scoring, independent of the batch, and never a banned token."""
 
 import numpy as np
 import pytest
@@ -19,7 +19,7 @@ def seeded(seed: int = 0) -> torch.Generator:
 def sample_early_ends(
     policy: Policy, prompts, *, seed: int = 0, max_tokens=40, pace=None, **settings
 ):
-    """A tenth of the vocabulary ends a completion, so lengths differ widely."""
+    """Sample with many end tokens, a tenth of the vocabulary, so that lengths differ widely."""
     draw = early_ends_draw(policy, prompts, seed=seed, **settings)
     return sample_draws(policy, [draw], max_tokens=max_tokens, pace=pace)[0]
 
@@ -112,11 +112,11 @@ PACES = {
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_pace_changes_no_token(seeing, prompts_of, kind, pace):
     prompts = prompts_of(seeing, kind)
-    kept = sample_early_ends(seeing, prompts, pace=Pace(1, 0.0, False))
+    expected = sample_early_ends(seeing, prompts, pace=Pace(1, 0.0, False))
     paced = sample_early_ends(seeing, prompts, pace=PACES[pace])
-    assert kept.lengths.tolist() == paced.lengths.tolist()
-    assert kept.token_ids.tolist() == paced.token_ids.tolist()
-    np.testing.assert_allclose(kept.logprobs, paced.logprobs, atol=1e-5, rtol=0)
+    assert expected.lengths.tolist() == paced.lengths.tolist()
+    assert expected.token_ids.tolist() == paced.token_ids.tolist()
+    np.testing.assert_allclose(expected.logprobs, paced.logprobs, atol=1e-5, rtol=0)
 
 
 def test_finished_rows_leave_the_batch(seeing, prompts_of):
@@ -134,7 +134,7 @@ def test_finished_rows_leave_the_batch(seeing, prompts_of):
 
 
 def test_batches_written_together_have_the_tokens_of_each_alone(seeing, prompts_of):
-    """Other prompts, lengths, temperatures and group sizes in the loop change nothing."""
+    """Other prompts, lengths, temperatures and group sizes in the loop have no influence."""
 
     def draws():
         settings = {"text": (3, 1.0), "video": (2, 0.7), "mixed": (4, 1.3)}
@@ -190,13 +190,13 @@ def test_a_placeholder_is_never_sampled_however_likely(seeing_folder, prompts_of
     groups = [[completion.token_ids for completion in group] for group in found]
     with torch.no_grad():
         states = policy.score(prompts, *flat(groups))
-        wanted = (states.hidden @ policy.head.T).argmax(-1)
-    assert (wanted == placeholder).float().mean() > 0.2  # it would have been sampled
+        likeliest = (states.hidden @ policy.head.T).argmax(-1)
+    assert (likeliest == placeholder).float().mean() > 0.2  # it would have been sampled
     sampled = torch.from_numpy(np.concatenate([ids for group in groups for ids in group])).long()
     assert not policy.banned[sampled].any()
 
 
-def test_completions_say_how_they_ended(seeing, prompts_of):
+def test_completions_have_their_end_and_text(seeing, prompts_of):
     (end,) = seeing.end_tokens
     prompts = prompts_of(seeing, "text")
     groups = seeing.sample(
@@ -212,8 +212,8 @@ def test_completions_say_how_they_ended(seeing, prompts_of):
         assert end not in completion.token_ids[:-1]
         assert completion.is_truncated == (completion.token_ids[-1] != end)
         assert completion.is_truncated <= (len(completion.token_ids) == 60)
-        spoken = completion.token_ids if completion.is_truncated else completion.token_ids[:-1]
-        tokens = seeing.tokenizer.convert_ids_to_tokens(spoken.tolist())
+        answer = completion.token_ids if completion.is_truncated else completion.token_ids[:-1]
+        tokens = seeing.tokenizer.convert_ids_to_tokens(answer.tolist())
         assert completion.text == "".join(tokens)
 
 

@@ -1,5 +1,5 @@
-"""What a branch relies on, asked of every sampler: the policy itself, a copy of the model that has
-only what was handed over, and vLLM where there is one (never run so far)."""
+"""The contract of every sampler: the policy itself, a copy of the model with weights of its own,
+and vLLM where it is installed (not run so far)."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -41,8 +41,8 @@ def forward_of(policy: Policy) -> Forward:
     return Forward(policy, 16_384, "float32")
 
 
-class HandedOver:
-    """Samples from weights of its own, which it takes from the policy when told to."""
+class CopySampler:
+    """Samples from a copy of the weights, which it takes from the policy after a refresh."""
 
     def __init__(self, policy: Policy, folder: Path) -> None:
         self._policy = policy
@@ -50,7 +50,7 @@ class HandedOver:
         with torch.no_grad():
             for parameter in self._own.model.parameters():
                 parameter.zero_()
-        self._inside = InProcessSampler(forward_of(self._own), max_rows=64)
+        self._sampler = InProcessSampler(forward_of(self._own), max_rows=64)
         self._is_fresh = False
 
     def sample(
@@ -63,21 +63,23 @@ class HandedOver:
         if not self._is_fresh:
             self._own.model.load_state_dict(self._policy.state_dict())
         self._is_fresh = True
-        return SamplingResult(self._inside.sample(batches, max_completion_tokens).completions, None)
+        return SamplingResult(
+            self._sampler.sample(batches, max_completion_tokens).completions, None
+        )
 
     def refresh(self) -> None:
         self._is_fresh = False
 
 
-class Forgetful(HandedOver):
-    """Never hears of a change."""
+class StaleSampler(CopySampler):
+    """Ignores refreshes."""
 
     def refresh(self) -> None:
         pass
 
 
-class AtOne(HandedOver):
-    """Tells log-probabilities at temperature 1, whatever it samples at."""
+class AtTemperatureOne(CopySampler):
+    """Reports log-probabilities at temperature 1, whatever it samples at."""
 
     def sample(
         self,
@@ -109,7 +111,7 @@ def policy_logprobs(policy: Policy, prompts: Sequence[Prompt], *packed, at: floa
 
 @dataclass(frozen=True)
 class Subject:
-    """A sampler and the policy it samples for."""
+    """A sampler, and the policy that it samples for."""
 
     policy: Policy
     sampler: Sampler
@@ -118,8 +120,8 @@ class Subject:
     def sample(
         self, prompts: Sequence[Prompt], temperature: float = 1.0, seed: int = 0, **where: int
     ) -> list[list[Completion]]:
-        wanted = SamplingRequest(prompts, 4, temperature, seed, **where)
-        return self.sampler.sample([wanted], LIMIT).completions[0].groups(4)
+        request = SamplingRequest(prompts, 4, temperature, seed, **where)
+        return self.sampler.sample([request], LIMIT).completions[0].groups(4)
 
 
 @pytest.fixture(scope="module")
@@ -131,7 +133,7 @@ def vllm_engine() -> VllmEngine:
 @pytest.fixture(
     params=[
         "internal",
-        "handed over",
+        "copy",
         pytest.param("vllm", marks=[pytest.mark.gpu, pytest.mark.vllm]),
     ]
 )
@@ -143,7 +145,7 @@ def subject(request: pytest.FixtureRequest, wide_folder: Path) -> Subject:
     policy = Policy.load(wide_folder)
     if request.param == "internal":
         return Subject(policy, InProcessSampler(forward_of(policy), max_rows=64), 5e-5)
-    return Subject(policy, HandedOver(policy, wide_folder), 5e-5)
+    return Subject(policy, CopySampler(policy, wide_folder), 5e-5)
 
 
 def scored(
@@ -154,8 +156,10 @@ def scored(
 
 
 def gap(subject: Subject, prompts: Sequence[Prompt], groups, at: float = 1.0) -> float:
-    said = np.concatenate([c.logprobs for group in groups for c in group])
-    return float(np.abs(said - scored(subject.policy, prompts, groups, at).numpy(force=True)).max())
+    reported = np.concatenate([c.logprobs for group in groups for c in group])
+    return float(
+        np.abs(reported - scored(subject.policy, prompts, groups, at).numpy(force=True)).max()
+    )
 
 
 def token_ids(groups: Sequence[Sequence[Completion]]) -> list[list[list[int]]]:
@@ -201,8 +205,8 @@ def test_at_temperature_0_the_most_probable_token_is_taken(subject, prompts_of, 
     with torch.no_grad():
         states = subject.policy.score(prompts, *flat([[c.token_ids for c in g] for g in groups]))
         best = full_logprobs(states.hidden, subject.policy.head, banned=subject.policy.banned)
-    said = scored(subject.policy, prompts, groups, 1.0)
-    assert float((best.amax(dim=1) - said).max()) < 2 * subject.atol
+    taken = scored(subject.policy, prompts, groups, 1.0)
+    assert float((best.amax(dim=1) - taken).max()) < 2 * subject.atol
 
 
 def test_equal_seeds_draw_equal_tokens_and_others_do_not(subject, prompts_of):
@@ -213,7 +217,7 @@ def test_equal_seeds_draw_equal_tokens_and_others_do_not(subject, prompts_of):
     assert token_ids(subject.sample(prompts, seed=6)) != first
 
 
-def test_a_piece_of_a_batch_draws_what_the_batch_would(subject, prompts_of):
+def test_a_slice_of_a_batch_draws_what_the_batch_would(subject, prompts_of):
     prompts = prompts_of(subject.policy, "text")
     whole = token_ids(subject.sample(prompts))
     subject.sampler.refresh()
@@ -263,7 +267,7 @@ def check(subject: Subject, prompts: Sequence[Prompt], temperature: float = 1.0)
 
 
 @pytest.mark.parametrize("kind", ["text", "mixed"])
-def test_the_check_at_the_start_passes_and_leaves_the_weights_to_the_bit(subject, prompts_of, kind):
+def test_the_check_at_the_start_passes_and_leaves_the_weights_unchanged(subject, prompts_of, kind):
     before = {name: p.detach().clone() for name, p in subject.policy.parameters().items()}
     prompts = prompts_of(subject.policy, kind)
     found = check(subject, prompts, 0.7)
@@ -274,13 +278,13 @@ def test_the_check_at_the_start_passes_and_leaves_the_weights_to_the_bit(subject
 
 
 @pytest.fixture
-def broken(wide_folder: Path) -> Callable[[type[HandedOver]], Subject]:
+def broken(wide_folder: Path) -> Callable[[type[CopySampler]], Subject]:
     policy = Policy.load(wide_folder)
     return lambda kind: Subject(policy, kind(policy, wide_folder), 5e-5)
 
 
 def test_a_sampler_that_keeps_older_weights_is_refused(broken, prompts_of):
-    subject = broken(Forgetful)
+    subject = broken(StaleSampler)
     found = check(subject, prompts_of(subject.policy, "text"))
     assert found.initial.mean < 1e-5
     with pytest.raises(ValueError, match=r"it does not follow the policy.*from those of the weigh"):
@@ -290,17 +294,17 @@ def test_a_sampler_that_keeps_older_weights_is_refused(broken, prompts_of):
 
 
 def test_logprobs_at_another_temperature_are_refused_at_their_token(broken, prompts_of):
-    subject = broken(AtOne)
+    subject = broken(AtTemperatureOne)
     prompts = prompts_of(subject.policy, "text")
     require_agreement(check(subject, prompts), 1e-3, "it")
     found = check(subject, prompts, 0.5)
     worst = found.initial
-    said = f"completion {worst.completion} of train problem {worst.problem.index}, where it says"
-    with pytest.raises(ValueError, match=rf"most at token {worst.token} of {said}.*internal"):
+    place = f"completion {worst.completion} of train problem {worst.problem.index}, where it says"
+    with pytest.raises(ValueError, match=rf"most at token {worst.token} of {place}.*internal"):
         require_agreement(found, 1e-3, "it")
-    wanted = SamplingRequest(prompts, 2, 0.5, 3)
-    told = subject.sampler.sample([wanted], 64).completions[0].groups(2)
-    named = told[worst.problem.index][worst.completion]
+    request = SamplingRequest(prompts, 2, 0.5, 3)
+    groups = subject.sampler.sample([request], 64).completions[0].groups(2)
+    named = groups[worst.problem.index][worst.completion]
     assert float(named.logprobs[worst.token]) == pytest.approx(worst.sampler, abs=1e-6)
     own = scored(subject.policy, [prompts[worst.problem.index]], [[named]], 0.5)
     assert float(own[worst.token]) == pytest.approx(worst.policy, abs=1e-5)
@@ -309,7 +313,7 @@ def test_logprobs_at_another_temperature_are_refused_at_their_token(broken, prom
 
 @pytest.fixture
 def make_branch() -> Callable[[bool], Branch]:
-    """A branch of the embedded base that samples by itself, or by what it has handed over."""
+    """Build a branch of the embedded base, with its own sampler or with `CopySampler`."""
     config = Config.model_validate(
         {
             "model": {"path": "tiny", "device": "cpu"},
@@ -320,22 +324,22 @@ def make_branch() -> Callable[[bool], Branch]:
         }
     )
 
-    def make(is_elsewhere: bool) -> Branch:
+    def make(has_copy: bool) -> Branch:
         policy = load_policy("tiny", config.model)
-        book = PromptCache(load_domains(config.domains), policy.render_all)
-        sampler = HandedOver(policy, Path(resolve("tiny"))) if is_elsewhere else None
-        return Branch("a", policy, book, config, sampler=sampler)
+        prompt_cache = PromptCache(load_domains(config.domains), policy.render_all)
+        sampler = CopySampler(policy, Path(resolve("tiny"))) if has_copy else None
+        return Branch("a", policy, prompt_cache, config, sampler=sampler)
 
     return make
 
 
-def test_a_branch_learns_the_same_wherever_its_completions_are_written(make_branch):
-    inside, elsewhere = make_branch(False), make_branch(True)
-    start = inside.weights()
+def test_a_branch_learns_the_same_from_every_sampler(make_branch):
+    own, copied = make_branch(False), make_branch(True)
+    start = own.weights()
     for step in range(3):
         problems = tuple(ProblemId("image", "train", 2 * step + i) for i in range(2))
         request = RolloutRequest("rlvr/image", problems, 1.0, step, "the test")
-        batches = [branch.sample([request])[0] for branch in (inside, elsewhere)]
+        batches = [branch.sample([request])[0] for branch in (own, copied)]
         assert np.array_equal(batches[0].token_ids, batches[1].token_ids)
         rewards = np.array([[0, 1, 0, 1], [1, 0, 0, 0]], dtype=np.float32)
         metrics = [
@@ -344,13 +348,13 @@ def test_a_branch_learns_the_same_wherever_its_completions_are_written(make_bran
                     (TrainingBatch("image", replace(batch, rewards=rewards)),), "the test"
                 )
             )
-            for branch, batch in zip((inside, elsewhere), batches, strict=True)
+            for branch, batch in zip((own, copied), batches, strict=True)
         ]
         assert metrics[0] == pytest.approx(metrics[1], rel=1e-3, abs=1e-4)
         assert metrics[1]["rlvr/image/train_inference_mismatch"] < 1e-4
-    elsewhere.set_weights(start)
-    inside.set_weights(start)
-    asked = EvaluationRequest("image", "validation", 3, 2, 0.7, 8, seed=4)
-    answers = [branch.evaluate(asked) for branch in (inside, elsewhere)]
+    copied.set_weights(start)
+    own.set_weights(start)
+    request = EvaluationRequest("image", "validation", 3, 2, 0.7, 8, seed=4)
+    answers = [branch.evaluate(request) for branch in (own, copied)]
     assert np.array_equal(answers[0].lengths, answers[1].lengths)
     assert np.array_equal(answers[0].rewards, answers[1].rewards)

@@ -1,6 +1,6 @@
-"""What goes to vLLM and what comes back, as plain values of the shapes its sources have.
+"""The values passed to vLLM and read from it, in the shapes of its sources.
 
-vLLM itself takes part nowhere here: nothing below says that it accepts them.
+vLLM itself does not run here, so these tests cannot show that it accepts them.
 """
 
 import math
@@ -36,7 +36,7 @@ VISION_START, VISION_END, IMAGE, VIDEO = 90, 91, 92, 93
 
 @dataclass
 class Flat:
-    """As `vllm.logprobs.FlatLogprobs`: all positions end to end."""
+    """Like `vllm.logprobs.FlatLogprobs`: all positions end to end."""
 
     start_indices: list[int]
     token_ids: list[int]
@@ -45,7 +45,7 @@ class Flat:
 
 @dataclass
 class Output:
-    """As `vllm.CompletionOutput`."""
+    """Like `vllm.CompletionOutput`."""
 
     token_ids: Sequence[int]
     logprobs: SampledLogprobs | None
@@ -53,17 +53,17 @@ class Output:
     text: str = field(default="", init=False)
 
 
-def told(token_ids: list[int], logprobs: list[float]) -> Flat:
+def flat_logprobs(token_ids: list[int], logprobs: list[float]) -> Flat:
     return Flat([*range(len(token_ids))], token_ids, logprobs)
 
 
-def settings(wanted: SamplingRequest, index: int = 0) -> dict:
-    return sampling_settings(wanted, index, max_tokens=9, banned=[4, 11], ends=frozenset({7, 2}))
+def settings(request: SamplingRequest, index: int = 0) -> dict:
+    return sampling_settings(request, index, max_tokens=9, banned=[4, 11], ends=frozenset({7, 2}))
 
 
 def test_the_settings_of_a_group():
-    wanted = SamplingRequest([], group_size=8, temperature=0.7, seed=5)
-    assert settings(wanted, 3) == {
+    request = SamplingRequest([], group_size=8, temperature=0.7, seed=5)
+    assert settings(request, 3) == {
         "n": 8,
         "temperature": 0.7,
         "seed": seed_at(5, 3),
@@ -83,19 +83,19 @@ def test_one_greedy_completion_stands_for_its_group():
 
 def test_seeds_follow_a_prompts_place_in_the_whole_batch():
     whole = SamplingRequest([], 4, 1.0, seed=5)
-    piece = SamplingRequest([], 4, 1.0, seed=5, first_prompt=2, num_prompts=6)
-    assert settings(piece, 1)["seed"] == settings(whole, 3)["seed"]
+    part = SamplingRequest([], 4, 1.0, seed=5, first_prompt=2, num_prompts=6)
+    assert settings(part, 1)["seed"] == settings(whole, 3)["seed"]
     places = [seed_at(seed, place) for seed in range(30) for place in range(30)]
     assert len(set(places)) == 900
-    # a group of G takes seed, seed + 1, ...: two of them must not meet, and vLLM keeps 63 bits
+    # a group of G uses seed, seed + 1, ...: groups must not overlap, and vLLM has 63 bits
     apart = np.diff(np.sort(np.array(places, dtype=np.int64)))
     assert apart.min() > 16_384 and max(places) + 16_384 < 2**63
 
 
 def test_rows_are_packed_and_keep_their_end_tokens():
     rows = [
-        Output([5, 6, 2], told([5, 6, 2], [-0.5, -1.5, -0.25])),
-        Output([9], told([9], [-3.0]), finish_reason="length"),
+        Output([5, 6, 2], flat_logprobs([5, 6, 2], [-0.5, -1.5, -0.25])),
+        Output([9], flat_logprobs([9], [-3.0]), finish_reason="length"),
     ]
     samples = to_samples(rows)
     assert samples.token_ids.tolist() == [5, 6, 2, 9]
@@ -114,33 +114,33 @@ def test_of_several_tokens_at_a_position_the_first_was_sampled():
 @pytest.mark.parametrize(
     "row",
     [
-        Output([5, 6], told([5, 6], [-1.0, -1.0]), finish_reason="abort"),
-        Output([5, 6], told([5, 6], [-1.0, -1.0]), finish_reason=None),
-        Output([5, 6], told([5, 7], [-1.0, -1.0])),
-        Output([5, 6], told([5], [-1.0])),
+        Output([5, 6], flat_logprobs([5, 6], [-1.0, -1.0]), finish_reason="abort"),
+        Output([5, 6], flat_logprobs([5, 6], [-1.0, -1.0]), finish_reason=None),
+        Output([5, 6], flat_logprobs([5, 7], [-1.0, -1.0])),
+        Output([5, 6], flat_logprobs([5], [-1.0])),
         Output([5, 6], None),
     ],
 )
-def test_what_is_not_whole_is_refused(row):
+def test_incomplete_outputs_are_refused(row):
     with pytest.raises(RuntimeError, match="finish every completion and return each token's"):
-        to_samples([Output([1], told([1], [-1.0])), row])
+        to_samples([Output([1], flat_logprobs([1], [-1.0])), row])
 
 
 @pytest.mark.parametrize("value", [math.nan, -math.inf])
 def test_log_probabilities_that_are_not_finite_are_divergence(value):
     with pytest.raises(FloatingPointError, match="Go back to weights"):
-        to_samples([Output([5, 6], told([5, 6], [-1.0, value]))])
+        to_samples([Output([5, 6], flat_logprobs([5, 6], [-1.0, value]))])
 
 
 def frames(t: int, h: int, w: int, times: list[int]) -> list[int]:
-    """A clip as Qwen3-VL reads it: each temporal patch with its time before and marks around."""
+    """Return a video's tokens in Qwen3-VL: each temporal patch after its time, between marks."""
     visual = [VIDEO] * (h * w // 4)
     return [i for n in range(t) for i in (times[n], VISION_START, *visual, VISION_END)]
 
 
 @pytest.fixture
 def mixed() -> Prompt:
-    """A clip of two temporal patches, a picture, a clip of one, another picture."""
+    """A video of two temporal patches, an image, a video of one, another image."""
     ids = [1, *frames(2, 2, 4, [30, 31]), 2, VISION_START, *[IMAGE] * 3, VISION_END]
     ids += [*frames(1, 4, 2, [30]), VISION_START, IMAGE, VISION_END, 3]
     media = {
@@ -152,7 +152,7 @@ def mixed() -> Prompt:
     return Prompt(torch.tensor(ids), media)
 
 
-def test_pictures_are_where_their_tokens_are(mixed):
+def test_images_are_where_their_tokens_are(mixed):
     placed = locate_media(mixed, "image", token=IMAGE, merge_size=2)
     assert [(one.offset, one.length, one.is_visual) for one in placed] == [
         (13, 3, None),
@@ -160,7 +160,7 @@ def test_pictures_are_where_their_tokens_are(mixed):
     ]
 
 
-def test_a_clip_reaches_from_its_first_mark_to_its_last(mixed):
+def test_a_video_reaches_from_its_first_mark_to_its_last(mixed):
     first, second = locate_media(mixed, "video", token=VIDEO, merge_size=2)
     # mark, 2 tokens, mark, time, mark, 2 tokens, mark
     assert (first.offset, first.length) == (2, 9)
@@ -171,14 +171,14 @@ def test_a_clip_reaches_from_its_first_mark_to_its_last(mixed):
     assert ids.index(VISION_START, second.offset) == second.offset  # as vLLM looks for frames
 
 
-def test_clips_of_qwen25_are_refused(seeing_25_folder, prompts_of):
+def test_videos_of_qwen25_are_refused(seeing_25_folder, prompts_of):
     policy = Policy.load(seeing_25_folder)
     sampler = VllmSampler(policy, VllmEngine(RolloutConfig(), "float32"))
     with pytest.raises(ValueError, match=r"follows a video of Qwen2.5-VL.*Use a Qwen3-VL"):
         sampler._input(prompts_of(policy, "video")[0])
 
 
-def test_equal_pixels_have_one_name_and_others_another(mixed):
+def test_equal_pixels_have_equal_identities(mixed):
     options = {"token": IMAGE, "merge_size": 2}
     names = [one.identity for one in locate_media(mixed, "image", **options)]
     assert len(set(names)) == 2
@@ -202,16 +202,16 @@ def test_every_visual_token_of_a_real_prompt_belongs_to_one_place(seeing, prompt
 
 
 @pytest.mark.skipif(find_spec("vllm") is not None, reason="needs a place without vLLM")
-def test_what_is_missing_is_said():
+def test_a_missing_vllm_is_reported():
     with pytest.raises(ValueError, match=r"pip install 'copd\[vllm\]'.*internal"):
         require_vllm(torch.device("cuda"))
 
 
 def test_rows_that_would_be_cut_off_are_refused():
-    asked = [({"prompt_token_ids": [1] * length}, {"max_tokens": 9}) for length in (3, 5)]
-    require_room(asked, 14)
+    requests = [({"prompt_token_ids": [1] * length}, {"max_tokens": 9}) for length in (3, 5)]
+    require_room(requests, 14)
     with pytest.raises(ValueError, match=r"for 13 tokens a row: got a prompt of 5 and.*up to 9"):
-        require_room(asked, 13)
+        require_room(requests, 13)
 
 
 def test_more_banned_tokens_than_vllm_has_room_for_are_refused(seeing_folder):
@@ -232,9 +232,7 @@ def test_settings_without_weights_are_a_folder_that_describes_the_model(seeing, 
 
 
 @pytest.mark.parametrize("kind", ["seeing", "llama", "qwen3"])
-def test_weights_are_handed_over_under_the_names_they_have_in_a_folder(
-    seeing_folder, reading_folders, kind
-):
+def test_weights_have_the_names_they_have_in_a_folder(seeing_folder, reading_folders, kind):
     folder = seeing_folder if kind == "seeing" else reading_folders[kind]
     state = Policy.load(folder).state_dict()
     saved = load_file(folder / "model.safetensors")
