@@ -55,6 +55,12 @@ class Rows:
         masks = [torch.ones_like(row) for row in ids]
         return cls(padded(ids, pad), padded(masks, 0), padded(kinds, 0), media)
 
+    def inputs(self, device: str | torch.device) -> dict[str, Tensor]:
+        """Return the arguments of a model."""
+        named = {"input_ids": self.input_ids, "attention_mask": self.mask, **self.media}
+        named["mm_token_type_ids"] = self.kinds
+        return {name: tensor.to(device) for name, tensor in named.items()}
+
     def select(self, rows: slice) -> "Rows":
         """Return some of the rows with their pixels."""
         media = dict(self.media)
@@ -71,14 +77,8 @@ def generate(
     model: Any, rows: Rows, *, max_tokens: int, processor: LogitsProcessor
 ) -> Int[Tensor, "B T"]:
     """Sample completions with transformers at temperature 1."""
-    inputs = {
-        "input_ids": rows.input_ids,
-        "attention_mask": rows.mask,
-        "mm_token_type_ids": rows.kinds,
-        **rows.media,
-    }
     output = model.generate(
-        **{name: tensor.to(model.device) for name, tensor in inputs.items()},
+        **rows.inputs(model.device),
         do_sample=True,
         top_k=0,
         max_new_tokens=max_tokens,
@@ -97,24 +97,17 @@ def repeated_logprobs(
     """Return log-probabilities of right-padded completions; every row has its whole prompt."""
     body: Any = model.base_model
     own = (torch.arange(completions.shape[1]) < lengths[:, None]).to(rows.mask.dtype)
-    input_ids = torch.cat([rows.input_ids, completions], dim=1)
-    mask = torch.cat([rows.mask, own], dim=1)
-    kinds = torch.cat([rows.kinds, torch.zeros_like(completions)], dim=1)
-    positions, _ = body.get_rope_index(
-        input_ids,
-        mm_token_type_ids=kinds,
-        image_grid_thw=rows.media.get("image_grid_thw"),
-        video_grid_thw=rows.media.get("video_grid_thw"),
-        attention_mask=mask,
+    whole = Rows(
+        torch.cat([rows.input_ids, completions], dim=1),
+        torch.cat([rows.mask, own], dim=1),
+        torch.cat([rows.kinds, torch.zeros_like(completions)], dim=1),
+        rows.media,
     )
-    inputs = {
-        "input_ids": input_ids,
-        "attention_mask": mask,
-        "position_ids": positions,
-        "mm_token_type_ids": kinds,
-        **rows.media,
-    }
-    inputs = {name: tensor.to(model.device) for name, tensor in inputs.items()}
+    grids = {name: grid for name, grid in rows.media.items() if name.endswith("_grid_thw")}
+    positions, _ = body.get_rope_index(
+        whole.input_ids, mm_token_type_ids=whole.kinds, attention_mask=whole.mask, **grids
+    )
+    inputs = {**whole.inputs(model.device), "position_ids": positions.to(model.device)}
     states = body(**inputs, use_cache=False).last_hidden_state[:, rows.input_ids.shape[1] - 1 : -1]
     head: Any = model.get_output_embeddings()
     logits = head(states).masked_fill(banned, -torch.inf)

@@ -10,20 +10,13 @@ import numpy as np
 import PIL.Image
 from datasets import Dataset  # pyright: ignore[reportMissingImports]
 from numpy.typing import NDArray
-from transformers import (
-    AutoConfig,
-    AutoModelForImageTextToText,
-    PrinterCallback,
-    TrainerCallback,
-)
-from trl.trainer.distillation_config import (  # pyright: ignore[reportMissingImports]
+from transformers import AutoConfig, AutoModelForImageTextToText, PrinterCallback, TrainerCallback
+from trl import (  # pyright: ignore[reportMissingImports]
     DistillationConfig,
-)
-from trl.trainer.distillation_trainer import (  # pyright: ignore[reportMissingImports]
     DistillationTrainer,
+    GRPOConfig,
+    GRPOTrainer,
 )
-from trl.trainer.grpo_config import GRPOConfig  # pyright: ignore[reportMissingImports]
-from trl.trainer.grpo_trainer import GRPOTrainer  # pyright: ignore[reportMissingImports]
 
 from benchmarks.cases import Case, Shapes, digit_share, planned_lengths
 from benchmarks.lengths import PlannedGenerate, banned_tokens

@@ -46,11 +46,11 @@ def test_a_worker_that_ends_is_named_and_the_others_are_ended(tmp_path: Path) ->
 def test_a_killed_run_leaves_what_it_measured_and_is_resumed(
     miniature: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked: list[str] = []
+    calls: list[str] = []
 
     def measure(case: Case, *_: Any, threads: int, **__: Any) -> dict[str, Any]:
-        asked.append(f"{case.name} {threads}")
-        if case.name == "image64" and len(asked) < 3:
+        calls.append(f"{case.name} {threads}")
+        if case.name == "image64" and len(calls) < 3:
             raise OtherWork("no")
         return measured(case.name, [2.0], threads=threads) | {"micro_batches": {}}
 
@@ -65,7 +65,7 @@ def test_a_killed_run_leaves_what_it_measured_and_is_resumed(
     assert "Not measured in this run: image64, " in text
     given = parse([*words, str(tmp_path), "--resume"])
     assert measure_all(given) == []
-    assert asked == ["text 1", "image64 1", "image64 1"]
+    assert calls == ["text 1", "image64 1", "image64 1"]
     assert "| GRPO, image 64x64 |" in (tmp_path / "benchmarks.md").read_text(encoding="utf-8")
     given.rounds = 4
     with pytest.raises(SystemExit, match="Measure again without it"):

@@ -109,7 +109,7 @@ def test_work_is_set_against_the_least_and_the_matmul_rate() -> None:
 
 
 def test_a_missed_case_shows_where_its_time_goes() -> None:
-    """1 s against 1.8 s and 1.9 asked; a quarter sampling; 4 and 2 GFLOP at 20 GFLOP/s."""
+    """1 s against 1.8 s with a target of 1.9; a quarter sampling; 4 and 2 GFLOP at 20 GFLOP/s."""
     record = RECORD | {"measured": [measured("text", [1.8]), measured("image64", [3.0])]}
     bounds = page(record, "wall").split("## What bounds")[1]
     assert row(bounds, "GRPO, text") == [

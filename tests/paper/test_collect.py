@@ -1,4 +1,4 @@
-"""What the page is made from is kept in paper/results, and parts that ran apart are joined."""
+"""Results are collected in paper/results, and parts that ran apart are joined."""
 
 import json
 from collections.abc import Callable
@@ -68,7 +68,7 @@ def test_parts_of_different_studies_are_refused(part, tmp_path: Path, put, capsy
     assert not (paper / "results.md").exists()
 
 
-def test_the_page_is_made_from_what_is_kept(tmp_path: Path, put, put_lines):
+def test_the_page_is_made_from_collected_results(tmp_path: Path, put, put_lines):
     studies, paper = tmp_path / "studies", tmp_path / "paper"
     root = put(studies / "divergence", {"mixed": {"text": 150, "image": 150}})
     cosines = {"update/cosine/rlvr/text|rlvr/image": 0.25}
@@ -77,8 +77,8 @@ def test_the_page_is_made_from_what_is_kept(tmp_path: Path, put, put_lines):
         put_lines(root / "runs" / "mixed" / f"seed_{seed}" / "metrics.jsonl", [line])
     assert main(["--studies", str(studies), "--folder", str(paper)]) == 0
     first = (paper / "results.md").read_bytes()
-    kept = paper / "results" / "divergence" / "runs" / "mixed" / "seed_2" / "metrics.jsonl"
-    assert json.loads(kept.read_text()) == {"step": 1, "branches": {"unified": cosines}}
+    copied = paper / "results" / "divergence" / "runs" / "mixed" / "seed_2" / "metrics.jsonl"
+    assert json.loads(copied.read_text()) == {"step": 1, "branches": {"unified": cosines}}
     assert main(["--studies", str(tmp_path / "gone"), "--folder", str(paper)]) == 0
     assert (paper / "results.md").read_bytes() == first
     collect(studies, paper / "results")
@@ -86,7 +86,7 @@ def test_the_page_is_made_from_what_is_kept(tmp_path: Path, put, put_lines):
     assert mean_cosines(found)["text, image"].mean == pytest.approx(0.25)
 
 
-def test_what_this_project_keeps_can_be_read():
+def test_the_collected_results_can_be_read():
     paths = sorted((Path(__file__).parents[2] / "paper" / "results").glob("*/results.json"))
     assert paths
     assert {path.parent.name for path in paths} <= set(NAMES)

@@ -11,7 +11,7 @@ PAPER = Path(__file__).parents[2] / "paper"
 NUMBER = re.compile(r"\d+(?:\.\d+)?")
 
 
-def test_the_published_page_is_made_from_what_is_kept(tmp_path):
+def test_the_published_page_is_made_from_the_collected_results(tmp_path):
     (tmp_path / "results").symlink_to(PAPER / "results")
     assert main(["--studies", str(tmp_path / "none"), "--folder", str(tmp_path)]) == 0
     made, published = ((root / "results.md").read_text() for root in (tmp_path, PAPER))

@@ -77,14 +77,14 @@ def test_intervals_over_seeds_are_students():
     assert math.isinf(over_seeds([1.0]).high)
 
 
-def test_overlap_is_that_of_lessons_and_with_the_base():
+def test_overlap_is_on_cross_batches_and_with_the_base():
     line = comparison(0, 0.8)
     line["domains"]["text"] = {"overlap": [[1.0, 0.1, 0.6], [0.4, 1.0, 0.2], [None] * 3]}
     assert between_branches(line, "overlap") == pytest.approx((0.8 + 0.4) / 2)
     assert to_base(line, "overlap") == pytest.approx((0.6 + 0.7) / 2)
 
 
-def test_claims_are_told_from_the_tables(tmp_path: Path, put):
+def test_claims_follow_from_the_tables(tmp_path: Path, put):
     put(tmp_path / "three_branches", COLUMNS, experts=EXPERTS)
     listed = {claim.text: claim for claim in all_claims(find(tmp_path))}
     mixed = listed["mixed RLVR is below the experts on their own domain"]
@@ -153,8 +153,8 @@ def test_dynamics_are_compared_at_the_last_common_step(tmp_path: Path, put, put_
     for seed in range(3):
         for method, last in (("copd", 0.95), ("experts", 0.6)):
             lines = [comparison(0, 1.0), comparison(10, last + 0.01 * seed), comparison(20, 0.0)]
-            kept = lines if method == "copd" else lines[:2]
-            put_lines(root / "runs" / method / f"seed_{seed}" / "dynamics.jsonl", kept)
+            own = lines if method == "copd" else lines[:2]
+            put_lines(root / "runs" / method / f"seed_{seed}" / "dynamics.jsonl", own)
     [claim] = dynamics_claims(find(tmp_path)["dynamics"])
     assert claim.verdict == "holds"
     assert claim.parts[0].text == "coupled - independent at step 10"

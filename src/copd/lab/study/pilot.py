@@ -3,8 +3,6 @@
 `python -m copd.lab.study.pilot RUN...` prints it.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import sys
@@ -70,7 +68,7 @@ def read_points(root: Path) -> list[Point]:
     if not isinstance(recipe, PilotConfig):
         raise ValueError(
             f'the pilot needs runs of recipe.type = "pilot": {root} has {recipe.type!r}. '
-            "Run copd compare configs/studies/pilot.toml, and name its run of each seed."
+            "Run copd compare paper/studies/pilot.toml, and name its run of each seed."
         )
     step, domain = recipe.opd_start, recipe.domain
     dynamics = _line(root, "dynamics.jsonl", step)
