@@ -5,8 +5,9 @@ from dataclasses import replace
 import pytest
 
 from copd.config import BandConfig, Config, UniformMerge, parse_config
-from copd.planning import Expected, find_workloads
+from copd.planning import Expected, memory_report
 from copd.planning.cost import BranchCost, PlanCost, describe, plan_cost
+from copd.planning.workload import find_workloads
 from copd.recipes import OPD, RLVR, Merge, Plan, Stage, to_dict
 
 
@@ -74,7 +75,7 @@ def test_domains_may_have_lengths_of_their_own():
 @pytest.mark.parametrize("tokens", [0, 11])
 def test_an_expected_length_is_within_the_limit(tokens: int):
     with pytest.raises(ValueError, match="Pass the mean length you expect"):
-        expect(tokens)
+        memory_report(RUN, HUB, expected=Expected(completion_tokens=tokens))
 
 
 def test_scored_tokens_are_the_sampled_tokens_of_cross_batches():

@@ -52,14 +52,7 @@ def plan_cost(
 ) -> PlanCost:
     """Count steps, prompts, completions and tokens of every branch.
 
-    Args:
-        plan: The plan.
-        config: The run.
-        workloads: The batch of every domain, whose mean lengths count; by default those of the
-            configuration, with completions at their limit.
-
-    Returns:
-        The costs by branch.
+    Tokens are counted by the mean lengths of the workloads, by default completions at their limit.
     """
     loads = workloads or find_workloads(config)
     branches = {branch: _branch_cost(plan, branch, loads) for branch in plan.branches}
@@ -72,15 +65,7 @@ def plan_cost(
 
 
 def describe(plan: Plan, cost: PlanCost) -> str:
-    """Describe a plan and its cost as text for a terminal.
-
-    Args:
-        plan: The plan.
-        cost: What it costs.
-
-    Returns:
-        Lines of at most 100 columns for usual names.
-    """
+    """Describe a plan and its cost for a terminal, in 100 columns at most for usual names."""
     block, times = _rounds(plan.stages)
     lines = [f"Branches: {', '.join(plan.branches)}", _ending(plan), ""]
     lines += [f"{times} rounds of"] if times > 1 else []
@@ -92,7 +77,8 @@ def align(rows: Sequence[Sequence[str]]) -> list[str]:
     """Lay out rows as columns: the first to the left, the others to the right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return [
-        "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in rows
+        "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip()
+        for row in rows
     ]
 
 

@@ -59,22 +59,16 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def read_safetensors(folder: Path) -> dict[str, tuple[int, ...]]:
     """Return the shapes of all tensors in a folder's safetensors files; empty if it has none."""
-    from safetensors import SafetensorError, safe_open
+    from huggingface_hub import get_local_safetensors_metadata
+    from huggingface_hub.errors import NotASafetensorsRepoError, SafetensorsParsingError
 
-    index = folder / "model.safetensors.index.json"
-    names = (
-        {*read_json(index)["weight_map"].values()}
-        if index.is_file()
-        else {path.name for path in folder.glob("*.safetensors")}
-    )
-    shapes: dict[str, tuple[int, ...]] = {}
-    for name in sorted(names):
-        try:
-            with safe_open(folder / name, framework="np") as file:
-                shapes |= {key: tuple(file.get_slice(key).get_shape()) for key in [*file.keys()]}
-        except (OSError, SafetensorError) as error:
-            raise _damaged(folder / name, "safetensors", error) from error
-    return shapes
+    try:
+        files = get_local_safetensors_metadata(folder).files_metadata.values()
+    except NotASafetensorsRepoError:
+        return {}
+    except (OSError, ValueError, TypeError, LookupError, SafetensorsParsingError) as error:
+        raise ValueError(f"{str(error).rstrip('.')}. Download the model again.") from error
+    return {name: tuple(info.shape) for file in files for name, info in file.tensors.items()}
 
 
 def read_gguf(path: Path) -> dict[str, Any]:

@@ -130,7 +130,7 @@ class _Process:
         if gathered:
             peaks["gathering"] = gathered
         if self.is_shared:
-            peaks["export"] = 4 * (sum(self.adapted) + max(self.adapted))
+            peaks["export"] = 4 * (sum(self.adapted) + max(self.adapted, default=0))
         if self.plan.merge:
             peaks["merge"] = self._merge(len(self.plan.merge.branches))
         if self.device == "cuda" and self.trained:  # there torch updates all parameters at once

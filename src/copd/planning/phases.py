@@ -106,11 +106,8 @@ class Phases:
         return 8 * max(tokens) * min(top_k, vocabulary)
 
     def _loops(self, loads: Sequence[Workload]) -> list[tuple[Workload, ...]]:
-        max_rows, max_tokens = (
-            self.config.rollout.max_rows,
-            self.config.optimizer.micro_batch_tokens,
-        )
-        return list(decode_loops(loads, max_rows=max_rows, max_tokens=max_tokens))
+        rows, tokens = self.config.rollout.max_rows, self.config.optimizer.micro_batch_tokens
+        return list(decode_loops(loads, max_rows=rows, max_tokens=tokens))
 
     def _loop(self, loop: Sequence[Workload], *, has_graph: bool) -> tuple[int, int]:
         """Return keys and values of a decode loop, and all that it holds beside a graph."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -15,7 +16,11 @@ from copd.planning.shapes import Shapes, find_shapes
 from copd.planning.workload import Expected, Workload, describe_workloads, find_workloads, wrapped
 from copd.recipes import Plan, build_plan
 
-_UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+_GLIBC = (
+    "Freed blocks that glibc keeps come on top, up to half as much again; "
+    "MALLOC_MMAP_THRESHOLD_=65536 makes it give them back."
+)
+"""Of a CPU: measured in docs/memory.md, in use and as any process."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +84,16 @@ def memory_report(
 
     Returns:
         The report; without memory if the model's sizes are not known.
+
+    Raises:
+        ValueError: If what is expected contradicts itself or the configuration.
     """
+    mean, limit = expected and expected.completion_tokens, config.rollout.max_completion_tokens
+    if mean is not None and not 1 <= mean <= limit:
+        raise ValueError(
+            f"completion_tokens must be between 1 and rollout.max_completion_tokens = {limit}: "
+            f"got {mean}. Pass the mean length you expect."
+        )
     device = _device(config)
     if capacity is None and device == "cpu":
         capacity = _main_memory()
@@ -94,9 +108,9 @@ def memory_report(
     memory = estimate_memory(config, plan, shapes, workloads, device=device)
 
     def peak(changed: Config) -> int:
-        loads = find_workloads(changed, shapes, _within(changed, expected))
+        loads = find_workloads(changed, shapes, expected)
         found = estimate_memory(changed, build_plan(changed), shapes, loads, device=device)
-        return _needed(changed, found, device)
+        return sum(_sharing(changed, found, device))
 
     report = replace(report, memory=memory)
     if capacity is None or peak(config) <= capacity:
@@ -120,28 +134,18 @@ def parse_size(text: str) -> int:
     Raises:
         ValueError: If the text is no such size.
     """
-    word = text.replace(" ", "").upper()
-    for unit, size in _UNITS.items():
-        number = word.removesuffix(unit)
-        if number != word and number.replace(".", "", 1).isdecimal() and float(number) > 0:
-            return int(float(number) * size)
-    raise ValueError(
-        f"a size of memory must be a number and a unit: got {text!r}, expected such as 80GB or "
-        "24GiB. Correct --memory."
-    )
+    found = re.fullmatch(r"([0-9]+\.?[0-9]*)([KMG])(I?)B", text.replace(" ", "").upper())
+    if found is None or float(found[1]) == 0:
+        raise ValueError(
+            f"a size of memory must be a number and a unit: got {text!r}, expected such as 80GB or "
+            "24GiB. Correct --memory."
+        )
+    return int(float(found[1]) * (1024 if found[3] else 1000) ** ("KMG".index(found[2]) + 1))
 
 
 def format_size(num_bytes: int) -> str:
     """Format bytes in GB of 10^9, small ones in MB."""
     return f"{num_bytes / 1e9:,.2f} GB" if num_bytes >= 1e8 else f"{num_bytes / 1e6:,.1f} MB"
-
-
-def _within(config: Config, expected: Expected | None) -> Expected | None:
-    """Return expected completions no longer than a changed limit."""
-    if expected is None or expected.completion_tokens is None:
-        return expected
-    limit = config.rollout.max_completion_tokens
-    return replace(expected, completion_tokens=min(expected.completion_tokens, limit))
 
 
 def _device(config: Config) -> str:
@@ -163,26 +167,15 @@ def _main_memory() -> int | None:
     return min(total, int(word)) if word.isdecimal() else total
 
 
-def _sharing(config: Config, memory: Mapping[str, Memory], device: str) -> list[Memory]:
-    """Return the processes that share the capacity: branches on one machine, or on one GPU."""
-    found = sorted(memory.values(), key=lambda each: each.peak, reverse=True)
+def _sharing(config: Config, memory: Mapping[str, Memory], device: str) -> list[int]:
+    """Return the peaks of processes that share the capacity: on one machine, or on one GPU."""
+    peaks = sorted((each.peak for each in memory.values()), reverse=True)
     if not isinstance(config.engine, RayEngineConfig):
-        return found
+        return peaks
     if device == "cuda":
         share = config.engine.num_gpus
-        return found[: max(1, int(1 / share)) if share else 1]
-    return found * config.engine.ranks_per_branch
-
-
-def _needed(config: Config, memory: Mapping[str, Memory], device: str) -> int:
-    return sum(each.peak for each in _sharing(config, memory, device))
-
-
-_GLIBC = (
-    "Freed blocks that glibc keeps come on top, up to half as much again; "
-    "MALLOC_MMAP_THRESHOLD_=65536 makes it give them back."
-)
-"""Of a CPU: measured in docs/memory.md, in use and as any process."""
+        return peaks[: max(1, int(1 / share)) if share else 1]
+    return peaks * config.engine.ranks_per_branch
 
 
 def _table(report: Report) -> list[str]:
@@ -205,20 +198,16 @@ def _table(report: Report) -> list[str]:
     if memory.gathered:
         rows.append(("gathered weights", memory.gathered, "of all ranks, in every phase"))
     rows += [("peak, " + name, size, "") for name, size in memory.phases.items()]
-    wide = max(len(name) for name, *_ in rows)
     where = "GPU" if report.device == "cuda" else "CPU"
     whose = "" if ALL in report.memory else f" by branch {report.largest}, which needs most"
     peaks = "; ".join(f"{name} {format_size(m.peak)}" for name, m in report.memory.items())
     return [
         f"Memory on a {where}{whose}, passes in {model.dtype}:",
-        *(
-            f"  {name.ljust(wide)}  {format_size(size):>9}  {note}".rstrip()
-            for name, size, note in rows
-        ),
+        *(f"  {name:17}  {format_size(size):>11}  {note}".rstrip() for name, size, note in rows),
         *([] if ALL in report.memory else wrapped(f"Peaks by branch: {peaks}.")),
         *wrapped(
-            "Counted with these prompts and completions. --prompt-tokens, --visual-tokens and "
-            "--completion-tokens say what you expect; with --cluster, --assume NAME=VALUE of one.",
+            "Counted with these prompts and completions; --prompt-tokens, --visual-tokens and "
+            "--completion-tokens say what you expect, with --cluster --assume that of one domain.",
             "",
         ),
         *describe_workloads(report.workloads),
@@ -228,9 +217,9 @@ def _table(report: Report) -> list[str]:
 
 def _verdict(report: Report) -> str:
     """Say whether it fits, and what to change."""
-    count = len(_sharing(report.config, report.memory, report.device))
-    peak, capacity = _needed(report.config, report.memory, report.device), report.capacity
-    needed = f"The run needs {format_size(peak)}" + (f" in {count} processes" * (count > 1))
+    peaks = _sharing(report.config, report.memory, report.device)
+    peak, capacity = sum(peaks), report.capacity
+    needed = f"The run needs {format_size(peak)}" + f" in {len(peaks)} processes" * (len(peaks) > 1)
     if capacity is None:
         return f"{needed}. Say what the device has (--memory 80GB) to learn whether it fits."
     if peak <= capacity:
@@ -259,13 +248,9 @@ def _listed(changes: Iterable[Change], peak: int) -> str:
 
 def _unknown(config: Config, why: str) -> str:
     """Return what is known without shapes."""
-    moments = 2 if config.optimizer.type == "adamw_8bit" else 8
-    num = len(build_plan(config).branches)
+    num, moments = len(build_plan(config).branches), 2 if "8bit" in config.optimizer.type else 8
+    size = f"{num * (4 + moments) + 4} GB per billion weights"
+    known = f"the weights, moments and one gradient of {num} branches take {size}"
     if config.model.branches == "lora":
         known = "one copy of the weights takes 4 GB per billion, adapters a few percent on top"
-    else:
-        known = (
-            f"the weights, moments and one gradient of {num} branches take "
-            f"{num * (4 + moments) + 4} GB per billion weights"
-        )
     return f"Memory: {why} Without activations and cache, {known}."

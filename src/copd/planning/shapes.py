@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -189,7 +189,7 @@ def _tower(config: Mapping[str, Any], text: Mapping[str, Any], tensors: Tensors)
     )
     matrices = tower.patch_weights + tower.depth * tower.block_weights + tower.merger_weights
     sizes = [math.prod(shape) for name, shape in tensors.items() if "visual." in name]
-    return Tower(**{**vars(tower), "parameters": sum(sizes) or matrices})
+    return replace(tower, parameters=sum(sizes) or matrices)
 
 
 def _usual_tensors(config: Mapping[str, Any], text: Mapping[str, Any]) -> Tensors:

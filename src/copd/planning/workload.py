@@ -112,27 +112,13 @@ class Expected:
 def find_workloads(
     config: Config, shapes: Shapes | None = None, expected: Expected | None = None
 ) -> dict[str, Workload]:
-    """Return the batch of every domain.
+    """Return the batch of every domain, as expected or else assumed.
 
-    Args:
-        config: The run.
-        shapes: The model, which decides how many tokens a picture has; without it there are none.
-        expected: What the user expects; everything else is assumed.
-
-    Returns:
-        The workloads by domain, in the order of the configuration.
-
-    Raises:
-        ValueError: If the expected lengths contradict each other or the limit.
+    Prompts have visual tokens only if the model has a vision tower.
     """
-    expected, limit = expected or Expected(), config.rollout.max_completion_tokens
-    mean = expected.completion_tokens
-    if mean is not None and not 1 <= mean <= limit:
-        raise ValueError(
-            f"completion_tokens must be between 1 and rollout.max_completion_tokens = {limit}: "
-            f"got {mean}. Pass the mean length you expect."
-        )
-    return {name: _workload(config, name, shapes, expected) for name in config.domains}
+    return {
+        name: _workload(config, name, shapes, expected or Expected()) for name in config.domains
+    }
 
 
 def _workload(config: Config, domain: str, shapes: Shapes | None, expected: Expected) -> Workload:
@@ -225,26 +211,16 @@ class BranchStep:
         own, opd = stage.actions_of(branch), [a for a in stage.actions if isinstance(a, OPD)]
         chosen = (
             own,
-            [action for action in opd if action.teacher == branch],
-            [action for action in opd if action.branch == branch],
+            [a for a in opd if a.teacher == branch],
+            [a for a in opd if a.branch == branch],
         )
-        parts = (tuple(workloads[a.domain].share(num_ranks) for a in some) for some in chosen)
-        return cls(*parts)
+        return cls(*(tuple(workloads[a.domain].share(num_ranks) for a in some) for some in chosen))
 
 
 def decode_loops(
     loads: Sequence[Workload], *, max_rows: int, max_tokens: int
 ) -> Iterator[tuple[Workload, ...]]:
-    """Cut batches into decode loops, as `copd.branch.sampling.plan_decode_loops` does.
-
-    Args:
-        loads: The batches of a branch.
-        max_rows: Completions in a loop, at most, unless a single prompt has more.
-        max_tokens: Prompt tokens in a loop, at most, unless a single prompt has more.
-
-    Yields:
-        Batches, or parts of them, that are decoded side by side.
-    """
+    """Cut batches into decode loops, as `copd.branch.sampling.plan_decode_loops` does."""
     loop: list[Workload] = []
     rows = tokens = 0
     for load in loads:

@@ -65,9 +65,8 @@ def predict(
     top_k: int,
 ) -> Prediction:
     """Predict one step of a stage from the batches of every domain."""
-    names = dict.fromkeys(
-        [*stage.trained, *(a.teacher for a in stage.actions if isinstance(a, OPD))]
-    )
+    teachers = [action.teacher for action in stage.actions if isinstance(action, OPD)]
+    names = dict.fromkeys([*stage.trained, *teachers])
     shares = {name: BranchStep.find(stage, name, workloads, setup.width) for name in names}
     sampling = {name: step.sampled for name, step in shares.items() if step.sampled}
     methods = {
@@ -106,16 +105,13 @@ def last_update(methods: Mapping[str, Mapping[str, float]], stage: Stage) -> flo
 
 def sample(machine: Machine, setup: Setup, loads: Sequence[Workload]) -> float:
     """Return the seconds of reading prompts and of decode loops, bound by memory or by matmuls."""
-    shapes = setup.shapes
-    seconds = sum(read_flops(shapes, load) for load in loads) / (
-        machine.flops * machine.pass_efficiency
-    )
+    shapes, rate = setup.shapes, machine.flops * machine.decode_efficiency
+    prompts = sum(read_flops(shapes, load) for load in loads)
+    seconds = prompts / (machine.flops * machine.pass_efficiency)
     seconds += machine.prompt_seconds * sum(load.num_prompts for load in loads)
     for loop in setup.loops(loads):
         reading = loop_bytes(shapes, loop) / (machine.bandwidth * machine.bandwidth_efficiency)
-        computing = sum(complete_flops(shapes, load) for load in loop) / (
-            machine.flops * machine.decode_efficiency
-        )
+        computing = sum(complete_flops(shapes, load) for load in loop) / rate
         started = loop_steps(loop) * machine.layer_seconds + machine.pass_seconds
         seconds += shapes.layers * started + max(reading, computing)
     return seconds + _collective(machine, setup.width, setup.gathered_bytes)

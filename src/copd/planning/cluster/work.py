@@ -71,15 +71,13 @@ class Setup:
 
     def loops(self, loads: Sequence[Workload]) -> list[Loop]:
         """Return the decode loops of some batches."""
-        limits = {"max_rows": self.max_rows, "max_tokens": self.micro_batch_tokens}
-        return list(decode_loops(loads, **limits))
+        max_rows, max_tokens = self.max_rows, self.micro_batch_tokens
+        return list(decode_loops(loads, max_rows=max_rows, max_tokens=max_tokens))
 
     def num_passes(self, loads: Sequence[Workload]) -> int:
         """Return the number of micro-batches: whole groups, one at least."""
-        parts = (load.micro_batch(self.micro_batch_tokens).num_prompts for load in loads)
-        return sum(
-            math.ceil(load.num_prompts / part) for load, part in zip(loads, parts, strict=True)
-        )
+        parts = [load.micro_batch(self.micro_batch_tokens).num_prompts for load in loads]
+        return sum(math.ceil(ld.num_prompts / n) for ld, n in zip(loads, parts, strict=True))
 
 
 def text_flops(shapes: Shapes, *, run: float, pairs: float, predicted: float) -> float:
