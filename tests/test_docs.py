@@ -222,6 +222,13 @@ def test_python_examples_import_what_exists(page: Path):
                 assert all(is_import(f"{node.module}.{alias.name}") for alias in node.names)
 
 
+def test_code_and_configurations_refer_to_pages_that_exist():
+    files = [path for f in ("src", "configs", "examples") for path in (ROOT / f).rglob("*.*")]
+    texts = [p.read_text(encoding="utf-8") for p in files if p.suffix in (".py", ".toml", ".html")]
+    named = {page for text in texts for page in re.findall(r"docs/[\w/]+\.md", text)}
+    assert named and all((ROOT / page).exists() for page in named)
+
+
 def test_the_structure_page_lists_every_module_once():
     section = (ROOT / "docs/structure.md").read_text(encoding="utf-8").partition("## Files\n")[2]
     lines = [line for line in FENCE.findall(section)[0][1].splitlines() if line]
@@ -231,6 +238,17 @@ def test_the_structure_page_lists_every_module_once():
         p.relative_to(PACKAGE).as_posix() for p in PACKAGE.rglob("*.py")
     )
     assert all(re.match(r"\S+ {2,}\S", line) for line in lines), "a description of each"
+
+
+def test_the_structure_page_has_the_layers_that_are_linted():
+    contracts = project()["tool"]["importlinter"]["contracts"]
+    table = (ROOT / "docs/structure.md").read_text(encoding="utf-8").partition("## Layers\n")[2]
+    rows = [set(re.findall(r"`(\w+)`", row)) for row in re.findall(r"^\| (`[^|]*) \|", table, re.M)]
+    layers = [set(layer.split(" | ")) for layer in contracts[0]["layers"] if layer != "__main__"]
+    assert rows[: len(layers)] == layers
+    marked = set(re.findall(r"`(\w+)` \*", table.partition("\n## ")[0]))
+    light = next(c for c in contracts if c["type"] == "forbidden")["source_modules"]
+    assert marked == {name.removeprefix("copd.") for name in light}
 
 
 def test_the_metrics_page_lists_every_metric_of_a_batch():

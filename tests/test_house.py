@@ -10,7 +10,9 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 SOURCES = sorted((ROOT / "src" / "copd").rglob("*.py"))
-PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
+PAGES = sorted(
+    [ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *(ROOT / "examples").glob("*/README.md")]
+)
 
 PRIVATE = r"lessons?|portraits?|portray\w*|likeness(?:es)?|told|mourn|verbs?|house|PromptBook"
 """Words that the field does not use for what copd does; docs/method.md has the ones it does."""
@@ -40,7 +42,7 @@ def test_a_source_file_uses_the_words_of_the_field(path):
     assert not found
 
 
-@pytest.mark.parametrize("path", PAGES, ids=lambda p: p.name)
+@pytest.mark.parametrize("path", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
 def test_a_page_uses_the_words_of_the_field(path):
     text = path.read_text(encoding="utf-8")
     assert not re.findall(rf"\b(?:{PRIVATE})\b", text)
