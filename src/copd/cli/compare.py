@@ -1,7 +1,5 @@
 """`copd compare`: options, messages and exit codes."""
 
-from __future__ import annotations
-
 import argparse
 import sys
 from collections.abc import Sequence

@@ -36,10 +36,9 @@ class History:
             for metric in METRICS
         }
         steps = np.arange(1, plan.total_steps + 1)
-        self.evaluates: NDArray[np.bool_] = np.zeros(len(steps), bool)
+        every = evaluation_every or len(steps) + 1
+        self.evaluates: NDArray[np.bool_] = (steps % every == 0) & (steps < len(steps))
         """Whether the time of a step includes an evaluation."""
-        if evaluation_every:
-            self.evaluates = (steps % evaluation_every == 0) & (steps < len(steps))
 
     def add(self, line: Mapping[str, Any], seconds: float | None) -> None:
         """Add one line of metrics.jsonl, and the seconds of its step if they are known."""

@@ -1,5 +1,6 @@
 """The progress of a run on the console: a live view on a terminal, else a line every few steps."""
 
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -13,6 +14,9 @@ from copd.monitor.history import History
 from copd.monitor.view import Phase, RunView
 from copd.types import Metrics
 
+NUM_LINES = 20
+"""Lines about steps where there is no terminal."""
+
 
 class RunProgress:
     """A context manager around a whole run, from the base's evaluation to the last one.
@@ -21,11 +25,9 @@ class RunProgress:
     phases only record numbers.
     """
 
-    def __init__(
-        self, console: Console, title: str, history: History, overlap_k: int, *, num_lines: int = 20
-    ) -> None:
+    def __init__(self, console: Console, title: str, history: History, overlap_k: int) -> None:
         self._console, self._history = console, history
-        self._every = max(1, history.plan.total_steps // num_lines)
+        self._every = max(1, history.plan.total_steps // NUM_LINES)
         self._view = RunView(title, history, overlap_k)
         self._phase: Phase | None = None
         self._step_began = self._phase_began = time.monotonic()
@@ -53,9 +55,7 @@ class RunProgress:
             )
 
     @contextmanager
-    def phase(
-        self, title: str, total: int, *, in_step: bool = False
-    ) -> Iterator[Callable[[], None]]:
+    def phase(self, title: str, total: int, *, in_step: bool = False) -> Iterator[Callable]:
         """Show `total` parts of work outside sampling and learning; yield a call for each part."""
         if not self._is_live and not in_step:
             self._console.print(title)
@@ -85,10 +85,8 @@ def summary(metrics: Mapping[str, Metrics]) -> str:
     """Return each branch's native accuracy and, with teachers, the mean overlap of the pairs."""
     shown, overlaps = [], []
     for branch, values in metrics.items():
-        native = [
-            v for key, v in values.items() if key.startswith("rlvr/") and key.endswith("/accuracy")
-        ]
-        overlaps += [v for key, v in values.items() if key.endswith("/overlap")]
+        native = [values[key] for key in values if re.fullmatch("rlvr/.*/accuracy", key)]
+        overlaps += [values[key] for key in values if key.endswith("/overlap")]
         if native:
             shown.append(f"{branch} {100 * sum(native) / len(native):3.0f} %")
     if overlaps:

@@ -34,13 +34,10 @@ class DomainResult:
 
     suites: tuple[str, ...]
     """Suite of each problem."""
-
     accuracy: tuple[float, ...]
     """Share of correct samples of each problem."""
-
     solved: tuple[float, ...]
     """Pass@S of each problem, S the number of samples: whether any of them is correct."""
-
     length: float
     """Mean tokens of a completion."""
 
@@ -83,10 +80,8 @@ def overall(results: Results) -> Estimate:
 def gain(model: Results, base: Results) -> dict[str, Estimate]:
     """Return the paired differences `model - base` per domain, and their `mean` over domains."""
     pairs = {d: np.subtract(model[d].accuracy, base[d].accuracy).tolist() for d in base}
-    return {
-        **{d: mean_interval(v) for d, v in pairs.items()},
-        "mean": _mean_of_means(list(pairs.values())),
-    }
+    means = {d: mean_interval(values) for d, values in pairs.items()}
+    return means | {"mean": _mean_of_means([*pairs.values()])}
 
 
 def _mean_of_means(columns: Sequence[Sequence[float]]) -> Estimate:
@@ -114,15 +109,11 @@ def to_json(results: Mapping[str, Results]) -> dict[str, Any]:
 
 def from_json(data: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, DomainResult]]:
     """Return the results that `to_json` made plain values of."""
-    return {
-        model: {
-            domain: DomainResult(
-                **{name: unpack_column(r[name]) for name in _COLUMNS}, length=r["length"]
-            )
-            for domain, r in own.items()
-        }
-        for model, own in data.items()
-    }
+
+    def result(own: Mapping[str, Any]) -> DomainResult:
+        return DomainResult(**{n: unpack_column(own[n]) for n in _COLUMNS}, length=own["length"])
+
+    return {m: {domain: result(r) for domain, r in own.items()} for m, own in data.items()}
 
 
 def result_rows(

@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib import import_module
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any, Protocol
 
 from copd.config import Config, TrackingConfig
@@ -155,10 +154,12 @@ class Trackers:
 
     def _start(self) -> None:
         names = dict.fromkeys(self._config.tracking.report_to)
-        if not names:
-            return
-        run_id, is_new = _identity(self._config.output_dir / "trackers.json")
+        path = self._config.output_dir / "trackers.json"
+        is_new = not path.exists()
+        if names and is_new:
+            write_atomically(path, json.dumps({"id": secrets.token_hex(4)}))
         for name in names:
+            run_id = json.loads(path.read_text(encoding="utf-8"))["id"]
             try:
                 self._open[name] = MAKERS[name](self._config, run_id, is_new)
             except Exception as error:
@@ -198,16 +199,11 @@ def step_values(
     line: Mapping[str, Any], seconds: float, results: Mapping[str, Results] | None
 ) -> dict[str, float]:
     """Flatten a line of metrics.jsonl to `BRANCH/ACTION/NAME`; add cost, time and accuracies."""
-    values = {
-        f"{branch}/{key}": value
-        for branch, metrics in line["branches"].items()
-        for key, value in metrics.items()
-    }
-    values |= {
-        f"{branch}/cost/{count}": float(value)
-        for branch, counts in line["cost"].items()
-        for count, value in counts.items()
-    }
+    values: dict[str, float] = {}
+    for branch, metrics in line["branches"].items():
+        values |= {f"{branch}/{key}": value for key, value in metrics.items()}
+    for branch, counts in line["cost"].items():
+        values |= {f"{branch}/cost/{count}": float(value) for count, value in counts.items()}
     return {**values, "time/seconds": seconds, **evaluation_values(results or {})}
 
 
@@ -218,15 +214,6 @@ def evaluation_values(results: Mapping[str, Results]) -> dict[str, float]:
         values |= {f"eval/{model}/{d}": mean_interval(r.accuracy).mean for d, r in own.items()}
         values[f"eval/{model}/mean"] = overall(own).mean
     return values
-
-
-def _identity(path: Path) -> tuple[str, bool]:
-    """Return the run's id in trackers, and whether it is new."""
-    if path.exists():
-        return json.loads(path.read_text(encoding="utf-8"))["id"], False
-    run_id = secrets.token_hex(4)
-    write_atomically(path, json.dumps({"id": run_id}))
-    return run_id, True
 
 
 def _short(error: Exception) -> str:

@@ -256,10 +256,8 @@ def _rates(history: History, sheet: Sheet) -> Text:
 def _cost(history: History, sheet: Sheet) -> Text:
     """Show sums over the branches so far."""
     counts = {"sampled_tokens": "tokens sampled", "scored_tokens": "scored", "steps": "updates"}
-    parts = []
-    for key, name in counts.items():
-        total = sum(own[key] for own in history.cost.values())
-        parts.append(Text(count_text(total)).append(f" {name}", style="dim"))
+    totals = {name: sum(own[key] for own in history.cost.values()) for key, name in counts.items()}
+    parts = [Text(count_text(n)).append(f" {name}", style="dim") for name, n in totals.items()]
     return sheet.parts("cost", parts)
 
 

@@ -8,10 +8,15 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from copd.lab.study.bootstrap import draw, mean_intervals, probabilities, resampled_means
+from copd.lab.study.layout import notes
 from copd.lab.study.moments import ORACLE, contrast, moments_of
-from copd.lab.study.notes import notes
-from copd.lab.study.statistics import summarize
+from copd.lab.study.statistics import (
+    draw,
+    mean_intervals,
+    probabilities,
+    resampled_means,
+    summarize,
+)
 
 T_975_4 = 2.776445
 """The 97.5 % quantile of Student's t with four degrees of freedom, from a table."""

@@ -10,8 +10,7 @@ import pytest
 from rich.console import Console
 
 from copd.lab.study import Summary, summarize, to_console, to_html, to_markdown
-from copd.lab.study.layout import DASH, percent, sheets
-from copd.lab.study.notes import notes
+from copd.lab.study.layout import DASH, notes, percent, sheets
 from copd.lab.study.statistics import Comparison
 from copd.monitor.results import Estimate
 

@@ -1,7 +1,5 @@
 """`copd compare`: load a study, run what is missing, write the tables."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """The jobs of a study: one per method and seed, one for the base, and the shared experts."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path

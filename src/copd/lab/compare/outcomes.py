@@ -1,7 +1,5 @@
 """Collect the results of a study from the folders of its finished jobs."""
 
-from __future__ import annotations
-
 import os
 import platform
 from collections.abc import Sequence

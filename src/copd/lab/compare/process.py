@@ -4,8 +4,6 @@ Its standard input is a pipe from the scheduler. When the pipe closes, for whate
 exits. Nothing is lost, because files are written atomically.
 """
 
-from __future__ import annotations
-
 import fcntl
 import os
 import select

@@ -1,7 +1,5 @@
 """How far jobs are, read from the files they write."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Run the jobs of a study side by side, each in a process of its own."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys

@@ -4,8 +4,6 @@ Every random draw follows from (run seed, branch, action, stage, step): an exper
 the branches trained beside it, nor on what comes after.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any

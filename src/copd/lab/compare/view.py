@@ -1,9 +1,8 @@
 """The display of a running study: a line per running job, and the time that is left."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Sequence
+from typing import Self
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -31,7 +30,7 @@ class StudyView:
         self._refreshed = 0.0
         self._live = Live(console=console, auto_refresh=False, transient=True)
 
-    def __enter__(self) -> StudyView:
+    def __enter__(self) -> Self:
         if self._console.is_terminal:
             self._live.start()
         return self

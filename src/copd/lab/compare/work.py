@@ -1,7 +1,5 @@
 """Run one job of a study: train it, or begin with shared experts, and evaluate its columns."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Sequence
 from contextlib import closing

@@ -34,10 +34,8 @@ class Tokens:
 
     problem: NDArray[np.int64]
     """Shape `M`, the index of the problem."""
-
     position: NDArray[np.int64]
     """Shape `M`, the position in the completion, from 1."""
-
     values: Mapping[str, NDArray[np.float32]]
     """Shape `M` each, by the names of `LABELS`."""
 
@@ -79,7 +77,6 @@ class DomainDiagnosis:
     bins: tuple[Bin, ...]
     is_exact: bool
     """Whether the KLs are over the whole vocabulary; otherwise they are lower bounds."""
-
     verdict: Verdict
 
 

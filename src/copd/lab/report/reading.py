@@ -25,16 +25,12 @@ class RunFiles:
     path: Path
     name: str
     """Name on the page."""
-
     method: str | None
     """The study's method, if the run is part of a study."""
-
     settings: dict[str, Any]
     """config.json as plain values; empty if it cannot be read."""
-
     config: Config | None
     """The same as a configuration; None if this version of copd does not accept it."""
-
     plan: dict[str, Any]
     metrics: list[dict[str, Any]]
     timings: list[dict[str, Any]]
@@ -42,7 +38,6 @@ class RunFiles:
     dynamics: list[dict[str, Any]]
     results: dict[str, dict[str, DomainResult]]
     """eval.json: model to domain to result."""
-
     notes: list[str] = field(default_factory=list)
     """What could not be read, a sentence each."""
 

@@ -4,8 +4,6 @@ Letters: K suites, U units (a column of one seed), S seeds, R rows of a table, P
 suite.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal

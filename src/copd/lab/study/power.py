@@ -1,7 +1,5 @@
 """The smallest difference that a study can detect, from the variances it has observed."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """The results of a study: every model and seed on the same held-out problems, and their file."""
 
-from __future__ import annotations
-
 import base64
 import json
 import zlib

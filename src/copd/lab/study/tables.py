@@ -1,7 +1,5 @@
 """The tables of a study in Markdown, in HTML and for a terminal."""
 
-from __future__ import annotations
-
 import html
 import re
 
@@ -9,8 +7,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from copd.lab.study.layout import Cell, Sheet, TableRow, sheets
-from copd.lab.study.notes import notes
+from copd.lab.study.layout import Cell, Sheet, TableRow, notes, sheets
 from copd.lab.study.statistics import Summary
 
 _STYLES = {"best": "bold", "clear": "bold", "tied": "italic", "missing": "dim", "": ""}
