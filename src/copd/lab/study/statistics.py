@@ -1,9 +1,9 @@
 """The statistics of a study: accuracies, paired differences, captured headroom, budgets.
 
-Intervals come from a paired bootstrap over seeds and problems. A draw resamples problems within each
-suite, the same ones for all columns, and weights seeds, with the same weights for all columns that
-share them; so what columns have in common cancels in their differences. Three corrections make 95 % mean 95 % with few seeds, where plain resampling covers
-less:
+Intervals come from a paired bootstrap over seeds and problems. A draw resamples problems within
+each suite, the same ones for all columns, and weights seeds, with the same weights for all
+columns that share them; so what columns have in common cancels in their differences. Three
+corrections make 95 % mean 95 % with few seeds, where plain resampling covers less:
 
 - A resample of n values varies by (n - 1)/n too little. Deviations are scaled to the unbiased
   variance: that of seeds over S, that of problems in a suite over P.
